@@ -1,0 +1,39 @@
+// Every dla:: operator, declared once; each backend's <op> file registers its kernel for it.
+//
+// rule names the cell's pointwise rule (csrc/cells/cells.h). weights holds the tensors of one
+// projection in the order of the Python NamedTuple: 3 = joint, 8 = split, 4 = dense. state is
+// [h] (rnn), [h, c] (all others), or [] for the cell's own start; states is what the cell saves for
+// every layer: [h] (rnn), [h, c] (lstm, dia), [c] (dsu). Weights, states, y and d are fp32, or fp64
+// where the maps are.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(dla, m) {
+  m.def("gap(Tensor[] xs) -> Tensor y");
+
+  m.def("scan(Tensor y, Tensor[] weights, Tensor[] state, str rule) -> Tensor[] states");
+  m.def(
+      "scan_bwd(Tensor[] dstates, Tensor y, Tensor[] weights, Tensor[] state, Tensor[] states, "
+      "str rule) -> (Tensor dy, Tensor[] dweights, Tensor[] dstate)");
+
+  m.def("refresh(Tensor y, Tensor[] state, Tensor[] weights, str rule) -> Tensor d");
+  m.def(
+      "refresh_bwd(Tensor dd, Tensor y, Tensor[] state, Tensor[] weights, str rule) "
+      "-> (Tensor dy, Tensor[] dstate, Tensor[] dweights)");
+
+  m.def("rescale(Tensor[] xs, Tensor d) -> Tensor[] out");
+  m.def("rescale_(Tensor(a!)[] xs, Tensor d) -> ()");
+  m.def("rescale_bwd(Tensor[] dout, Tensor[] xs, Tensor d) -> (Tensor[] dxs, Tensor dd)");
+
+  m.def(
+      "layer_update(Tensor[] xs, Tensor[] weights, Tensor[] state, str rule) "
+      "-> (Tensor[] out, Tensor[] states, Tensor y)");
+  m.def(
+      "layer_update_(Tensor(a!)[] xs, Tensor[] weights, Tensor[] state, str rule) "
+      "-> Tensor[] states");
+  m.def(
+      "layer_update_bwd(Tensor[] dout, Tensor[] dstates, Tensor[] xs, Tensor[] weights, "
+      "Tensor[] state, Tensor y, Tensor[] states, str rule) "
+      "-> (Tensor[] dxs, Tensor[] dweights, Tensor[] dstate)");
+
+  m.def("cpu_isa() -> str");
+}

@@ -1,0 +1,45 @@
+// dsu:  c' = sig(f) c + sig(i) tanh(g),  h' = act(c'),  output c' (paper) or sig(c') (released)
+#pragma once
+
+#include <type_traits>
+
+#include "state.h"
+
+namespace dla {
+
+template <class Act, class Out>
+struct Dsu {
+  static constexpr int NG = 3;
+  static constexpr bool kSavesH = false, kSavesC = true;  // h is recomputed from c
+
+  // Without an initial state c = 0; the paper then feeds act(0), the released code feeds 0.
+  template <class A>
+  static DLA_HOST_DEVICE A start_h() {
+    return std::is_same<Out, Identity>::value ? Act::value(A(0)) : A(0);
+  }
+  template <class A>
+  static DLA_HOST_DEVICE A feed(A c) {
+    return Act::value(c);
+  }
+  template <class A>
+  static DLA_HOST_DEVICE State<A> step(const A* a, State<A> s) {
+    const A c = Memory::step(a, s.c);
+    return {Act::value(c), c};
+  }
+  template <class A>
+  static DLA_HOST_DEVICE A output(State<A> s) {
+    return Out::value(s.c);
+  }
+  template <class A>
+  static DLA_HOST_DEVICE A step_bwd(const A* a, State<A> s, State<A> ds, A* da) {
+    const A c = Memory::step(a, s.c);
+    return Memory::step_bwd(a, s.c, ds.c + Act::grad(c, ds.h), da);
+  }
+  // The output is read off c, so nothing arrives at h. ds.c of an unused h costs Act::grad(c, 0).
+  template <class A>
+  static DLA_HOST_DEVICE State<A> output_bwd(State<A> s, A dd) {
+    return {A(0), Out::grad(s.c, dd)};
+  }
+};
+
+}  // namespace dla

@@ -1,0 +1,88 @@
+// Chooses the instruction set, once per process.
+#include "leaves.h"
+
+#include <cstdlib>
+
+#include <torch/headeronly/util/Exception.h>
+
+#include "leaves/tables.h"
+
+namespace dla {
+namespace cpu {
+namespace {
+
+struct Choice {
+  std::string isa;
+  const Tables& (*tables)();
+};
+
+Choice choose() {
+  const char* asked = std::getenv("DLA_KERNELS_ISA");
+  const std::string limit = asked ? asked : "";
+  STD_TORCH_CHECK(limit.empty() || limit == "baseline" || limit == "x86-64-v3" || limit == "x86-64-v4",
+                  "DLA_KERNELS_ISA: expected baseline, x86-64-v3 or x86-64-v4, got '", limit, "'");
+#if defined(DLA_X86_64)
+  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                  __builtin_cpu_supports("bmi2");
+  const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                  __builtin_cpu_supports("avx512vl");
+  if (v4 && (limit.empty() || limit == "x86-64-v4")) return {"x86-64-v4", &x86_64_v4::tables};
+  if (v3 && limit != "baseline") return {"x86-64-v3", &x86_64_v3::tables};
+#endif
+  return {"baseline", &baseline::tables};
+}
+
+const Choice& choice() {
+  static const Choice chosen = choose();
+  return chosen;
+}
+const Tables& tables() {
+  static const Tables& chosen = choice().tables();
+  return chosen;
+}
+
+}  // namespace
+
+const std::string& isa() { return choice().isa; }
+
+template <>
+const Leaves<float>& leaves<float>() {
+  return tables().fp32;
+}
+template <>
+const Leaves<double>& leaves<double>() {
+  return tables().fp64;
+}
+template <>
+const MapLeaves<float>& map_leaves<float>() {
+  return tables().map_fp32;
+}
+template <>
+const MapLeaves<double>& map_leaves<double>() {
+  return tables().map_fp64;
+}
+template <>
+const MapLeaves<BFloat16>& map_leaves<BFloat16>() {
+  return tables().map_bf16;
+}
+template <>
+const MapLeaves<Half>& map_leaves<Half>() {
+  return tables().map_fp16;
+}
+
+template <class A>
+const RuleLeaves<A>& find_rule(const std::string& name) {
+  const Leaves<A>& all = leaves<A>();
+  std::string known;
+  for (int i = 0; i < all.num_rules; ++i) {
+    if (name == all.rules[i].name) return all.rules[i];
+    known += std::string(i ? ", " : "") + all.rules[i].name;
+  }
+  STD_TORCH_CHECK(false, "rule: expected one of ", known, ", got '", name, "'");
+}
+template const RuleLeaves<float>& find_rule<float>(const std::string&);
+template const RuleLeaves<double>& find_rule<double>(const std::string&);
+
+}  // namespace cpu
+}  // namespace dla

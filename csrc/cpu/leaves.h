@@ -1,0 +1,90 @@
+// The leaves: every inner loop of the CPU backend, compiled once per instruction set and reached
+// through a table of function pointers. Everything above them is ordinary code compiled once.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "../common.h"
+
+namespace dla {
+namespace cpu {
+
+// Rows of a matrix; ld is the distance between rows, 0 where one row serves all.
+template <class A>
+struct Rows {
+  A* data = nullptr;
+  int64_t ld = 0;
+
+  DLA_HOST_DEVICE A* operator[](int64_t row) const { return data + row * ld; }
+  DLA_HOST_DEVICE Rows from(int64_t row) const { return {data + row * ld, ld}; }
+  DLA_HOST_DEVICE Rows right(int64_t col) const { return {data + col, ld}; }
+  operator Rows<const A>() const { return {data, ld}; }
+};
+
+// One sample of one feature map, [C, HW]: sc and sp are the distances between channels and between
+// pixels, one of which is 1 (planar: sp, interleaved: sc).
+template <class T>
+struct Plane {
+  T* data;
+  int64_t C, HW, sc, sp;
+
+  Plane channels(int64_t c0, int64_t c1) const { return {data + c0 * sc, c1 - c0, HW, sc, sp}; }
+};
+
+// The pointwise rule of one cell over M rows of C channels; a [M, NG*C], all others [M, C].
+template <class A>
+struct RuleLeaves {
+  const char* name;
+  int NG;
+  bool saves_h, saves_c;
+  A start_h;  // h before the first step where no state is given
+  // h = act(c): what the projection sees of a state saved as c alone
+  void (*feed)(int64_t M, int64_t C, Rows<const A> c, Rows<A> h);
+  // New state and output from gates and old state. h_new, c_new, out: any may be absent.
+  void (*step)(int64_t M, int64_t C, Rows<const A> a, Rows<const A> h, Rows<const A> c, Rows<A> h_new,
+               Rows<A> c_new, Rows<A> out);
+  // da from the gradient (dh, dc) of the new state; dc becomes the gradient of the old c.
+  void (*step_bwd)(int64_t M, int64_t C, Rows<const A> a, Rows<const A> h, Rows<const A> c,
+                   Rows<const A> dh, Rows<A> dc, Rows<A> da);
+  // da from the gradient dd of the output alone; adds the gradient of the old c to dc; the output
+  // itself goes to out, which may be absent.
+  void (*output_bwd)(int64_t M, int64_t C, Rows<const A> a, Rows<const A> h, Rows<const A> c,
+                     Rows<const A> dd, Rows<A> dc, Rows<A> da, Rows<A> out);
+};
+
+template <class A>
+struct Leaves {
+  void (*dots)(int64_t M, int64_t N, int64_t K, Rows<const A> x, Rows<const A> w,
+               Rows<const A> init, Rows<A> out);
+  void (*axpys)(int64_t M, int64_t N, int64_t K, const A* x, int64_t x_row, int64_t x_col,
+                Rows<const A> w, Rows<const A> init, Rows<A> out);
+  const RuleLeaves<A>* rules;
+  int num_rules;
+};
+
+template <class T>
+struct MapLeaves {
+  using A = accumulate_t<T>;
+  // y[c] = mean over HW of x[c, :]
+  void (*mean)(Plane<const T> x, A* y);
+  // sum[c] = sum over HW of x[c, :] * y[c, :]
+  void (*dot)(Plane<const T> x, Plane<const T> y, A* sum);
+  // out[c, :] = x[c, :] * d[c] + e[c]; e may be absent. stream: write past the cache.
+  void (*scale)(Plane<const T> x, const A* d, const A* e, Plane<T> out, bool stream);
+};
+
+// The tables of the best instruction set this machine has; the environment variable
+// DLA_KERNELS_ISA=baseline|x86-64-v3|x86-64-v4 asks for a lower one.
+template <class A>
+const Leaves<A>& leaves();
+template <class T>
+const MapLeaves<T>& map_leaves();
+const std::string& isa();
+
+// The leaves of the named cell rule; an error that lists the rules if there is none of that name.
+template <class A>
+const RuleLeaves<A>& find_rule(const std::string& name);
+
+}  // namespace cpu
+}  // namespace dla

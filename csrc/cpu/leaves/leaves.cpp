@@ -1,0 +1,34 @@
+// Compiled once per instruction set; DLA_ISA names the namespace of this copy (CMakeLists.txt).
+#include "gemm.h"
+#include "maps.h"
+#include "pointwise.h"
+#include "tables.h"
+
+namespace dla {
+namespace cpu {
+namespace DLA_ISA {
+
+template <class A>
+Leaves<A> make_leaves() {
+#define DLA_RULE(name, ...) Pointwise<__VA_ARGS__, A>::leaves(name),
+  static const RuleLeaves<A> rules[] = {DLA_FOR_EACH_RULE(DLA_RULE)};
+#undef DLA_RULE
+  return {&dots<A>, &axpys<A>, rules, int(sizeof rules / sizeof rules[0])};
+}
+
+template <class T>
+MapLeaves<T> make_map_leaves() {
+  return {&mean<T>, &dot<T>, &scale<T>};
+}
+
+const Tables& tables() {
+  static const Tables all = {
+      make_leaves<float>(),     make_leaves<double>(),     make_map_leaves<float>(),
+      make_map_leaves<double>(), make_map_leaves<BFloat16>(), make_map_leaves<Half>(),
+  };
+  return all;
+}
+
+}  // namespace DLA_ISA
+}  // namespace cpu
+}  // namespace dla

@@ -1,0 +1,320 @@
+// Vec<A>: one native register of fp32 or fp64 lanes, with loads that widen 16-bit storage and stores
+// that round it. This header is compiled once per instruction set; everything in it lives in the
+// namespace DLA_ISA so that the copies never meet at link time.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+#include "../../cells/cells.h"
+
+#if defined(__AVX512F__)
+#define DLA_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define DLA_VECTOR_BYTES 32
+#else
+#define DLA_VECTOR_BYTES 16
+#endif
+
+namespace dla {
+namespace cpu {
+namespace DLA_ISA {
+
+// The compiler's own vector types: N lanes, and as many integers to hold masks and bits.
+template <class A>
+struct Native;
+template <>
+struct Native<float> {
+  typedef float Lanes __attribute__((vector_size(DLA_VECTOR_BYTES)));
+  typedef int32_t Mask __attribute__((vector_size(DLA_VECTOR_BYTES)));
+};
+template <>
+struct Native<double> {
+  typedef double Lanes __attribute__((vector_size(DLA_VECTOR_BYTES)));
+  typedef int64_t Mask __attribute__((vector_size(DLA_VECTOR_BYTES)));
+};
+
+template <class A>
+struct Vec {
+  static constexpr int kLanes = DLA_VECTOR_BYTES / int(sizeof(A));
+  using Lanes = typename Native<A>::Lanes;
+  using Mask = typename Native<A>::Mask;
+
+  Lanes v;
+
+  Vec() = default;
+  DLA_HOST_DEVICE Vec(Lanes lanes) : v(lanes) {}
+  DLA_HOST_DEVICE Vec(A x) : v(x - Lanes{}) {}  // minus, not plus: keeps the sign of -0
+
+  friend DLA_HOST_DEVICE Vec operator+(Vec a, Vec b) { return a.v + b.v; }
+  friend DLA_HOST_DEVICE Vec operator-(Vec a, Vec b) { return a.v - b.v; }
+  friend DLA_HOST_DEVICE Vec operator*(Vec a, Vec b) { return a.v * b.v; }
+  friend DLA_HOST_DEVICE Vec operator/(Vec a, Vec b) { return a.v / b.v; }
+  DLA_HOST_DEVICE Vec& operator+=(Vec b) { return v += b.v, *this; }
+};
+
+// Lane-wise choice; m is -1 (take a) or 0 (take b) in each lane.
+template <class A>
+DLA_HOST_DEVICE Vec<A> select(typename Vec<A>::Mask m, Vec<A> a, Vec<A> b) {
+  return typename Vec<A>::Lanes(m ? a.v : b.v);
+}
+
+template <class A>
+DLA_HOST_DEVICE Vec<A> relu(Vec<A> x) {
+  return select<A>(x.v < Vec<A>(A(0)).v, A(0), x);
+}
+template <class A>
+DLA_HOST_DEVICE Vec<A> relu_grad(Vec<A> x, Vec<A> dy) {
+  return select<A>(x.v > Vec<A>(A(0)).v, dy, A(0));
+}
+// Comparisons are false for NaN, so NaN passes through clamp.
+template <class A>
+DLA_HOST_DEVICE Vec<A> clamp(Vec<A> x, A low, A high) {
+  x = select<A>(x.v < Vec<A>(low).v, low, x);
+  return select<A>(x.v > Vec<A>(high).v, high, x);
+}
+
+// exp(x) = scale * (1 + tail) for |x| <= 88, where scale is a power of two and tail = exp(r) - 1 with
+// |r| <= ln(2)/2. Kept in two parts, since exp(x) - 1 = scale * tail + (scale - 1) loses nothing near 0.
+struct SplitExp {
+  Vec<float> scale, tail;
+};
+DLA_HOST_DEVICE SplitExp split_exp(Vec<float> x) {
+  const Vec<float> round_to_int = 12582912.0f;  // 1.5 * 2^23
+  const Vec<float> n = x * Vec<float>(1.44269504088896341f) + round_to_int - round_to_int;
+  const Vec<float> r = x - n * Vec<float>(0.693145751953125f) - n * Vec<float>(1.42860682030941723e-6f);
+  Vec<float> p = 1.0f / 5040;  // Taylor: the next term is below 1e-8 of r
+  p = p * r + Vec<float>(1.0f / 720);
+  p = p * r + Vec<float>(1.0f / 120);
+  p = p * r + Vec<float>(1.0f / 24);
+  p = p * r + Vec<float>(1.0f / 6);
+  p = p * r + Vec<float>(0.5f);
+  const Vec<float>::Mask exponent = (__builtin_convertvector(n.v, Vec<float>::Mask) + 127) << 23;
+  return {Vec<float>::Lanes(exponent), r + r * r * p};
+}
+
+DLA_HOST_DEVICE Vec<float> sigmoid(Vec<float> x) {
+  const SplitExp e = split_exp(clamp(Vec<float>(0.0f) - x, -87.0f, 88.0f));
+  return Vec<float>(1.0f) / (Vec<float>(1.0f) + (e.scale + e.scale * e.tail));
+}
+DLA_HOST_DEVICE Vec<float> tanh(Vec<float> x) {
+  const SplitExp e = split_exp(clamp(x + x, -20.0f, 20.0f));
+  const Vec<float> t = e.scale * e.tail + (e.scale - Vec<float>(1.0f));  // exp(2x) - 1
+  return t / (t + Vec<float>(2.0f));
+}
+
+// fp64 is for checking, not for speed: the C library, lane by lane.
+DLA_HOST_DEVICE Vec<double> sigmoid(Vec<double> x) {
+  for (int i = 0; i < Vec<double>::kLanes; ++i) x.v[i] = 1.0 / (1.0 + ::exp(-x.v[i]));
+  return x;
+}
+DLA_HOST_DEVICE Vec<double> tanh(Vec<double> x) {
+  for (int i = 0; i < Vec<double>::kLanes; ++i) x.v[i] = ::tanh(x.v[i]);
+  return x;
+}
+
+// ---- loads and stores -------------------------------------------------------------------------
+
+DLA_HOST_DEVICE float widen(float x) { return x; }
+DLA_HOST_DEVICE double widen(double x) { return x; }
+DLA_HOST_DEVICE float widen(BFloat16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float f;
+  return memcpy(&f, &bits, sizeof f), f;
+}
+DLA_HOST_DEVICE float widen(Half x) {
+#if defined(__F16C__)
+  return _cvtsh_ss(x.bits);
+#else
+  const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, magnitude = x.bits & 0x7fff;
+  uint32_t bits;
+  float f;
+  if (magnitude >= 0x7c00) {  // infinity, NaN
+    bits = sign | 0x7f800000 | (magnitude & 0x3ff) << 13;
+  } else if (magnitude >= 0x400) {  // normal: rebias the exponent
+    bits = sign | ((magnitude << 13) + (112u << 23));
+  } else {  // subnormal: magnitude * 2^-24
+    f = float(magnitude) * 5.9604644775390625e-8f;
+    memcpy(&bits, &f, sizeof f);
+    bits |= sign;
+  }
+  return memcpy(&f, &bits, sizeof f), f;
+#endif
+}
+
+// Round to nearest, ties to even, as torch does.
+template <class T>
+DLA_HOST_DEVICE T narrow(accumulate_t<T> x) {
+  return x;
+}
+template <>
+DLA_HOST_DEVICE BFloat16 narrow<BFloat16>(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  if (x != x) return {uint16_t(0x7fc0)};
+  return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+template <>
+DLA_HOST_DEVICE Half narrow<Half>(float x) {
+#if defined(__F16C__)
+  return {uint16_t(_cvtss_sh(x, 0))};
+#else
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  const uint16_t sign = uint16_t(bits >> 16 & 0x8000);
+  bits &= 0x7fffffff;
+  if (bits > 0x7f800000) return {uint16_t(sign | 0x7e00)};  // NaN
+  if (bits >= 0x477ff000) return {uint16_t(sign | 0x7c00)};  // rounds to infinity
+  if (bits < 0x38800000) {                                   // subnormal: let fp32 addition round
+    float magnitude;
+    memcpy(&magnitude, &bits, sizeof bits);
+    magnitude += 0.5f;
+    memcpy(&bits, &magnitude, sizeof bits);
+    return {uint16_t(sign | (bits - 0x3f000000))};
+  }
+  bits += 0xfff + (bits >> 13 & 1);
+  return {uint16_t(sign | (bits - (112u << 23)) >> 13)};
+#endif
+}
+
+template <class A>
+DLA_HOST_DEVICE Vec<A> load(const A* p) {
+  Vec<A> r;
+  return memcpy(&r.v, p, sizeof r.v), r;
+}
+template <class A>
+DLA_HOST_DEVICE void store(A* p, Vec<A> x) {
+  memcpy(p, &x.v, sizeof x.v);
+}
+
+typedef uint16_t Bits16 __attribute__((vector_size(DLA_VECTOR_BYTES / 2)));
+typedef uint32_t Bits32 __attribute__((vector_size(DLA_VECTOR_BYTES)));
+
+DLA_HOST_DEVICE Vec<float> load(const BFloat16* p) {
+  Bits16 bits;
+  memcpy(&bits, p, sizeof bits);
+  return Vec<float>::Lanes(__builtin_convertvector(bits, Bits32) << 16);
+}
+DLA_HOST_DEVICE void store(BFloat16* p, Vec<float> x) {
+  const Bits32 bits = Bits32(x.v);
+  const Bits32 rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  const Bits32 nan = Bits32(x.v != x.v);
+  const Bits16 out = __builtin_convertvector((rounded & ~nan) | (0x7fc0 & nan), Bits16);
+  memcpy(p, &out, sizeof out);
+}
+DLA_HOST_DEVICE Vec<float> load(const Half* p) {
+#if defined(__AVX512F__)
+  return Vec<float>::Lanes(_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)));
+#elif defined(__F16C__)
+  return Vec<float>::Lanes(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)));
+#else
+  Vec<float> r;
+  for (int i = 0; i < Vec<float>::kLanes; ++i) r.v[i] = widen(p[i]);
+  return r;
+#endif
+}
+DLA_HOST_DEVICE void store(Half* p, Vec<float> x) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)x.v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)x.v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int i = 0; i < Vec<float>::kLanes; ++i) p[i] = narrow<Half>(x.v[i]);
+#endif
+}
+
+// The first n lanes, 0 < n < kLanes; the rest read as zero and are not touched in memory.
+template <class T>
+DLA_HOST_DEVICE Vec<accumulate_t<T>> load_n(const T* p, int n) {
+  using V = Vec<accumulate_t<T>>;
+  V r = accumulate_t<T>(0);
+  for (int i = 0; i < n; ++i) r.v[i] = widen(p[i]);
+  return r;
+}
+template <class T>
+DLA_HOST_DEVICE void store_n(T* p, Vec<accumulate_t<T>> x, int n) {
+  for (int i = 0; i < n; ++i) p[i] = narrow<T>(x.v[i]);
+}
+#if defined(__AVX512F__)
+template <>
+DLA_HOST_DEVICE Vec<float> load_n<float>(const float* p, int n) {
+  return Vec<float>::Lanes(_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p));
+}
+template <>
+DLA_HOST_DEVICE void store_n<float>(float* p, Vec<float> x, int n) {
+  _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)x.v);
+}
+#endif
+
+// Past the cache: for outputs too large to be read back from it. p is aligned to what is written.
+template <int kBytes>
+DLA_HOST_DEVICE void stream_bytes(void* p, const void* from) {
+#if defined(__AVX512F__)
+  if (kBytes == 64) return _mm512_stream_si512((__m512i*)p, _mm512_loadu_si512(from));
+#endif
+#if defined(__AVX2__)
+  if (kBytes == 32) return _mm256_stream_si256((__m256i*)p, _mm256_loadu_si256((const __m256i*)from));
+#endif
+#if defined(__SSE2__)
+  if (kBytes == 16) return _mm_stream_si128((__m128i*)p, _mm_loadu_si128((const __m128i*)from));
+#endif
+  memcpy(p, from, kBytes);
+}
+template <class T>
+DLA_HOST_DEVICE void stream(T* p, Vec<accumulate_t<T>> x) {
+  T packed[Vec<accumulate_t<T>>::kLanes];
+  store(packed, x);
+  stream_bytes<sizeof packed>(p, packed);
+}
+// One element past the cache, where such a store exists (4 and 8 bytes).
+template <class T>
+DLA_HOST_DEVICE void stream_one(T* p, T x) {
+#if defined(__SSE2__)
+  if (sizeof(T) == 4) {
+    int bits;
+    memcpy(&bits, &x, 4);
+    return _mm_stream_si32((int*)p, bits);
+  }
+#if defined(__x86_64__)
+  if (sizeof(T) == 8) {
+    long long bits;
+    memcpy(&bits, &x, sizeof(T));
+    return _mm_stream_si64((long long*)p, bits);
+  }
+#endif
+#endif
+  *p = x;
+}
+// Makes earlier streaming stores visible in order with later ordinary ones.
+DLA_HOST_DEVICE void stream_fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+// Sum of the lanes, always in the same order: halves, quarters, ...
+template <class A>
+DLA_HOST_DEVICE A lane_sum(Vec<A> x) {
+  A lanes[Vec<A>::kLanes];
+  memcpy(lanes, &x.v, sizeof lanes);
+  for (int half = Vec<A>::kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+#if defined(__AVX512F__)
+template <>
+DLA_HOST_DEVICE float lane_sum<float>(Vec<float> x) {
+  return _mm512_reduce_add_ps((__m512)x.v);
+}
+#endif
+
+}  // namespace DLA_ISA
+}  // namespace cpu
+}  // namespace dla

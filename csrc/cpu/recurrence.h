@@ -1,0 +1,191 @@
+// The cell over a block of samples: hoisting (p, q), the sequential scan, and the refresh.
+// Inside a block rows are sample-major, row (b, t) = b * T + t: what is batched over layers is one
+// matrix, and one layer of all samples is every T-th row of it.
+#pragma once
+
+#include "weights.h"
+
+namespace dla {
+namespace cpu {
+
+// States of all layers, as saved: [T, B, C] each; absent where the cell does not save it.
+template <class A>
+struct States {
+  A* h = nullptr;
+  A* c = nullptr;
+  int64_t B, C;
+
+  Rows<A> h_at(int64_t t, int64_t b0) const { return at(h, t, b0); }
+  Rows<A> c_at(int64_t t, int64_t b0) const { return at(c, t, b0); }
+
+ private:
+  Rows<A> at(A* x, int64_t t, int64_t b0) const {
+    return x ? Rows<A>{x + (t * B + b0) * C, C} : Rows<A>{};
+  }
+};
+
+template <class A>
+States<A> states_of(const Tensors& tensors, const RuleLeaves<A>& rule, int64_t B, int64_t C) {
+  States<A> states{nullptr, nullptr, B, C};
+  if (tensors.empty()) return states;
+  if (rule.saves_h) states.h = write<A>(tensors.front());
+  if (rule.saves_c) states.c = write<A>(tensors.back());
+  return states;
+}
+template <class A>
+Tensors empty_states(const RuleLeaves<A>& rule, int64_t T, int64_t B, int64_t C) {
+  Tensors out;
+  for (int i = 0; i < rule.saves_h + rule.saves_c; ++i) out.push_back(empty<A>({T, B, C}));
+  return out;
+}
+template <class A>
+size_t num_states(const RuleLeaves<A>& rule) {
+  return size_t(rule.saves_h + rule.saves_c);
+}
+// A state to start from is [h], or [h, c] wherever the cell has a memory.
+template <class A>
+size_t state_size(const RuleLeaves<A>& rule) {
+  return rule.saves_c ? 2 : 1;
+}
+
+// The state before the first layer: given, or the cell's own start.
+template <class A>
+class Start {
+ public:
+  Start(const Tensors& state, const RuleLeaves<A>& rule, int64_t C)
+      : state_(dense(state)), fixed_(2, C), C_(C) {
+    std::fill_n(fixed_[0], C, rule.start_h);
+    std::fill_n(fixed_[1], C, A(0));
+  }
+  Rows<const A> h(int64_t b0) const { return at(0, b0); }
+  Rows<const A> c(int64_t b0) const { return at(1, b0); }
+
+ private:
+  Tensors state_;
+  Matrix<A> fixed_;
+  int64_t C_;
+
+  Rows<const A> at(size_t i, int64_t b0) const {
+    if (i >= state_.size()) return {fixed_[i], 0};
+    return {read<A>(state_[i]) + b0 * C_, C_};
+  }
+};
+
+template <class A>
+void relu_(int64_t n, A* x) {  // NaN passes
+  for (int64_t i = 0; i < n; ++i) x[i] = x[i] < A(0) ? A(0) : x[i];
+}
+
+// A cell with its weights, over nb samples of T layers; M = nb * T rows.
+template <class A>
+class Recurrence {
+ public:
+  const Leaves<A>& leaf = leaves<A>();
+  const RuleLeaves<A>& rule;
+  const CellWeights<A>& w;
+  const int64_t T, C, R, N;
+
+  Recurrence(const RuleLeaves<A>& rule, const CellWeights<A>& w, int64_t T)
+      : rule(rule), w(w), T(T), C(w.C), R(w.R), N(w.N) {}
+
+  // What y alone decides. p [M, R], q [M, N]; both may be one shared row (ld = 0).
+  struct Hoisted {
+    Matrix<A> p_held, uy, q_held;
+    Rows<const A> p, q;
+  };
+  Hoisted hoist(int64_t M, Rows<const A> y) const {
+    Hoisted out;
+    switch (w.projection) {
+      case Projection::kJoint:
+        out.p_held = Matrix<A>(M, R);
+        leaf.dots(M, R, C, y, w.w1y, {}, out.p_held.rows);
+        out.p = out.p_held.rows, out.q = w.q_bias;
+        break;
+      case Projection::kSplit:
+        out.uy = Matrix<A>(M, R);
+        leaf.dots(M, R, C, y, w.w1y, {w.b1y, 0}, out.uy.rows);
+        relu_(M * R, out.uy[0]);
+        out.q_held = Matrix<A>(M, N);
+        leaf.axpys(M, N, R, out.uy[0], R, 1, w.w2y_t, w.q_bias, out.q_held.rows);
+        out.p = {w.b1h, 0}, out.q = out.q_held.rows;
+        break;
+      case Projection::kDense:
+        out.q_held = Matrix<A>(M, N);
+        leaf.dots(M, N, C, y, w.w1y, w.q_bias, out.q_held.rows);
+        out.q = out.q_held.rows;
+        break;
+    }
+    return out;
+  }
+
+  // u = relu(W1h h + p), a = W2h u + q for M rows. u is scratch [M, R]; u's rows must be contiguous.
+  void gates(int64_t M, Rows<const A> h, Rows<const A> p, Rows<const A> q, Rows<A> u, Rows<A> a) const {
+    if (!w.bottleneck()) return leaf.dots(M, N, C, h, w.w1h, q, a);
+    leaf.dots(M, R, C, h, w.w1h, p, u);
+    for (int64_t m = 0; m < M; ++m) relu_(R, u[m]);
+    leaf.axpys(M, N, R, u.data, u.ld, 1, w.w2h_t, q, a);
+  }
+
+  // c_t = Dyn(y_t, c_{t-1}) for t = 1..T; fills states for samples b0 .. b0 + nb. Returns the last h.
+  Matrix<A> scan(int64_t b0, int64_t nb, const Hoisted& hoisted, const Start<A>& start,
+                 const States<A>& states) const {
+    Matrix<A> u(nb, std::max<int64_t>(R, 1)), a(nb, N), h_last(nb, C);
+    Rows<const A> h = start.h(b0), c = rule.saves_c ? start.c(b0) : Rows<const A>{};
+    for (int64_t t = 0; t < T; ++t) {
+      gates(nb, h, every_layer(hoisted.p, t), every_layer(hoisted.q, t), u.rows, a.rows);
+      const Rows<A> h_new = rule.saves_h ? states.h_at(t, b0) : h_last.rows;
+      const Rows<A> c_new = states.c_at(t, b0);
+      rule.step(nb, C, a.rows, h, c, h_new, c_new, {});
+      h = h_new, c = c_new;
+    }
+    if (rule.saves_h)
+      for (int64_t b = 0; b < nb; ++b) std::copy_n(h[b], C, h_last[b]);
+    return h_last;
+  }
+
+  // Gates of all layers from one fixed state per sample, h [nb, C]: W1h h is shared by the layers.
+  // u [nb * T, R], a [nb * T, N].
+  void gates_from_last(int64_t nb, Rows<const A> h, const Hoisted& hoisted, Rows<A> u, Rows<A> a) const {
+    Matrix<A> shared(nb, w.bottleneck() ? R : N);
+    leaf.dots(nb, w.bottleneck() ? R : N, C, h, w.w1h, {}, shared.rows);
+    const Rows<const A> own = w.bottleneck() ? hoisted.p : hoisted.q;
+    const Rows<A> sum = w.bottleneck() ? u : a;
+    for (int64_t b = 0; b < nb; ++b)
+      for (int64_t m = b * T; m < (b + 1) * T; ++m)
+        for (int64_t k = 0; k < shared.rows.ld; ++k) sum[m][k] = shared[b][k] + own[m][k];
+    if (!w.bottleneck()) return;
+    relu_(nb * T * R, u.data);
+    leaf.axpys(nb * T, N, R, u.data, u.ld, 1, w.w2h_t, hoisted.q, a);
+  }
+
+  // d_t = Dyn(y_t, c_T) for all t: output only. h, c [nb, C]; d [nb * T, C].
+  void refresh(int64_t nb, const Hoisted& hoisted, Rows<const A> h, Rows<const A> c, Rows<A> d) const {
+    Matrix<A> u(nb * T, std::max<int64_t>(R, 1)), a(nb * T, N);
+    gates_from_last(nb, h, hoisted, u.rows, a.rows);
+    for (int64_t b = 0; b < nb; ++b)
+      rule.step(T, C, a.rows.from(b * T), {h[b], 0}, {c[b], 0}, {}, {}, d.from(b * T));
+  }
+
+  // Row (b, t) of a sample-major matrix for one t and all b.
+  template <class X>
+  Rows<X> every_layer(Rows<X> x, int64_t t) const {
+    return x.ld == 0 ? x : Rows<X>{x[t], x.ld * T};
+  }
+  // y [T, B, C] to sample-major rows of one block, and back.
+  Matrix<A> gather(int64_t b0, int64_t nb, const A* y, int64_t B) const {
+    Matrix<A> out(nb * T, C);
+    for (int64_t b = 0; b < nb; ++b)
+      for (int64_t t = 0; t < T; ++t) std::copy_n(y + (t * B + b0 + b) * C, C, out[b * T + t]);
+    return out;
+  }
+  void scatter(int64_t b0, int64_t nb, Rows<const A> rows, A* y, int64_t B) const {
+    for (int64_t b = 0; b < nb; ++b)
+      for (int64_t t = 0; t < T; ++t) std::copy_n(rows[b * T + t], C, y + (t * B + b0 + b) * C);
+  }
+};
+
+// Bytes a cell touches per sample, for choosing the block size where there are no maps.
+inline int64_t row_bytes(int64_t T, int64_t N, size_t element) { return 4 * T * N * int64_t(element); }
+
+}  // namespace cpu
+}  // namespace dla

@@ -1,0 +1,270 @@
+// Gradients of the recurrence. Each block of samples recomputes its gates from y and the saved states,
+// walks back through refresh and scan, and leaves the factors of the weight gradients in buffers that
+// span the batch; weight_gradients() then multiplies these, each element summed over all rows in one
+// fixed order. Docs: docs/backward.md.
+#pragma once
+
+#include "recurrence.h"
+
+namespace dla {
+namespace cpu {
+
+template <class A>
+class RecurrenceBwd {
+ public:
+  RecurrenceBwd(const Recurrence<A>& cell, int64_t B, bool has_scan, bool has_refresh)
+      : cell_(cell), w_(cell.w), T_(cell.T), C_(cell.C), R_(cell.R), N_(cell.N), B_(B),
+        has_scan_(has_scan), has_refresh_(has_refresh), dstate_(2 * B, C_), y_(B * T_, C_) {
+    const int64_t M = B * T_;
+    const bool bottleneck = w_.bottleneck(), split = w_.projection == Projection::kSplit;
+    if (has_scan) {
+      da_scan_ = Matrix<A>(M, N_);
+      h_ = Matrix<A>(M, C_);
+      if (bottleneck) u_scan_ = Matrix<A>(M, R_), ds_scan_ = Matrix<A>(M, R_);
+    }
+    if (has_refresh) {
+      da_refresh_ = Matrix<A>(M, N_);
+      h_last_ = Matrix<A>(B, C_);
+      if (bottleneck) u_refresh_ = Matrix<A>(M, R_), ds_refresh_ = Matrix<A>(M, R_);
+      last_sum_ = Matrix<A>(B, bottleneck ? R_ : N_);
+    }
+    if (split) uy_ = Matrix<A>(M, R_), dsy_ = Matrix<A>(M, R_);
+    if (split && has_scan && has_refresh) dq_ = Matrix<A>(M, N_);
+  }
+
+  // nb samples from b0; row is their first row in the batch-wide buffers.
+  struct Block {
+    int64_t b0, nb, M, row;
+    typename Recurrence<A>::Hoisted hoisted;
+    Rows<A> dh, dc;  // [nb, C]: gradient of the state at the current layer
+  };
+
+  Block begin(int64_t b0, int64_t nb, const Matrix<A>& y) {
+    Block block{b0, nb, nb * T_, b0 * T_, cell_.hoist(nb * T_, y.rows),
+                dstate_.rows.from(b0), dstate_.rows.from(B_ + b0)};
+    std::copy_n(y[0], block.M * C_, y_[block.row]);
+    if (uy_.exists()) std::copy_n(block.hoisted.uy[0], block.M * R_, uy_[block.row]);
+    std::fill_n(block.dh.data, nb * C_, A(0));
+    std::fill_n(block.dc.data, nb * C_, A(0));
+    return block;
+  }
+
+  // From dd, the gradient of d, to the last state's. h, c [nb, C]; dd, d [nb * T, C]; d may be absent.
+  void refresh(Block& block, Rows<const A> h, Rows<const A> c, Rows<const A> dd, Rows<A> d) {
+    const int64_t nb = block.nb;
+    const Rows<A> da = da_refresh_.rows.from(block.row);
+    const Rows<A> u = w_.bottleneck() ? u_refresh_.rows.from(block.row) : Rows<A>{};
+    cell_.gates_from_last(nb, h, block.hoisted, u, da);
+    for (int64_t b = 0; b < nb; ++b) {
+      const int64_t m = b * T_;
+      cell_.rule.output_bwd(T_, C_, da.from(m), {h[b], 0}, {c[b], 0}, dd.from(m), {block.dc[b], 0},
+                            da.from(m), d.data ? d.from(m) : d);
+      std::copy_n(h[b], C_, h_last_[block.b0 + b]);
+    }
+    const Rows<A> shared = w_.bottleneck() ? through_bottleneck(block.M, da, u, ds_refresh_.rows.from(block.row)) : da;
+    const int64_t K = last_sum_.rows.ld;
+    for (int64_t b = 0; b < nb; ++b) {  // W1h h was shared by the layers: so is its gradient
+      A* sum = last_sum_[block.b0 + b];
+      std::fill_n(sum, K, A(0));
+      for (int64_t t = 0; t < T_; ++t)
+        for (int64_t k = 0; k < K; ++k) sum[k] += shared[b * T_ + t][k];
+    }
+    cell_.leaf.axpys(nb, C_, K, last_sum_[block.b0], K, 1, w_.w1h, {}, block.dh);
+  }
+
+  // From the gradients of all states (either may be absent) to that of the state before layer 1.
+  void scan(Block& block, const Start<A>& start, const States<A>& states, const States<A>& dstates) {
+    const int64_t nb = block.nb, b0 = block.b0;
+    const Rows<A> h = h_.rows.from(block.row), da = da_scan_.rows.from(block.row);
+    const Rows<A> u = w_.bottleneck() ? u_scan_.rows.from(block.row) : Rows<A>{};
+    const Rows<A> ds = w_.bottleneck() ? ds_scan_.rows.from(block.row) : Rows<A>{};
+    for (int64_t t = 0; t < T_; ++t) {  // the h each layer's projection saw
+      const Rows<A> rows = cell_.every_layer(h, t);
+      if (t > 0 && !cell_.rule.saves_h) {
+        cell_.rule.feed(nb, C_, states.c_at(t - 1, b0), rows);
+        continue;
+      }
+      const Rows<const A> from = t > 0 ? Rows<const A>(states.h_at(t - 1, b0)) : start.h(b0);
+      for (int64_t b = 0; b < nb; ++b) std::copy_n(from[b], C_, rows[b]);
+    }
+    cell_.gates(block.M, h, block.hoisted.p, block.hoisted.q, u, da);
+    for (int64_t t = T_ - 1; t >= 0; --t) {
+      add(nb, dstates.h_at(t, b0), block.dh);
+      add(nb, dstates.c_at(t, b0), block.dc);
+      const Rows<A> da_t = cell_.every_layer(da, t), h_t = cell_.every_layer(h, t);
+      const Rows<const A> c = !states.c ? Rows<const A>{}
+                              : t > 0   ? Rows<const A>(states.c_at(t - 1, b0))
+                                        : start.c(b0);
+      cell_.rule.step_bwd(nb, C_, da_t, h_t, c, block.dh, block.dc, da_t);
+      const Rows<A> back = w_.bottleneck() ? through_bottleneck(nb, da_t, cell_.every_layer(u, t), cell_.every_layer(ds, t)) : da_t;
+      cell_.leaf.axpys(nb, C_, w_.bottleneck() ? R_ : N_, back.data, back.ld, 1, w_.w1h, {}, block.dh);
+    }
+  }
+
+  // The gradient of y, rows [nb * T, C] of the block.
+  Matrix<A> finish(Block& block) {
+    const int64_t M = block.M, row = block.row;
+    // dp and dq gather what scan and refresh sent to the shared p and q.
+    const Rows<A> ds_scan = ds_scan_.rows.from(row), ds_refresh = ds_refresh_.rows.from(row);
+    const Rows<A> da_scan = da_scan_.rows.from(row), da_refresh = da_refresh_.rows.from(row);
+    if (w_.bottleneck() && has_scan_ && has_refresh_)
+      for (int64_t i = 0; i < M * R_; ++i) ds_refresh.data[i] += ds_scan.data[i];
+    Matrix<A> dy(M, C_);
+    switch (w_.projection) {
+      case Projection::kJoint:
+        cell_.leaf.axpys(M, C_, R_, dp()[row], R_, 1, w_.w1y, {}, dy.rows);
+        break;
+      case Projection::kSplit: {
+        if (dq_.exists())
+          for (int64_t i = 0; i < M * N_; ++i) dq_[row][i] = da_scan.data[i] + da_refresh.data[i];
+        const Rows<A> dsy = dsy_.rows.from(row);
+        cell_.leaf.dots(M, R_, N_, dq().from(row), w_.w2y_t, {}, dsy);
+        mask(M, uy_.rows.from(row), dsy);
+        cell_.leaf.axpys(M, C_, R_, dsy.data, R_, 1, w_.w1y, {}, dy.rows);
+        break;
+      }
+      case Projection::kDense:
+        if (has_scan_ && has_refresh_)
+          for (int64_t i = 0; i < M * N_; ++i) da_refresh.data[i] += da_scan.data[i];
+        cell_.leaf.axpys(M, C_, N_, dq()[row], N_, 1, w_.w1y, {}, dy.rows);
+        break;
+    }
+    return dy;
+  }
+
+  // In the order of the weights.
+  Tensors weight_gradients() const {
+    const int64_t M = B_ * T_;
+    Products products;
+    const Product scan_h{ds_or_da(ds_scan_, da_scan_), h_.rows, has_scan_ ? M : 0};
+    const Product last_h{last_sum_.rows, h_last_.rows, has_refresh_ ? B_ : 0};
+    if (!w_.bottleneck()) {
+      const Matrix<A> wy(N_, C_), wh(N_, C_), b(1, N_);
+      products.add(N_, C_, {{dq(), y_.rows, M}}, wy.rows);
+      products.add(N_, C_, {scan_h, last_h}, wh.rows);
+      products.add(1, N_, {{ones(), dq(), M}}, b.rows);
+      products.run(cell_.leaf);
+      return {wy.tensor, vector(b), wh.tensor, vector_copy(b)};
+    }
+    const Product scan_u{u_scan_.rows, da_scan_.rows, has_scan_ ? M : 0};
+    const Product refresh_u{u_refresh_.rows, da_refresh_.rows, has_refresh_ ? M : 0};
+    const Matrix<A> w2h_t(R_, N_);
+    products.add(R_, N_, {scan_u, refresh_u}, w2h_t.rows);
+    if (w_.projection == Projection::kJoint) {
+      const Matrix<A> w1(R_, 2 * C_), b2(1, N_);
+      products.add(R_, C_, {scan_h, last_h}, w1.rows);
+      products.add(R_, C_, {{dp(), y_.rows, M}}, w1.rows.right(C_));
+      products.add(1, N_, {{ones(), da_scan_.rows, has_scan_ ? M : 0},
+                           {ones(), da_refresh_.rows, has_refresh_ ? M : 0}}, b2.rows);
+      products.run(cell_.leaf);
+      return {w1.tensor, transposed(w2h_t), vector(b2)};
+    }
+    const Matrix<A> w1y(R_, C_), w1h(R_, C_), w2y_t(R_, N_), b1y(1, R_), b1h(1, R_), b2(1, N_);
+    products.add(R_, C_, {{dsy_.rows, y_.rows, M}}, w1y.rows);
+    products.add(R_, C_, {scan_h, last_h}, w1h.rows);
+    products.add(R_, N_, {{uy_.rows, dq(), M}}, w2y_t.rows);
+    products.add(1, R_, {{ones(), dsy_.rows, M}}, b1y.rows);
+    products.add(1, R_, {{ones(), dp(), M}}, b1h.rows);
+    products.add(1, N_, {{ones(), dq(), M}}, b2.rows);
+    products.run(cell_.leaf);
+    return {w1y.tensor, vector(b1y), transposed(w2y_t), vector(b2),
+            w1h.tensor, vector(b1h), transposed(w2h_t), vector_copy(b2)};
+  }
+
+  // The first `count` of [dh, dc]; none where the cell started by itself.
+  Tensors state_gradients(size_t count) const {
+    Tensors out;
+    for (size_t i = 0; i < count; ++i) {
+      out.push_back(empty<A>({B_, C_}));
+      std::copy_n(dstate_[int64_t(i) * B_], B_ * C_, write<A>(out.back()));
+    }
+    return out;
+  }
+
+ private:
+  const Recurrence<A>& cell_;
+  const CellWeights<A>& w_;
+  const int64_t T_, C_, R_, N_, B_;
+  const bool has_scan_, has_refresh_;
+  Matrix<A> dstate_;                                   // dh then dc, [2B, C]
+  Matrix<A> y_, h_, h_last_;                           // what the projections saw
+  Matrix<A> u_scan_, u_refresh_, uy_;                  // bottleneck activations
+  Matrix<A> ds_scan_, ds_refresh_, dsy_;               // gradients in front of their relu
+  Matrix<A> da_scan_, da_refresh_, dq_, last_sum_;     // gradients of the gates; sums over layers
+  const A one_ = 1;
+
+  // dp = ds_scan + ds_refresh and dq = da_scan + da_refresh, each where finish() left it.
+  Rows<A> dp() const { return has_refresh_ ? ds_refresh_.rows : ds_scan_.rows; }
+  Rows<A> dq() const { return dq_.exists() ? dq_.rows : has_refresh_ ? da_refresh_.rows : da_scan_.rows; }
+  Rows<const A> ds_or_da(const Matrix<A>& ds, const Matrix<A>& da) const {
+    return w_.bottleneck() ? ds.rows : da.rows;
+  }
+  Rows<const A> ones() const { return {&one_, 0}; }
+
+  // ds = (W2h^T da) where u > 0.
+  Rows<A> through_bottleneck(int64_t M, Rows<const A> da, Rows<const A> u, Rows<A> ds) const {
+    cell_.leaf.dots(M, R_, N_, da, w_.w2h_t, {}, ds);
+    mask(M, u, ds);
+    return ds;
+  }
+  void mask(int64_t M, Rows<const A> u, Rows<A> ds) const {
+    for (int64_t m = 0; m < M; ++m)
+      for (int64_t r = 0; r < R_; ++r) ds[m][r] = u[m][r] > A(0) ? ds[m][r] : A(0);
+  }
+  void add(int64_t nb, Rows<A> from, Rows<A> to) const {
+    if (!from.data) return;
+    for (int64_t b = 0; b < nb; ++b)
+      for (int64_t c = 0; c < C_; ++c) to[b][c] += from[b][c];
+  }
+
+  // sum over rows k of g[k, :]^T x[k, :]
+  struct Product {
+    Rows<const A> g, x;
+    int64_t K;
+  };
+  // Outputs out [M, N], each a sum of products, shared over the threads by columns.
+  class Products {
+   public:
+    void add(int64_t M, int64_t N, std::vector<Product> terms, Rows<A> out) {
+      for (int64_t n = 0; n < N; n += kColumns)
+        tasks_.push_back({M, std::min(kColumns, N - n), n, terms, out.right(n)});
+    }
+    void run(const Leaves<A>& leaf) const {
+      parallel_for(tasks_.size(), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const Task& task = tasks_[i];
+          Rows<const A> so_far;
+          for (const Product& p : task.terms) {
+            if (p.K == 0 && &p != &task.terms.front()) continue;
+            leaf.axpys(task.M, task.N, p.K, p.g.data, 1, p.g.ld, p.x.right(task.column), so_far, task.out);
+            so_far = task.out;
+          }
+        }
+      });
+    }
+
+   private:
+    static constexpr int64_t kColumns = 64;
+    struct Task {
+      int64_t M, N, column;
+      std::vector<Product> terms;
+      Rows<A> out;
+    };
+    std::vector<Task> tasks_;
+  };
+
+  Tensor transposed(const Matrix<A>& w2_t) const {
+    const Matrix<A> w2(N_, R_);
+    transpose<A>(R_, N_, w2_t.rows, w2.rows);
+    return w2.tensor;
+  }
+  Tensor vector(const Matrix<A>& row) const { return torch::stable::view(row.tensor, {row.rows.ld}); }
+  Tensor vector_copy(const Matrix<A>& row) const {
+    const Matrix<A> copy(1, row.rows.ld);
+    std::copy_n(row[0], row.rows.ld, copy[0]);
+    return vector(copy);
+  }
+};
+
+}  // namespace cpu
+}  // namespace dla

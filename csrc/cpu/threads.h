@@ -1,0 +1,49 @@
+// Work is shared out by samples, over PyTorch's own threads. How it is cut never changes a result:
+// every sum that crosses samples is taken later, in one fixed order.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include <torch/csrc/stable/ops.h>
+
+namespace dla {
+namespace cpu {
+
+template <class F>
+void parallel_for(int64_t n, F f) {  // f(begin, end)
+  if (n > 0) torch::stable::parallel_for(0, n, 1, f);
+}
+
+inline int64_t num_threads() { return torch::stable::get_num_threads(); }
+
+// Blocks of neighbouring samples. A block's maps should stay in a core's cache between their first
+// and second reading, so blocks are small; but every block reads all weights, so where a single
+// sample outgrows the cache anyway, blocks are large.
+struct Blocks {
+  static constexpr int64_t kCache = 1 << 20, kMost = 8;
+  int64_t B, size;
+
+  Blocks(int64_t B, int64_t bytes_per_sample) : B(B) {
+    const int64_t fitting = bytes_per_sample > kCache ? kMost : kCache / std::max<int64_t>(bytes_per_sample, 1);
+    const int64_t share = (B + num_threads() - 1) / num_threads();
+    size = std::max<int64_t>(1, std::min({fitting, kMost, share}));
+  }
+  int64_t count() const { return (B + size - 1) / size; }
+
+  // Whether samples alone keep the threads busy: no more than a fifth of them idle.
+  static bool balanced(int64_t B) {
+    const int64_t threads = num_threads(), rounds = (B + threads - 1) / threads;
+    return 5 * B >= 4 * rounds * threads;
+  }
+
+  template <class F>
+  void run(F f) const {  // f(b0, nb): samples b0 .. b0 + nb
+    parallel_for(count(), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) f(i * size, std::min(size, B - i * size));
+    });
+  }
+};
+
+}  // namespace cpu
+}  // namespace dla

@@ -1,0 +1,132 @@
+"""The backends: which there are, whether each is available here, and which one serves a device.
+
+A backend is a row of ``BACKENDS``: a name, the device types it serves, and a loader that returns an
+object with the functions of ``csrc/bindings.cpp`` or raises ``Unavailable`` with the reason and the
+mend. Loading happens on first use; the outcome is kept.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_HERE = Path(__file__).parent
+
+
+class Unavailable(Exception):
+    """Why a backend cannot serve, and what to do about it."""
+
+
+def _load_library(name: str, mend: str) -> Any:
+    path = _HERE / f"{name}.so"
+    if not path.exists():
+        raise Unavailable(f"{path.name} is not built; {mend}")
+    try:
+        torch.ops.load_library(path)
+    except (OSError, RuntimeError) as error:
+        raise Unavailable(f"{path.name} does not load with torch {torch.__version__}: {error}") from error
+    from .ops import fakes
+
+    fakes.register()
+    return torch.ops.dla
+
+
+def _load_cpu() -> Any:
+    return _load_library(
+        "_C_cpu", "with torch >= 2.11 and a C++17 compiler, run: pip install --no-build-isolation -e ."
+    )
+
+
+def _load_cuda() -> Any:
+    if torch.version.cuda is None:
+        raise Unavailable("this torch is built without CUDA; install a CUDA build of torch >= 2.11")
+    if not torch.cuda.is_available():
+        raise Unavailable("torch sees no CUDA device")
+    return _load_library("_C_cuda", "this version of dla-kernels has no CUDA kernels")
+
+
+def _load_triton() -> Any:
+    for module in ("triton", "triton_ops"):
+        try:
+            loaded = importlib.import_module(module)
+        except ImportError as error:
+            raise Unavailable(f"the module {module} does not import ({error})") from error
+    return loaded
+
+
+@dataclass
+class Backend:
+    name: str
+    device_types: tuple[str, ...]
+    load: Callable[[], Any]
+    ops: Any = None
+    reason: str = field(default="")
+    _tried: bool = False
+
+    @property
+    def available(self) -> bool:
+        """Whether it loads here; if not, ``reason`` says why."""
+        if not self._tried:
+            try:
+                self.ops = self.load()
+            except Unavailable as why:
+                self.reason = str(why)
+            self._tried = True
+        return self.ops is not None
+
+
+# In order of preference for a device.
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        Backend("cpu", ("cpu",), _load_cpu),
+        Backend("cuda", ("cuda",), _load_cuda),
+        Backend("triton", ("cuda",), _load_triton),
+    )
+}
+REFERENCE = "reference"
+NAMES = (REFERENCE, *BACKENDS)
+
+
+def select(backend: str | None, device: torch.device) -> str:
+    """The name of the backend that serves ``device``: the one asked for, or the best there is."""
+    if backend is None:
+        for candidate in BACKENDS.values():
+            if device.type in candidate.device_types and candidate.available:
+                return candidate.name
+        _warn_once(device.type)
+        return REFERENCE
+    if backend == REFERENCE:
+        return REFERENCE
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected None or one of {', '.join(NAMES)}, got {backend!r}")
+    chosen = BACKENDS[backend]
+    if not chosen.available:
+        raise ValueError(f"backend: {backend!r} is not available here: {chosen.reason}")
+    if device.type not in chosen.device_types:
+        raise ValueError(
+            f"backend: {backend!r} serves tensors on {' or '.join(chosen.device_types)}, got tensors on {device.type}"
+        )
+    return backend
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(device_type: str) -> None:
+    if device_type in _warned:
+        return
+    _warned.add(device_type)
+    serving = [b for b in BACKENDS.values() if device_type in b.device_types]
+    reasons = "; ".join(f"{b.name}: {b.reason}" for b in serving) or "none serves this device"
+    warnings.warn(
+        f"dla_kernels: no compiled backend for {device_type} tensors, running the slower reference. {reasons}",
+        RuntimeWarning,
+        stacklevel=4,
+    )

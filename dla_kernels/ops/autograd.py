@@ -1,0 +1,82 @@
+"""What the autograd functions of all ops share. Each op states its own forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backends import BACKENDS
+from ..cells import Cell
+from ..reference.cells import ACT
+from .checks import accumulate_dtype
+
+Tensors = tuple[Tensor, ...]
+
+
+def kernels(backend: str) -> Any:
+    """The functions of ``csrc/bindings.cpp`` in that backend."""
+    return BACKENDS[backend].ops
+
+
+def needs_grad(*groups: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for group in groups for x in group)
+
+
+def accumulated(tensors: Sequence[Tensor], like: Tensor) -> list[Tensor]:
+    """In the dtype of all arithmetic. Differentiable, so gradients come back in the given dtype."""
+    dtype = accumulate_dtype(like.dtype)
+    return [x if x.dtype == dtype else x.to(dtype) for x in tensors]
+
+
+def start_state(state: Tensors | None, cell: Cell, like: Tensor) -> list[Tensor]:
+    """The kernels' [h] or [h, c] from a state as users hold it; [] for the cell's own start."""
+    if state is None:
+        return []
+    full = accumulated(state, like)
+    return [ACT[cell.act](full[0]), full[0]] if cell.kind == "dsu" and len(full) == 1 else full
+
+
+
+
+def split_at(flat: Sequence[Any], *counts: int) -> list[list[Any]]:
+    """Cuts ``flat`` into pieces of ``counts`` items."""
+    assert len(flat) == sum(counts)
+    pieces, start = [], 0
+    for count in counts:
+        pieces.append(list(flat[start : start + count]))
+        start += count
+    return pieces
+
+
+def filled(grads: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    """Zeros where no gradient arrived."""
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(grads, like)]
+
+
+def filled_or_none(grads: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    """[] if no gradient arrived at all, else zeros where one is missing."""
+    return [] if all(g is None for g in grads) else filled(grads, like)
+
+
+def double_backward(
+    forward: Callable[..., Tensors], inputs: Sequence[Tensor], grads: Sequence[Tensor], ggs: Sequence[Tensor | None]
+) -> Tensors:
+    """Gradients of a backward pass with respect to ``inputs`` and ``grads``.
+
+    The backward pass is taken as the vector-Jacobian product of ``forward``, the reference; the
+    kernels equal it, so they share its derivatives. ``ggs`` are the gradients that arrive at it.
+    """
+
+    def backward(*args: Tensor) -> Tensors:
+        values, vjp = torch.func.vjp(forward, *args[: len(inputs)])
+        cotangents = args[len(inputs) :]
+        return vjp(tuple(g.to(v.dtype) for g, v in zip(cotangents, values, strict=True)))
+
+    with torch.autocast(inputs[0].device.type, enabled=False):
+        values, vjp = torch.func.vjp(backward, *inputs, *grads)
+        return vjp(tuple(filled(ggs, values)))
+
+

@@ -1,0 +1,137 @@
+"""What the public functions require of their arguments, said in words a user can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..cells import PROJECTIONS, Cell, Weights, weight_shapes
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_FLOAT_NAMES = "float32, float64, bfloat16 or float16"
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of y, states, d and of all arithmetic: float64 for float64, else float32."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def shape_of(x: Tensor) -> str:
+    return "[" + ", ".join(str(n) for n in x.shape) + "]"
+
+
+def check_tensor(name: str, x: object) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+    if x.dtype not in FLOATS:
+        raise TypeError(f"{name}: expected {_FLOAT_NAMES}, got {x.dtype}; convert it first, e.g. {name}.float()")
+
+
+def check_maps(xs: Sequence[Tensor]) -> None:
+    """T maps [B, C, H, W] that share dtype, device, B and C."""
+    if isinstance(xs, Tensor) or not isinstance(xs, Sequence):
+        raise TypeError(f"xs: expected a list of maps [B, C, H, W], got {type(xs).__name__}")
+    if not xs:
+        raise ValueError("xs: expected at least one map, got an empty list")
+    first = xs[0]
+    for t, x in enumerate(xs):
+        check_tensor(f"xs[{t}]", x)
+        if x.dim() != 4:
+            raise ValueError(f"xs[{t}]: expected a map [B, C, H, W], got {shape_of(x)}")
+        if x.dtype != first.dtype:
+            raise TypeError(f"xs[{t}]: expected {first.dtype} like xs[0], got {x.dtype}")
+        if x.device != first.device:
+            raise ValueError(f"xs[{t}]: expected device {first.device} like xs[0], got {x.device}")
+        if x.shape[:2] != first.shape[:2]:
+            raise ValueError(
+                f"xs[{t}]: expected B={first.shape[0]} and C={first.shape[1]} like xs[0], got {shape_of(x)}; "
+                "the maps of a stage may differ in H and W only"
+            )
+        if x.shape[1] == 0 or x.shape[2] == 0 or x.shape[3] == 0:
+            raise ValueError(f"xs[{t}]: expected C, H and W of at least 1, got {shape_of(x)}")
+
+
+def check_rows(name: str, y: Tensor) -> None:
+    """y or d: [T, B, C]."""
+    check_tensor(name, y)
+    if y.dim() != 3 or y.shape[0] == 0 or y.shape[2] == 0:
+        raise ValueError(f"{name}: expected [T, B, C] with T and C of at least 1, got {shape_of(y)}")
+
+
+def _check_company(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
+    """Same device as ``like``, and float64 exactly where ``like`` is."""
+    check_tensor(name, x)
+    if x.device != like.device:
+        raise ValueError(f"{name}: expected device {like.device} like {like_name}, got {x.device}")
+    if accumulate_dtype(x.dtype) != accumulate_dtype(like.dtype):
+        expected = "float64" if like.dtype == torch.float64 else "float32 or a 16-bit float"
+        raise TypeError(f"{name}: expected {expected} beside {like_name} of {like.dtype}, got {x.dtype}")
+
+
+def check_gates(d: Tensor, xs: Sequence[Tensor]) -> None:
+    check_rows("d", d)
+    _check_company("d", d, "xs[0]", xs[0])
+    expected = [len(xs), *xs[0].shape[:2]]
+    if list(d.shape) != expected:
+        raise ValueError(f"d: expected [T, B, C] = {expected}, got {shape_of(d)}")
+
+
+def check_cell(weights: Weights, cell: Cell, C: int, like_name: str, like: Tensor) -> None:
+    """The weights fit the cell and C channels."""
+    if not isinstance(cell, Cell):
+        raise TypeError(f"cell: expected a dla_kernels.Cell, got {type(cell).__name__}")
+    expected = PROJECTIONS[cell.projection]
+    if not isinstance(weights, expected):
+        got = type(weights).__name__
+        raise TypeError(
+            f"weights: expected {expected.__name__} for a cell with projection={cell.projection!r}, got {got}; "
+            "pass these weights or choose another projection, e.g. Cell(..., projection=...)"
+        )
+    first = weights[0]
+    check_tensor(f"weights.{weights._fields[0]}", first)
+    R = first.shape[0] if first.dim() else 0
+    if R == 0:
+        raise ValueError(f"weights.{weights._fields[0]}: expected at least one row, got {shape_of(first)}")
+    shapes = weight_shapes(cell, C, R)
+    for name, w in zip(weights._fields, weights):
+        _check_company(f"weights.{name}", w, like_name, like)
+        if w.dtype != first.dtype:
+            raise TypeError(f"weights.{name}: expected {first.dtype} like weights.{weights._fields[0]}, got {w.dtype}")
+        if tuple(w.shape) != shapes[name]:
+            raise ValueError(
+                f"weights.{name}: expected {list(shapes[name])} for C={C} and NG={cell.num_gates} gates, got {shape_of(w)}"
+            )
+
+
+def check_state(state: tuple[Tensor, ...], cell: Cell, B: int, C: int, like_name: str, like: Tensor) -> None:
+    """A state to start from: (h,) rnn | (h, c) lstm, dia | (c,) or (h, c) dsu, each [B, C]."""
+    names = {"rnn": "(h,)", "dsu": "(c,) or (h, c)"}.get(cell.kind, "(h, c)")
+    allowed = {"rnn": (1,), "dsu": (1, 2)}.get(cell.kind, (2,))
+    if isinstance(state, Tensor) or not isinstance(state, Sequence) or len(state) not in allowed:
+        got = f"{len(state)} tensors" if isinstance(state, (tuple, list)) else type(state).__name__
+        raise ValueError(f"state: expected a tuple {names} for a {cell.kind} cell, got {got}")
+    for i, s in enumerate(state):
+        _check_company(f"state[{i}]", s, like_name, like)
+        if tuple(s.shape) != (B, C):
+            raise ValueError(f"state[{i}]: expected [B, C] = [{B}, {C}], got {shape_of(s)}")
+
+
+def check_inplace(xs: Sequence[Tensor]) -> None:
+    if torch.is_grad_enabled():
+        raise ValueError(
+            "inplace: expected torch.no_grad() or torch.inference_mode(), got gradients enabled; "
+            "call it under one of these, or leave inplace=False"
+        )
+    for t, x in enumerate(xs):
+        _, _, H, W = x.shape
+        one_run = H == 1 or W == 1 or x.stride(2) == W * x.stride(3)
+        step = x.stride(3) if W > 1 else x.stride(2) if H > 1 else 1
+        if not one_run or step == 0 or (step != 1 and x.stride(1) != 1 and x.shape[1] != 1):
+            raise ValueError(
+                f"xs[{t}]: inplace expected a map that is NCHW or channels_last in memory, "
+                f"got strides {tuple(x.stride())}"
+            )
+        if any(n > 1 and s == 0 for n, s in zip(x.shape, x.stride())):
+            raise ValueError(f"xs[{t}]: inplace expected a map of its own memory, got an expanded view")

@@ -1,0 +1,74 @@
+"""The shapes of each operator's results, for torch.compile: the same for every backend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..cells import ALL_RULES
+from .checks import accumulate_dtype
+
+_registered = False
+_STATES = {cell.rule: cell.state_names for cell in ALL_RULES}
+
+
+def register() -> None:
+    global _registered
+    if _registered:
+        return
+    _registered = True
+    fake = torch.library.register_fake
+
+    def rows(xs: list[Tensor]) -> Tensor:  # [T, B, C]
+        B, C = xs[0].shape[:2]
+        return xs[0].new_empty((len(xs), B, C), dtype=accumulate_dtype(xs[0].dtype))
+
+    def like(tensors: list[Tensor]) -> list[Tensor]:
+        return [torch.empty_like(x) for x in tensors]
+
+    def dense(tensors: list[Tensor]) -> list[Tensor]:
+        return [x.new_empty(x.shape) for x in tensors]
+
+    @fake("dla::gap")
+    def _(xs):
+        return rows(xs)
+
+    @fake("dla::scan")
+    def _(y, weights, state, rule):
+        return [y.new_empty(y.shape) for _ in _STATES[rule]]
+
+    @fake("dla::scan_bwd")
+    def _(dstates, y, weights, state, states, rule):
+        return y.new_empty(y.shape), dense(weights), dense(state)
+
+    @fake("dla::refresh")
+    def _(y, state, weights, rule):
+        return y.new_empty(y.shape)
+
+    @fake("dla::refresh_bwd")
+    def _(dd, y, state, weights, rule):
+        return y.new_empty(y.shape), dense(state), dense(weights)
+
+    @fake("dla::rescale")
+    def _(xs, d):
+        return like(xs)
+
+    @fake("dla::rescale_")
+    def _(xs, d):
+        return None
+
+    @fake("dla::rescale_bwd")
+    def _(dout, xs, d):
+        return like(xs), d.new_empty(d.shape)
+
+    @fake("dla::layer_update")
+    def _(xs, weights, state, rule):
+        return like(xs), [rows(xs) for _ in _STATES[rule]], rows(xs)
+
+    @fake("dla::layer_update_")
+    def _(xs, weights, state, rule):
+        return [rows(xs) for _ in _STATES[rule]]
+
+    @fake("dla::layer_update_bwd")
+    def _(dout, dstates, xs, weights, state, y, states, rule):
+        return like(xs), dense(weights), dense(state)
