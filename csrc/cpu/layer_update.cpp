@@ -58,7 +58,7 @@ struct Forward {
       : stage(stage), x(x), out(out), stream(stream), y(empty<A>({stage.layers, stage.B, stage.C})),
         states(empty_states(stage.rule, stage.layers, stage.B, stage.C)) {
     const int64_t layers = stage.layers, B = stage.B, C = stage.C;
-    if (Blocks::balanced(B)) {
+    if (balanced(B) && !stage.cell.wide) {
       Blocks(B, bytes_of(x, 1)).run([&](int64_t b0, int64_t nb) {
         for_block(layers, b0, nb, C, [&](auto... at) { pool(at...); });
         const Matrix<A> d = recur(b0, nb);
@@ -66,12 +66,12 @@ struct Forward {
           rescale(t, b, c0, c1, d[(b - b0) * layers + t]);
         });
       });
-    } else {  // fewer samples than threads: share out each phase by itself
+    } else {  // fewer samples than threads, or large weights: share out each phase by itself
       for_each_plane(layers, B, C, [&](auto... at) { pool(at...); });
       const Matrix<A> d(B * layers, C);
-      parallel_for(B, [&](int64_t begin, int64_t end) {
-        const Matrix<A> rows = recur(begin, end - begin);
-        std::copy_n(rows[0], (end - begin) * layers * C, d[begin * layers]);
+      stage.cell.blocks(B, [&](int64_t b0, int64_t nb) {
+        const Matrix<A> rows = recur(b0, nb);
+        std::copy_n(rows[0], nb * layers * C, d[b0 * layers]);
       });
       for_each_plane(layers, B, C, [&](int64_t t, int64_t b, int64_t c0, int64_t c1) {
         rescale(t, b, c0, c1, d[b * layers + t]);
@@ -176,7 +176,7 @@ std::tuple<Tensors, Tensors, Tensors> layer_update_bwd(const Tensors& dout, cons
       return e;
     };
 
-    if (Blocks::balanced(B)) {
+    if (balanced(B) && !stage.cell.wide) {
       Blocks(B, 2 * bytes_of(x.views, 1)).run([&](int64_t b0, int64_t nb) {
         const Matrix<A> dd(nb * layers, C), d(nb * layers, C);
         const auto row = [&](int64_t t, int64_t b) { return (b - b0) * layers + t; };
@@ -193,10 +193,10 @@ std::tuple<Tensors, Tensors, Tensors> layer_update_bwd(const Tensors& dout, cons
       for_each_plane(layers, B, C, [&](int64_t t, int64_t b, int64_t c0, int64_t c1) {
         dot(t, b, c0, c1, dd[b * layers + t]);
       });
-      parallel_for(B, [&](int64_t begin, int64_t end) {
-        const int64_t row = begin * layers;
-        const Matrix<A> rows = recur(begin, end - begin, dd.rows.from(row), d.rows.from(row));
-        std::copy_n(rows[0], (end - begin) * layers * C, e[row]);
+      stage.cell.blocks(B, [&](int64_t b0, int64_t nb) {
+        const int64_t row = b0 * layers;
+        const Matrix<A> rows = recur(b0, nb, dd.rows.from(row), d.rows.from(row));
+        std::copy_n(rows[0], nb * layers * C, e[row]);
       });
       for_each_plane(layers, B, C, [&](int64_t t, int64_t b, int64_t c0, int64_t c1) {
         scale(t, b, c0, c1, d[b * layers + t], e[b * layers + t]);

@@ -32,7 +32,8 @@ struct Plane {
   Plane channels(int64_t c0, int64_t c1) const { return {data + c0 * sc, c1 - c0, HW, sc, sp}; }
 };
 
-// The pointwise rule of one cell over M rows of C channels; a [M, NG*C], all others [M, C].
+// The pointwise rule of one cell over M rows of n channels: a and da hold NG gates at distance C, all
+// others are [M, n]. (n = C, or a part of the channels.)
 template <class A>
 struct RuleLeaves {
   const char* name;
@@ -40,21 +41,22 @@ struct RuleLeaves {
   bool saves_h, saves_c;
   A start_h;  // h before the first step where no state is given
   // h = act(c): what the projection sees of a state saved as c alone
-  void (*feed)(int64_t M, int64_t C, Rows<const A> c, Rows<A> h);
+  void (*feed)(int64_t M, int64_t n, Rows<const A> c, Rows<A> h);
   // New state and output from gates and old state. h_new, c_new, out: any may be absent.
-  void (*step)(int64_t M, int64_t C, Rows<const A> a, Rows<const A> h, Rows<const A> c, Rows<A> h_new,
+  void (*step)(int64_t M, int64_t n, int64_t C, Rows<const A> a, Rows<const A> h, Rows<const A> c, Rows<A> h_new,
                Rows<A> c_new, Rows<A> out);
   // da from the gradient (dh, dc) of the new state; dc becomes the gradient of the old c.
-  void (*step_bwd)(int64_t M, int64_t C, Rows<const A> a, Rows<const A> h, Rows<const A> c,
+  void (*step_bwd)(int64_t M, int64_t n, int64_t C, Rows<const A> a, Rows<const A> h, Rows<const A> c,
                    Rows<const A> dh, Rows<A> dc, Rows<A> da);
   // da from the gradient dd of the output alone; adds the gradient of the old c to dc; the output
   // itself goes to out, which may be absent.
-  void (*output_bwd)(int64_t M, int64_t C, Rows<const A> a, Rows<const A> h, Rows<const A> c,
+  void (*output_bwd)(int64_t M, int64_t n, int64_t C, Rows<const A> a, Rows<const A> h, Rows<const A> c,
                      Rows<const A> dd, Rows<A> dc, Rows<A> da, Rows<A> out);
 };
 
 template <class A>
 struct Leaves {
+  // leaves/gemm.h
   void (*dots)(int64_t M, int64_t N, int64_t K, Rows<const A> x, Rows<const A> w,
                Rows<const A> init, Rows<A> out);
   void (*axpys)(int64_t M, int64_t N, int64_t K, const A* x, int64_t x_row, int64_t x_col,

@@ -77,16 +77,47 @@ void relu_(int64_t n, A* x) {  // NaN passes
 }
 
 // A cell with its weights, over nb samples of T layers; M = nb * T rows.
+// Threads share the work in one of two ways. Usually each takes blocks of samples, and all that
+// follows runs inside one thread. Where the weights outgrow a core's cache the recurrence is *wide*:
+// one block holds the whole batch and every product and pointwise rule is cut by columns, so that a
+// thread keeps its own part of the weights in cache through all layers. Results are the same bits.
 template <class A>
 class Recurrence {
  public:
-  const Leaves<A>& leaf = leaves<A>();
   const RuleLeaves<A>& rule;
   const CellWeights<A>& w;
   const int64_t T, C, R, N;
+  const bool wide;
 
   Recurrence(const RuleLeaves<A>& rule, const CellWeights<A>& w, int64_t T)
-      : rule(rule), w(w), T(T), C(w.C), R(w.R), N(w.N) {}
+      : rule(rule), w(w), T(T), C(w.C), R(w.R), N(w.N), wide(num_threads() > 1 && w.bytes() > cache_bytes()) {}
+
+  // f(b0, nb) over blocks of samples; a wide recurrence takes all of them at once.
+  template <class F>
+  void blocks(int64_t B, F f) const {
+    if (wide && B > 0) return f(0, B);
+    Blocks(B, 4 * T * N * int64_t(sizeof(A))).run(f);
+  }
+  // f(begin, end) over columns 0 .. n, in pieces of whole cache lines.
+  template <class F>
+  void columns(int64_t n, F f) const {
+    constexpr int64_t kPiece = 16;
+    if (!wide) return f(0, n);
+    parallel_for((n + kPiece - 1) / kPiece, [&](int64_t begin, int64_t end) {
+      f(begin * kPiece, std::min(n, end * kPiece));
+    });
+  }
+  void dots(int64_t M, int64_t n, int64_t K, Rows<const A> x, Rows<const A> weight, Rows<const A> init,
+            Rows<A> out) const {
+    columns(n, [&](int64_t i, int64_t end) {
+      leaf_.dots(M, end - i, K, x, weight.from(i), init.data ? init.right(i) : init, out.right(i));
+    });
+  }
+  void axpys(int64_t M, int64_t n, int64_t K, Rows<const A> x, Rows<const A> weight, Rows<A> out) const {
+    columns(n, [&](int64_t i, int64_t end) {
+      leaf_.axpys(M, end - i, K, x.data, x.ld, 1, weight.right(i), {}, out.right(i));
+    });
+  }
 
   // What y alone decides. p [M, R], q [M, N]; both may be one shared row (ld = 0).
   struct Hoisted {
@@ -98,20 +129,20 @@ class Recurrence {
     switch (w.projection) {
       case Projection::kJoint:
         out.p_held = Matrix<A>(M, R);
-        leaf.dots(M, R, C, y, w.w1y, {}, out.p_held.rows);
+        dots(M, R, C, y, w.w1y, {}, out.p_held.rows);
         out.p = out.p_held.rows, out.q = w.q_bias;
         break;
       case Projection::kSplit:
         out.uy = Matrix<A>(M, R);
-        leaf.dots(M, R, C, y, w.w1y, {w.b1y, 0}, out.uy.rows);
+        dots(M, R, C, y, w.w1y, {w.b1y, 0}, out.uy.rows);
         relu_(M * R, out.uy[0]);
         out.q_held = Matrix<A>(M, N);
-        leaf.axpys(M, N, R, out.uy[0], R, 1, w.w2y_t, w.q_bias, out.q_held.rows);
+        dots(M, N, R, out.uy.rows, w.w2y, w.q_bias, out.q_held.rows);
         out.p = {w.b1h, 0}, out.q = out.q_held.rows;
         break;
       case Projection::kDense:
         out.q_held = Matrix<A>(M, N);
-        leaf.dots(M, N, C, y, w.w1y, w.q_bias, out.q_held.rows);
+        dots(M, N, C, y, w.w1y, w.q_bias, out.q_held.rows);
         out.q = out.q_held.rows;
         break;
     }
@@ -120,10 +151,10 @@ class Recurrence {
 
   // u = relu(W1h h + p), a = W2h u + q for M rows. u is scratch [M, R]; u's rows must be contiguous.
   void gates(int64_t M, Rows<const A> h, Rows<const A> p, Rows<const A> q, Rows<A> u, Rows<A> a) const {
-    if (!w.bottleneck()) return leaf.dots(M, N, C, h, w.w1h, q, a);
-    leaf.dots(M, R, C, h, w.w1h, p, u);
+    if (!w.bottleneck()) return dots(M, N, C, h, w.w1h, q, a);
+    dots(M, R, C, h, w.w1h, p, u);
     for (int64_t m = 0; m < M; ++m) relu_(R, u[m]);
-    leaf.axpys(M, N, R, u.data, u.ld, 1, w.w2h_t, q, a);
+    dots(M, N, R, u, w.w2h, q, a);
   }
 
   // c_t = Dyn(y_t, c_{t-1}) for t = 1..T; fills states for samples b0 .. b0 + nb. Returns the last h.
@@ -135,7 +166,7 @@ class Recurrence {
       gates(nb, h, every_layer(hoisted.p, t), every_layer(hoisted.q, t), u.rows, a.rows);
       const Rows<A> h_new = rule.saves_h ? states.h_at(t, b0) : h_last.rows;
       const Rows<A> c_new = states.c_at(t, b0);
-      rule.step(nb, C, a.rows, h, c, h_new, c_new, {});
+      step(nb, a.rows, h, c, h_new, c_new, {});
       h = h_new, c = c_new;
     }
     if (rule.saves_h)
@@ -147,7 +178,7 @@ class Recurrence {
   // u [nb * T, R], a [nb * T, N].
   void gates_from_last(int64_t nb, Rows<const A> h, const Hoisted& hoisted, Rows<A> u, Rows<A> a) const {
     Matrix<A> shared(nb, w.bottleneck() ? R : N);
-    leaf.dots(nb, w.bottleneck() ? R : N, C, h, w.w1h, {}, shared.rows);
+    dots(nb, w.bottleneck() ? R : N, C, h, w.w1h, {}, shared.rows);
     const Rows<const A> own = w.bottleneck() ? hoisted.p : hoisted.q;
     const Rows<A> sum = w.bottleneck() ? u : a;
     for (int64_t b = 0; b < nb; ++b)
@@ -155,7 +186,7 @@ class Recurrence {
         for (int64_t k = 0; k < shared.rows.ld; ++k) sum[m][k] = shared[b][k] + own[m][k];
     if (!w.bottleneck()) return;
     relu_(nb * T * R, u.data);
-    leaf.axpys(nb * T, N, R, u.data, u.ld, 1, w.w2h_t, hoisted.q, a);
+    dots(nb * T, N, R, u, w.w2h, hoisted.q, a);
   }
 
   // d_t = Dyn(y_t, c_T) for all t: output only. h, c [nb, C]; d [nb * T, C].
@@ -163,8 +194,22 @@ class Recurrence {
     Matrix<A> u(nb * T, std::max<int64_t>(R, 1)), a(nb * T, N);
     gates_from_last(nb, h, hoisted, u.rows, a.rows);
     for (int64_t b = 0; b < nb; ++b)
-      rule.step(T, C, a.rows.from(b * T), {h[b], 0}, {c[b], 0}, {}, {}, d.from(b * T));
+      step(T, a.rows.from(b * T), {h[b], 0}, {c[b], 0}, {}, {}, d.from(b * T));
   }
+
+  // The pointwise rule of M rows, all channels; see RuleLeaves.
+  void step(int64_t M, Rows<const A> a, Rows<const A> h, Rows<const A> c, Rows<A> h_new, Rows<A> c_new,
+            Rows<A> out) const {
+    columns(C, [&](int64_t i, int64_t end) {
+      rule.step(M, end - i, C, a.right(i), at(h, i), at(c, i), at(h_new, i), at(c_new, i), at(out, i));
+    });
+  }
+  // Rows that may be absent, from column i on.
+  template <class X>
+  static Rows<X> at(Rows<X> x, int64_t i) {
+    return x.data ? x.right(i) : x;
+  }
+  const Leaves<A>& leaf() const { return leaf_; }
 
   // Row (b, t) of a sample-major matrix for one t and all b.
   template <class X>
@@ -182,10 +227,10 @@ class Recurrence {
     for (int64_t b = 0; b < nb; ++b)
       for (int64_t t = 0; t < T; ++t) std::copy_n(rows[b * T + t], C, y + (t * B + b0 + b) * C);
   }
-};
 
-// Bytes a cell touches per sample, for choosing the block size where there are no maps.
-inline int64_t row_bytes(int64_t T, int64_t N, size_t element) { return 4 * T * N * int64_t(element); }
+ private:
+  const Leaves<A>& leaf_ = leaves<A>();
+};
 
 }  // namespace cpu
 }  // namespace dla

@@ -57,8 +57,12 @@ class RecurrenceBwd {
     cell_.gates_from_last(nb, h, block.hoisted, u, da);
     for (int64_t b = 0; b < nb; ++b) {
       const int64_t m = b * T_;
-      cell_.rule.output_bwd(T_, C_, da.from(m), {h[b], 0}, {c[b], 0}, dd.from(m), {block.dc[b], 0},
-                            da.from(m), d.data ? d.from(m) : d);
+      const Rows<const A> h_b{h[b], 0}, c_b{c[b], 0};
+      const Rows<A> dc_b{block.dc[b], 0}, a = da.from(m), d_b = d.data ? d.from(m) : d;
+      cell_.columns(C_, [&](int64_t i, int64_t end) {
+        cell_.rule.output_bwd(T_, end - i, C_, a.right(i), h_b.right(i), cell_.at(c_b, i),
+                              dd.from(m).right(i), dc_b.right(i), a.right(i), cell_.at(d_b, i));
+      });
       std::copy_n(h[b], C_, h_last_[block.b0 + b]);
     }
     const Rows<A> shared = w_.bottleneck() ? through_bottleneck(block.M, da, u, ds_refresh_.rows.from(block.row)) : da;
@@ -69,7 +73,7 @@ class RecurrenceBwd {
       for (int64_t t = 0; t < T_; ++t)
         for (int64_t k = 0; k < K; ++k) sum[k] += shared[b * T_ + t][k];
     }
-    cell_.leaf.axpys(nb, C_, K, last_sum_[block.b0], K, 1, w_.w1h, {}, block.dh);
+    cell_.axpys(nb, C_, K, last_sum_.rows.from(block.b0), w_.w1h, block.dh);
   }
 
   // From the gradients of all states (either may be absent) to that of the state before layer 1.
@@ -95,9 +99,12 @@ class RecurrenceBwd {
       const Rows<const A> c = !states.c ? Rows<const A>{}
                               : t > 0   ? Rows<const A>(states.c_at(t - 1, b0))
                                         : start.c(b0);
-      cell_.rule.step_bwd(nb, C_, da_t, h_t, c, block.dh, block.dc, da_t);
+      cell_.columns(C_, [&](int64_t i, int64_t end) {
+        cell_.rule.step_bwd(nb, end - i, C_, da_t.right(i), h_t.right(i), cell_.at(c, i), block.dh.right(i),
+                            block.dc.right(i), da_t.right(i));
+      });
       const Rows<A> back = w_.bottleneck() ? through_bottleneck(nb, da_t, cell_.every_layer(u, t), cell_.every_layer(ds, t)) : da_t;
-      cell_.leaf.axpys(nb, C_, w_.bottleneck() ? R_ : N_, back.data, back.ld, 1, w_.w1h, {}, block.dh);
+      cell_.axpys(nb, C_, w_.bottleneck() ? R_ : N_, back, w_.w1h, block.dh);
     }
   }
 
@@ -112,21 +119,21 @@ class RecurrenceBwd {
     Matrix<A> dy(M, C_);
     switch (w_.projection) {
       case Projection::kJoint:
-        cell_.leaf.axpys(M, C_, R_, dp()[row], R_, 1, w_.w1y, {}, dy.rows);
+        cell_.axpys(M, C_, R_, dp().from(row), w_.w1y, dy.rows);
         break;
       case Projection::kSplit: {
         if (dq_.exists())
           for (int64_t i = 0; i < M * N_; ++i) dq_[row][i] = da_scan.data[i] + da_refresh.data[i];
         const Rows<A> dsy = dsy_.rows.from(row);
-        cell_.leaf.dots(M, R_, N_, dq().from(row), w_.w2y_t, {}, dsy);
+        cell_.axpys(M, R_, N_, dq().from(row), w_.w2y, dsy);
         mask(M, uy_.rows.from(row), dsy);
-        cell_.leaf.axpys(M, C_, R_, dsy.data, R_, 1, w_.w1y, {}, dy.rows);
+        cell_.axpys(M, C_, R_, dsy, w_.w1y, dy.rows);
         break;
       }
       case Projection::kDense:
         if (has_scan_ && has_refresh_)
           for (int64_t i = 0; i < M * N_; ++i) da_refresh.data[i] += da_scan.data[i];
-        cell_.leaf.axpys(M, C_, N_, dq()[row], N_, 1, w_.w1y, {}, dy.rows);
+        cell_.axpys(M, C_, N_, dq().from(row), w_.w1y, dy.rows);
         break;
     }
     return dy;
@@ -143,32 +150,32 @@ class RecurrenceBwd {
       products.add(N_, C_, {{dq(), y_.rows, M}}, wy.rows);
       products.add(N_, C_, {scan_h, last_h}, wh.rows);
       products.add(1, N_, {{ones(), dq(), M}}, b.rows);
-      products.run(cell_.leaf);
+      products.run(cell_.leaf());
       return {wy.tensor, vector(b), wh.tensor, vector_copy(b)};
     }
-    const Product scan_u{u_scan_.rows, da_scan_.rows, has_scan_ ? M : 0};
-    const Product refresh_u{u_refresh_.rows, da_refresh_.rows, has_refresh_ ? M : 0};
-    const Matrix<A> w2h_t(R_, N_);
-    products.add(R_, N_, {scan_u, refresh_u}, w2h_t.rows);
+    const Product scan_u{da_scan_.rows, u_scan_.rows, has_scan_ ? M : 0};
+    const Product refresh_u{da_refresh_.rows, u_refresh_.rows, has_refresh_ ? M : 0};
+    const Matrix<A> w2h(N_, R_);
+    products.add(N_, R_, {scan_u, refresh_u}, w2h.rows);
     if (w_.projection == Projection::kJoint) {
       const Matrix<A> w1(R_, 2 * C_), b2(1, N_);
       products.add(R_, C_, {scan_h, last_h}, w1.rows);
       products.add(R_, C_, {{dp(), y_.rows, M}}, w1.rows.right(C_));
       products.add(1, N_, {{ones(), da_scan_.rows, has_scan_ ? M : 0},
                            {ones(), da_refresh_.rows, has_refresh_ ? M : 0}}, b2.rows);
-      products.run(cell_.leaf);
-      return {w1.tensor, transposed(w2h_t), vector(b2)};
+      products.run(cell_.leaf());
+      return {w1.tensor, w2h.tensor, vector(b2)};
     }
-    const Matrix<A> w1y(R_, C_), w1h(R_, C_), w2y_t(R_, N_), b1y(1, R_), b1h(1, R_), b2(1, N_);
+    const Matrix<A> w1y(R_, C_), w1h(R_, C_), w2y(N_, R_), b1y(1, R_), b1h(1, R_), b2(1, N_);
     products.add(R_, C_, {{dsy_.rows, y_.rows, M}}, w1y.rows);
     products.add(R_, C_, {scan_h, last_h}, w1h.rows);
-    products.add(R_, N_, {{uy_.rows, dq(), M}}, w2y_t.rows);
+    products.add(N_, R_, {{dq(), uy_.rows, M}}, w2y.rows);
     products.add(1, R_, {{ones(), dsy_.rows, M}}, b1y.rows);
     products.add(1, R_, {{ones(), dp(), M}}, b1h.rows);
     products.add(1, N_, {{ones(), dq(), M}}, b2.rows);
-    products.run(cell_.leaf);
-    return {w1y.tensor, vector(b1y), transposed(w2y_t), vector(b2),
-            w1h.tensor, vector(b1h), transposed(w2h_t), vector_copy(b2)};
+    products.run(cell_.leaf());
+    return {w1y.tensor, vector(b1y), w2y.tensor, vector(b2),
+            w1h.tensor, vector(b1h), w2h.tensor, vector_copy(b2)};
   }
 
   // The first `count` of [dh, dc]; none where the cell started by itself.
@@ -203,7 +210,7 @@ class RecurrenceBwd {
 
   // ds = (W2h^T da) where u > 0.
   Rows<A> through_bottleneck(int64_t M, Rows<const A> da, Rows<const A> u, Rows<A> ds) const {
-    cell_.leaf.dots(M, R_, N_, da, w_.w2h_t, {}, ds);
+    cell_.axpys(M, R_, N_, da, w_.w2h, ds);
     mask(M, u, ds);
     return ds;
   }
@@ -222,12 +229,13 @@ class RecurrenceBwd {
     Rows<const A> g, x;
     int64_t K;
   };
-  // Outputs out [M, N], each a sum of products, shared over the threads by columns.
+  // Outputs out [M, N], each a sum of products, cut into tiles that the threads share.
   class Products {
    public:
     void add(int64_t M, int64_t N, std::vector<Product> terms, Rows<A> out) {
-      for (int64_t n = 0; n < N; n += kColumns)
-        tasks_.push_back({M, std::min(kColumns, N - n), n, terms, out.right(n)});
+      for (int64_t m = 0; m < M; m += kRows)
+        for (int64_t n = 0; n < N; n += kColumns)
+          tasks_.push_back({m, n, std::min(kRows, M - m), std::min(kColumns, N - n), terms, out.from(m).right(n)});
     }
     void run(const Leaves<A>& leaf) const {
       parallel_for(tasks_.size(), [&](int64_t begin, int64_t end) {
@@ -236,7 +244,7 @@ class RecurrenceBwd {
           Rows<const A> so_far;
           for (const Product& p : task.terms) {
             if (p.K == 0 && &p != &task.terms.front()) continue;
-            leaf.axpys(task.M, task.N, p.K, p.g.data, 1, p.g.ld, p.x.right(task.column), so_far, task.out);
+            leaf.axpys(task.M, task.N, p.K, p.g.data + task.m, 1, p.g.ld, p.x.right(task.n), so_far, task.out);
             so_far = task.out;
           }
         }
@@ -244,20 +252,15 @@ class RecurrenceBwd {
     }
 
    private:
-    static constexpr int64_t kColumns = 64;
+    static constexpr int64_t kRows = 64, kColumns = 64;
     struct Task {
-      int64_t M, N, column;
+      int64_t m, n, M, N;
       std::vector<Product> terms;
       Rows<A> out;
     };
     std::vector<Task> tasks_;
   };
 
-  Tensor transposed(const Matrix<A>& w2_t) const {
-    const Matrix<A> w2(N_, R_);
-    transpose<A>(R_, N_, w2_t.rows, w2.rows);
-    return w2.tensor;
-  }
   Tensor vector(const Matrix<A>& row) const { return torch::stable::view(row.tensor, {row.rows.ld}); }
   Tensor vector_copy(const Matrix<A>& row) const {
     const Matrix<A> copy(1, row.rows.ld);

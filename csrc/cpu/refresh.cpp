@@ -31,7 +31,7 @@ Tensor refresh(const Tensor& y_in, const Tensors& state, const Tensors& weights,
     const Recurrence<A> cell(rule, w, T);
     const Start<A> last(state, rule, C);
     const Tensor d = empty<A>({T, B, C});
-    Blocks(B, row_bytes(T, w.N, sizeof(A))).run([&](int64_t b0, int64_t nb) {
+    cell.blocks(B, [&](int64_t b0, int64_t nb) {
       const Matrix<A> rows = cell.gather(b0, nb, read<A>(y), B), d_rows(nb * T, C);
       cell.refresh(nb, cell.hoist(nb * T, rows.rows), last.h(b0), last.c(b0), d_rows.rows);
       cell.scatter(b0, nb, d_rows.rows, write<A>(d), B);
@@ -57,7 +57,7 @@ std::tuple<Tensor, Tensors, Tensors> refresh_bwd(const Tensor& dd_in, const Tens
     const Start<A> last(state, rule, C);
     const Tensor dy = empty<A>({T, B, C});
     RecurrenceBwd<A> bwd(cell, B, /*scan=*/false, /*refresh=*/true);
-    Blocks(B, row_bytes(T, w.N, sizeof(A))).run([&](int64_t b0, int64_t nb) {
+    cell.blocks(B, [&](int64_t b0, int64_t nb) {
       auto block = bwd.begin(b0, nb, cell.gather(b0, nb, read<A>(y), B));
       bwd.refresh(block, last.h(b0), last.c(b0), cell.gather(b0, nb, read<A>(dd), B).rows, {});
       cell.scatter(b0, nb, bwd.finish(block).rows, write<A>(dy), B);

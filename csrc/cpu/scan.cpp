@@ -31,7 +31,7 @@ Tensors scan(const Tensor& y_in, const Tensors& weights, const Tensors& state, c
     const Start<A> start(state, rule, C);
     const Tensors out = empty_states(rule, T, B, C);
     const States<A> states = states_of(out, rule, B, C);
-    Blocks(B, row_bytes(T, w.N, sizeof(A))).run([&](int64_t b0, int64_t nb) {
+    cell.blocks(B, [&](int64_t b0, int64_t nb) {
       const Matrix<A> rows = cell.gather(b0, nb, read<A>(y), B);
       cell.scan(b0, nb, cell.hoist(nb * T, rows.rows), start, states);
     });
@@ -57,7 +57,7 @@ std::tuple<Tensor, Tensors, Tensors> scan_bwd(const Tensors& dstates, const Tens
     const Start<A> start(state, rule, C);
     const Tensor dy = empty<A>({T, B, C});
     RecurrenceBwd<A> bwd(cell, B, /*scan=*/true, /*refresh=*/false);
-    Blocks(B, row_bytes(T, w.N, sizeof(A))).run([&](int64_t b0, int64_t nb) {
+    cell.blocks(B, [&](int64_t b0, int64_t nb) {
       auto block = bwd.begin(b0, nb, cell.gather(b0, nb, read<A>(y), B));
       bwd.scan(block, start, states_of(saved, rule, B, C), states_of(incoming, rule, B, C));
       cell.scatter(b0, nb, bwd.finish(block).rows, write<A>(dy), B);

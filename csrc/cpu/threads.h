@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include <unistd.h>
+
 #include <torch/csrc/stable/ops.h>
 
 namespace dla {
@@ -17,25 +19,29 @@ void parallel_for(int64_t n, F f) {  // f(begin, end)
 
 inline int64_t num_threads() { return torch::stable::get_num_threads(); }
 
+// Three quarters of a core's second-level cache: what a block may hope to keep there.
+inline int64_t cache_bytes() {
+  static const int64_t bytes = [] {
+    const long size = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    return (size > 0 ? int64_t(size) : 1 << 20) / 4 * 3;
+  }();
+  return bytes;
+}
+
 // Blocks of neighbouring samples. A block's maps should stay in a core's cache between their first
 // and second reading, so blocks are small; but every block reads all weights, so where a single
 // sample outgrows the cache anyway, blocks are large.
 struct Blocks {
-  static constexpr int64_t kCache = 1 << 20, kMost = 8;
+  static constexpr int64_t kMost = 8;
   int64_t B, size;
 
   Blocks(int64_t B, int64_t bytes_per_sample) : B(B) {
-    const int64_t fitting = bytes_per_sample > kCache ? kMost : kCache / std::max<int64_t>(bytes_per_sample, 1);
+    const int64_t cache = cache_bytes(), bytes = std::max<int64_t>(bytes_per_sample, 1);
+    const int64_t fitting = bytes > cache ? kMost : cache / bytes;
     const int64_t share = (B + num_threads() - 1) / num_threads();
     size = std::max<int64_t>(1, std::min({fitting, kMost, share}));
   }
   int64_t count() const { return (B + size - 1) / size; }
-
-  // Whether samples alone keep the threads busy: no more than a fifth of them idle.
-  static bool balanced(int64_t B) {
-    const int64_t threads = num_threads(), rounds = (B + threads - 1) / threads;
-    return 5 * B >= 4 * rounds * threads;
-  }
 
   template <class F>
   void run(F f) const {  // f(b0, nb): samples b0 .. b0 + nb
@@ -44,6 +50,12 @@ struct Blocks {
     });
   }
 };
+
+// Whether samples alone keep the threads busy: no more than a fifth of them idle.
+inline bool balanced(int64_t B) {
+  const int64_t threads = num_threads(), rounds = (B + threads - 1) / threads;
+  return 5 * B >= 4 * rounds * threads;
+}
 
 }  // namespace cpu
 }  // namespace dla

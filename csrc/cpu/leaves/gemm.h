@@ -1,7 +1,6 @@
-// The two matrix products of the library, in which every vector runs along channels:
-//   dots:  out[m, n] = init[m, n] + sum_k x[m, k] w[n, k]     k is a channel axis
-//   axpys: out[m, n] = init[m, n] + sum_k x[m, k] w[k, n]     n is a channel axis
-// The bottleneck axis R is therefore never a vector axis, however small or odd it is.
+// The two matrix products of the library. Weights are used as they are stored, nothing is packed:
+//   dots:  out[m, n] = init[m, n] + sum_k x[m, k] w[n, k]     where the summed axis is contiguous
+//   axpys: out[m, n] = init[m, n] + sum_k x[m, k] w[k, n]     where the output axis is
 // Each output element is summed in one fixed order, whatever M and whichever tile it falls in: a
 // sample's result does not depend on its neighbours.
 #pragma once
@@ -13,16 +12,47 @@ namespace dla {
 namespace cpu {
 namespace DLA_ISA {
 
+// Rows of x and out, with the rows of init where there are any.
+template <class A>
+struct Operands {
+  const A* x;
+  int64_t x_row, x_col;  // distance between rows, between columns
+  Rows<const A> init;
+  Rows<A> out;
+
+  DLA_HOST_DEVICE Operands from(int64_t m) const {
+    return {x + m * x_row, x_row, x_col, init.data ? init.from(m) : init, out.from(m)};
+  }
+  DLA_HOST_DEVICE Operands right(int64_t n) const {  // x is shared by all columns
+    return {x, x_row, x_col, init.data ? init.right(n) : init, out.right(n)};
+  }
+};
+
+template <int k>
+struct Constant {
+  static constexpr int value = k;
+};
+
+// Calls f(height, operands) for each tile of at most 4 rows; its height is a compile-time constant.
+template <class A, class F>
+DLA_HOST_DEVICE void for_row_tiles(int64_t M, Operands<A> ops, F f) {
+  int64_t m = 0;
+  for (; m + 4 <= M; m += 4) f(Constant<4>(), ops.from(m));
+  if (M - m == 3) f(Constant<3>(), ops.from(m));
+  if (M - m == 2) f(Constant<2>(), ops.from(m));
+  if (M - m == 1) f(Constant<1>(), ops.from(m));
+}
+
+// kM rows by kN columns; kN is 1 or a multiple of 4.
 template <int kM, int kN, class A>
-DLA_HOST_DEVICE void dots_tile(int64_t K, Rows<const A> x, Rows<const A> w, Rows<const A> init,
-                               Rows<A> out) {
+DLA_HOST_DEVICE void dots_tile(int64_t K, Rows<const A> w, Operands<A> ops) {
   using V = Vec<A>;
   V sum[kM][kN];
   for (int m = 0; m < kM; ++m)
     for (int n = 0; n < kN; ++n) sum[m][n] = A(0);
   const auto step = [&](auto read) __attribute__((always_inline)) {
     V xs[kM];
-    for (int m = 0; m < kM; ++m) xs[m] = read(x[m]);
+    for (int m = 0; m < kM; ++m) xs[m] = read(ops.x + m * ops.x_row);
     for (int n = 0; n < kN; ++n) {
       const V ws = read(w[n]);
       for (int m = 0; m < kM; ++m) sum[m][n] += xs[m] * ws;
@@ -31,81 +61,78 @@ DLA_HOST_DEVICE void dots_tile(int64_t K, Rows<const A> x, Rows<const A> w, Rows
   int64_t k = 0;
   for (; k + V::kLanes <= K; k += V::kLanes) step([k](const A* p) { return load(p + k); });
   if (const int rest = int(K - k)) step([k, rest](const A* p) { return load_n(p + k, rest); });
-  for (int m = 0; m < kM; ++m)
-    for (int n = 0; n < kN; ++n)
-      out[m][n] = (init.data ? init[m][n] : A(0)) + lane_sum(sum[m][n]);
-}
-
-template <int kM, class A>
-DLA_HOST_DEVICE void dots_rows(int64_t N, int64_t K, Rows<const A> x, Rows<const A> w,
-                               Rows<const A> init, Rows<A> out) {
-  constexpr int kN = kM == 1 ? 8 : 4;
-  int64_t n = 0;
-  for (; n + kN <= N; n += kN)
-    dots_tile<kM, kN>(K, x, w.from(n), init.data ? init.right(n) : init, out.right(n));
-  for (; n < N; ++n)
-    dots_tile<kM, 1>(K, x, w.from(n), init.data ? init.right(n) : init, out.right(n));
+  for (int m = 0; m < kM; ++m) {
+    A sums[kN];
+    if (kN == 1) sums[0] = lane_sum(sum[m][0]);
+    else
+      for (int n = 0; n + 4 <= kN; n += 4) lane_sum4(&sum[m][n], sums + n);
+    for (int n = 0; n < kN; ++n) ops.out[m][n] = ops.init.data ? ops.init[m][n] + sums[n] : sums[n];
+  }
 }
 
 // x [M, K], w [N, K], init [M, N] or none, out [M, N]
 template <class A>
 void dots(int64_t M, int64_t N, int64_t K, Rows<const A> x, Rows<const A> w, Rows<const A> init,
           Rows<A> out) {
-  int64_t m = 0;
-  for (; m + 4 <= M; m += 4)
-    dots_rows<4>(N, K, x.from(m), w, init.data ? init.from(m) : init, out.from(m));
-  for (; m < M; ++m)
-    dots_rows<1>(N, K, x.from(m), w, init.data ? init.from(m) : init, out.from(m));
+  const auto tile = [&](auto width, int64_t n) __attribute__((always_inline)) {
+    const auto rows = [&](auto height, Operands<A> ops) __attribute__((always_inline)) {
+      dots_tile<decltype(height)::value, decltype(width)::value>(K, w.from(n), ops);
+    };
+    for_row_tiles(M, Operands<A>{x.data, x.ld, 1, init, out}.right(n), rows);
+  };
+  // Columns outside, rows inside: a few rows of w serve all rows of x from cache.
+  int64_t n = 0;
+  if (M == 1)
+    for (; n + 8 <= N; n += 8) tile(Constant<8>(), n);
+  for (; n + 4 <= N; n += 4) tile(Constant<4>(), n);
+  for (; n < N; ++n) tile(Constant<1>(), n);
 }
 
-// kM rows by kV vectors of outputs; the last vector holds `rest` lanes where rest > 0.
+// kM rows by kV vectors of outputs; rest > 0: the last vector holds that many lanes.
 template <int kM, int kV, class A>
-DLA_HOST_DEVICE void axpys_tile(int64_t K, int rest, const A* x, int64_t x_row, int64_t x_col,
-                                Rows<const A> w, Rows<const A> init, Rows<A> out) {
+DLA_HOST_DEVICE void axpys_tile(int64_t K, int rest, Rows<const A> w, Operands<A> ops) {
   using V = Vec<A>;
   V sum[kM][kV];
   for (int m = 0; m < kM; ++m)
     for (int v = 0; v < kV; ++v) sum[m][v] = A(0);
-  const auto read = [rest](const A* p) { return kV == 1 && rest ? load_n(p, rest) : load(p); };
+  const auto read = [rest](const A* p, int v) __attribute__((always_inline)) {
+    return v == kV - 1 && rest ? load_n(p + v * V::kLanes, rest) : load(p + v * V::kLanes);
+  };
   for (int64_t k = 0; k < K; ++k) {
     V ws[kV];
-    for (int v = 0; v < kV; ++v) ws[v] = read(w[k] + v * V::kLanes);
+    for (int v = 0; v < kV; ++v) ws[v] = read(w[k], v);
     for (int m = 0; m < kM; ++m) {
-      const V xs = x[m * x_row + k * x_col];
+      const V xs = ops.x[m * ops.x_row + k * ops.x_col];
       for (int v = 0; v < kV; ++v) sum[m][v] += xs * ws[v];
     }
   }
   for (int m = 0; m < kM; ++m)
     for (int v = 0; v < kV; ++v) {
-      const int64_t n = v * V::kLanes;
-      const V total = init.data ? read(init[m] + n) + sum[m][v] : sum[m][v];
-      kV == 1 && rest ? store_n(out[m] + n, total, rest) : store(out[m] + n, total);
+      A* to = ops.out[m] + v * V::kLanes;
+      const V total = ops.init.data ? read(ops.init[m], v) + sum[m][v] : sum[m][v];
+      v == kV - 1 && rest ? store_n(to, total, rest) : store(to, total);
     }
-}
-
-template <int kM, class A>
-DLA_HOST_DEVICE void axpys_rows(int64_t N, int64_t K, const A* x, int64_t x_row, int64_t x_col,
-                                Rows<const A> w, Rows<const A> init, Rows<A> out) {
-  constexpr int kLanes = Vec<A>::kLanes, kV = DLA_VECTOR_BYTES == 64 ? 4 : 2;
-  const auto right = [&](int64_t n) { return init.data ? init.right(n) : init; };
-  int64_t n = 0;
-  for (; n + kV * kLanes <= N; n += kV * kLanes)
-    axpys_tile<kM, kV>(K, 0, x, x_row, x_col, w.right(n), right(n), out.right(n));
-  for (; n < N; n += kLanes) {
-    const int rest = n + kLanes <= N ? 0 : int(N - n);
-    axpys_tile<kM, 1>(K, rest, x, x_row, x_col, w.right(n), right(n), out.right(n));
-  }
 }
 
 // x [M, K] with any strides (so also a transpose), w [K, N], init [M, N] or none, out [M, N]
 template <class A>
 void axpys(int64_t M, int64_t N, int64_t K, const A* x, int64_t x_row, int64_t x_col,
            Rows<const A> w, Rows<const A> init, Rows<A> out) {
-  int64_t m = 0;
-  for (; m + 4 <= M; m += 4)
-    axpys_rows<4>(N, K, x + m * x_row, x_row, x_col, w, init.data ? init.from(m) : init, out.from(m));
-  for (; m < M; ++m)
-    axpys_rows<1>(N, K, x + m * x_row, x_row, x_col, w, init.data ? init.from(m) : init, out.from(m));
+  constexpr int kLanes = Vec<A>::kLanes, kV = DLA_VECTOR_BYTES == 64 ? 4 : 2;
+  for (int64_t n = 0; n < N; n += kV * kLanes) {
+    const int width = int(N - n < kV * kLanes ? N - n : kV * kLanes);
+    const int vectors = (width + kLanes - 1) / kLanes, rest = width % kLanes;
+    const auto tile = [&](auto count) __attribute__((always_inline)) {
+      const auto rows = [&](auto height, Operands<A> ops) __attribute__((always_inline)) {
+        axpys_tile<decltype(height)::value, decltype(count)::value>(K, rest, w.right(n), ops);
+      };
+      for_row_tiles(M, Operands<A>{x, x_row, x_col, init, out}.right(n), rows);
+    };
+    if (vectors == 1) tile(Constant<1>());
+    else if (vectors == 2) tile(Constant<2>());
+    else if (kV == 4 && vectors == 3) tile(Constant<kV == 4 ? 3 : 1>());
+    else tile(Constant<kV>());
+  }
 }
 
 }  // namespace DLA_ISA

@@ -10,10 +10,10 @@ namespace DLA_ISA {
 
 // Calls f(channel, lanes) for each vector of channels; lanes = 0 means a full vector.
 template <class A, class F>
-DLA_HOST_DEVICE void for_channels(int64_t C, F f) {
-  int64_t c = 0;
-  for (; c + Vec<A>::kLanes <= C; c += Vec<A>::kLanes) f(c, 0);
-  if (c < C) f(c, int(C - c));
+DLA_HOST_DEVICE void for_channels(int64_t n, F f) {
+  int64_t i = 0;
+  for (; i + Vec<A>::kLanes <= n; i += Vec<A>::kLanes) f(i, 0);
+  if (i < n) f(i, int(n - i));
 }
 template <class A>
 DLA_HOST_DEVICE Vec<A> read(const A* p, int lanes) {
@@ -44,17 +44,17 @@ struct Pointwise {
     return {h ? read(h + c, lanes) : V(A(0)), c_row ? read(c_row + c, lanes) : V(A(0))};
   }
 
-  static void feed(int64_t M, int64_t C, Rows<const A> c, Rows<A> h) {
+  static void feed(int64_t M, int64_t n, Rows<const A> c, Rows<A> h) {
     for (int64_t m = 0; m < M; ++m)
-      for_channels<A>(C, [&](int64_t i, int lanes) {
+      for_channels<A>(n, [&](int64_t i, int lanes) __attribute__((always_inline)) {
         write(h[m] + i, Rule::feed(read(c[m] + i, lanes)), lanes);
       });
   }
 
-  static void step(int64_t M, int64_t C, Rows<const A> a, Rows<const A> h, Rows<const A> c,
+  static void step(int64_t M, int64_t n, int64_t C, Rows<const A> a, Rows<const A> h, Rows<const A> c,
                    Rows<A> h_new, Rows<A> c_new, Rows<A> out) {
     for (int64_t m = 0; m < M; ++m)
-      for_channels<A>(C, [&](int64_t i, int lanes) {
+      for_channels<A>(n, [&](int64_t i, int lanes) __attribute__((always_inline)) {
         const Gates gates = read_gates(a[m], C, i, lanes);
         const S s = Rule::step(gates.a, read_state(h[m], c[m], i, lanes));
         if (h_new.data) write(h_new[m] + i, s.h, lanes);
@@ -63,10 +63,10 @@ struct Pointwise {
       });
   }
 
-  static void step_bwd(int64_t M, int64_t C, Rows<const A> a, Rows<const A> h, Rows<const A> c,
+  static void step_bwd(int64_t M, int64_t n, int64_t C, Rows<const A> a, Rows<const A> h, Rows<const A> c,
                        Rows<const A> dh, Rows<A> dc, Rows<A> da) {
     for (int64_t m = 0; m < M; ++m)
-      for_channels<A>(C, [&](int64_t i, int lanes) {
+      for_channels<A>(n, [&](int64_t i, int lanes) __attribute__((always_inline)) {
         const Gates gates = read_gates(a[m], C, i, lanes);
         Gates grads;
         const V dc_old = Rule::step_bwd(gates.a, read_state(h[m], c[m], i, lanes),
@@ -76,10 +76,10 @@ struct Pointwise {
       });
   }
 
-  static void output_bwd(int64_t M, int64_t C, Rows<const A> a, Rows<const A> h, Rows<const A> c,
+  static void output_bwd(int64_t M, int64_t n, int64_t C, Rows<const A> a, Rows<const A> h, Rows<const A> c,
                          Rows<const A> dd, Rows<A> dc, Rows<A> da, Rows<A> out) {
     for (int64_t m = 0; m < M; ++m)
-      for_channels<A>(C, [&](int64_t i, int lanes) {
+      for_channels<A>(n, [&](int64_t i, int lanes) __attribute__((always_inline)) {
         const Gates gates = read_gates(a[m], C, i, lanes);
         const S s = read_state(h[m], c[m], i, lanes);
         const S s_new = Rule::step(gates.a, s);

@@ -251,6 +251,18 @@ template <>
 DLA_HOST_DEVICE void store_n<float>(float* p, Vec<float> x, int n) {
   _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)x.v);
 }
+#elif defined(__AVX2__)
+DLA_HOST_DEVICE __m256i first_lanes(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+template <>
+DLA_HOST_DEVICE Vec<float> load_n<float>(const float* p, int n) {
+  return Vec<float>::Lanes(_mm256_maskload_ps(p, first_lanes(n)));
+}
+template <>
+DLA_HOST_DEVICE void store_n<float>(float* p, Vec<float> x, int n) {
+  _mm256_maskstore_ps(p, first_lanes(n), (__m256)x.v);
+}
 #endif
 
 // Past the cache: for outputs too large to be read back from it. p is aligned to what is written.
@@ -299,19 +311,48 @@ DLA_HOST_DEVICE void stream_fence() {
 #endif
 }
 
-// Sum of the lanes, always in the same order: halves, quarters, ...
+// Sum of the lanes, always in the same order: inside each quad (0 + 2) + (1 + 3), then the quads
+// likewise by halves.
 template <class A>
 DLA_HOST_DEVICE A lane_sum(Vec<A> x) {
-  A lanes[Vec<A>::kLanes];
+  constexpr int kLanes = Vec<A>::kLanes, kQuad = kLanes < 4 ? kLanes : 4;
+  A lanes[kLanes];
   memcpy(lanes, &x.v, sizeof lanes);
-  for (int half = Vec<A>::kLanes / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  return lanes[0];
+  A quads[kLanes / kQuad];
+  for (int q = 0; q < kLanes / kQuad; ++q) {
+    const A* l = lanes + q * kQuad;
+    quads[q] = kQuad == 4 ? (l[0] + l[2]) + (l[1] + l[3]) : l[0] + l[1];
+  }
+  for (int half = kLanes / kQuad / 2; half > 0; half /= 2)
+    for (int q = 0; q < half; ++q) quads[q] += quads[q + half];
+  return quads[0];
+}
+
+// Four such sums at once, by the same order of additions.
+template <class A>
+DLA_HOST_DEVICE void lane_sum4(const Vec<A>* x, A* sums) {
+  for (int i = 0; i < 4; ++i) sums[i] = lane_sum(x[i]);
 }
 #if defined(__AVX512F__)
 template <>
-DLA_HOST_DEVICE float lane_sum<float>(Vec<float> x) {
-  return _mm512_reduce_add_ps((__m512)x.v);
+DLA_HOST_DEVICE void lane_sum4<float>(const Vec<float>* x, float* sums) {
+  const __m512 a = (__m512)x[0].v, b = (__m512)x[1].v, c = (__m512)x[2].v, d = (__m512)x[3].v;
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  const __m512d lo = _mm512_unpacklo_pd((__m512d)ab, (__m512d)cd), hi = _mm512_unpackhi_pd((__m512d)ab, (__m512d)cd);
+  const __m512 quads = _mm512_add_ps((__m512)lo, (__m512)hi);
+  const __m256 halves = _mm256_add_ps(_mm512_castps512_ps256(quads), _mm512_extractf32x8_ps(quads, 1));
+  _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
+}
+#elif defined(__AVX2__)
+template <>
+DLA_HOST_DEVICE void lane_sum4<float>(const Vec<float>* x, float* sums) {
+  const __m256 a = (__m256)x[0].v, b = (__m256)x[1].v, c = (__m256)x[2].v, d = (__m256)x[3].v;
+  const __m256 ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+  const __m256 cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+  const __m256d lo = _mm256_unpacklo_pd((__m256d)ab, (__m256d)cd), hi = _mm256_unpackhi_pd((__m256d)ab, (__m256d)cd);
+  const __m256 quads = _mm256_add_ps((__m256)lo, (__m256)hi);
+  _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps(quads, 1)));
 }
 #endif
 
