@@ -1,0 +1,89 @@
+"""Builds the compiled backends with CMake, which owns sources and flags (CMakeLists.txt).
+
+DLA_KERNELS_BUILD chooses what is built: auto (default) builds what this machine can and installs the
+pure-Python package with one line of explanation where it cannot; cpu insists and fails with the
+reason; none builds nothing.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+HERE = Path(__file__).parent.resolve()
+CHOICES = ("auto", "cpu", "none")
+CHOICE = os.environ.get("DLA_KERNELS_BUILD", "auto")
+GIB_PER_JOB = 1.5
+
+
+def jobs() -> int:
+    """MAX_JOBS, or as many as cores and memory allow."""
+    if os.environ.get("MAX_JOBS"):
+        return int(os.environ["MAX_JOBS"])
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return max(1, min(os.cpu_count() or 1, int(memory_gib / GIB_PER_JOB)))
+
+
+def missing() -> str:
+    """What keeps the compiled backends from being built here, and how to get it; empty if nothing."""
+    try:
+        import torch
+    except ImportError:
+        return (
+            "torch is missing in the build environment; "
+            "pip install 'torch>=2.11', then pip install --no-build-isolation ."
+        )
+    if tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 11):
+        return f"torch {torch.__version__} is too old; pip install 'torch>=2.11'"
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+        return "a C++17 compiler is missing; install g++ or clang++, e.g. apt-get install g++"
+    if not shutil.which("cmake"):
+        return "CMake is missing; pip install cmake"
+    return ""
+
+
+class CMakeBuild(build_ext):
+    def run(self) -> None:
+        if CHOICE not in CHOICES:
+            raise SystemExit(f"DLA_KERNELS_BUILD: expected one of {', '.join(CHOICES)}, got {CHOICE!r}")
+        reason = "DLA_KERNELS_BUILD=none" if CHOICE == "none" else missing()
+        if reason and CHOICE == "cpu":
+            raise SystemExit(f"dla-kernels: cannot build the CPU kernels: {reason}")
+        if reason:
+            # Straight to the terminal: pip hides a build's ordinary output.
+            print(f"dla-kernels: installing the pure-Python package without compiled kernels: {reason}", file=terminal())
+            self.extensions = []
+            return
+        import torch
+
+        build = HERE / "build" / "cmake"
+        generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+        subprocess.check_call(
+            ["cmake", "-S", HERE, "-B", build, f"-DTORCH_DIR={torch.__path__[0]}", *generator], stdout=sys.stderr
+        )
+        subprocess.check_call(["cmake", "--build", build, "--parallel", str(jobs())], stdout=sys.stderr)
+        package = HERE / "dla_kernels" if self.inplace or self.editable_mode else Path(self.build_lib) / "dla_kernels"
+        package.mkdir(parents=True, exist_ok=True)
+        for library in build.glob("_C_*.so"):
+            shutil.copy2(library, package)
+
+    def get_outputs(self) -> list:
+        return []
+
+    def get_output_mapping(self) -> dict:
+        return {}
+
+
+def terminal():
+    try:
+        return open("/dev/tty", "w")
+    except OSError:
+        return sys.stderr
+
+
+# The extension has no sources of its own: it makes the wheel a platform wheel and runs CMakeBuild.
+setup(ext_modules=[Extension("dla_kernels._C_cpu", [])], cmdclass={"build_ext": CMakeBuild})
