@@ -1,0 +1,110 @@
+"""``python -m dla_kernels info | verify | bench``"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import __version__, verify
+from .backends import BACKENDS, REFERENCE
+from .terminal import progress, table
+
+BENCH = Path(__file__).parent.parent / "bench" / "run.py"
+
+
+def backend_status() -> list[dict[str, Any]]:
+    rows = [{"backend": REFERENCE, "available": True, "why": "plain PyTorch, any device"}]
+    for backend in BACKENDS.values():
+        why = backend.reason if not backend.available else f"serves {' and '.join(backend.device_types)} tensors"
+        rows.append({"backend": backend.name, "available": backend.available, "why": why})
+    return rows
+
+
+def system() -> dict[str, Any]:
+    """Versions and devices."""
+    devices = [f"cpu: {platform.machine()}, {torch.get_num_threads()} threads"]
+    if BACKENDS["cpu"].available:
+        devices[0] += f", kernels for {torch.ops.dla.cpu_isa()}"
+    if torch.cuda.is_available():
+        devices += [f"cuda:{i}: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    return {
+        "dla_kernels": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cuda": torch.version.cuda,
+        "devices": devices,
+    }
+
+
+def info(args: argparse.Namespace) -> int:
+    facts, backends = system(), backend_status()
+    if args.json:
+        print(json.dumps({**facts, "backends": backends}, indent=2))
+        return 0
+    for name, value in facts.items():
+        for line in value if isinstance(value, list) else [value]:
+            print(f"{name:12} {line}")
+    print()
+    rows = [(b["backend"], "yes" if b["available"] else "no", b["why"]) for b in backends]
+    print(table(("backend", "available", "why"), rows))
+    return 0
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    present = [(b.name, b.device_types[0]) for b in BACKENDS.values() if b.available]
+    if not present:
+        print("no compiled backend is available; see: python -m dla_kernels info", file=sys.stderr)
+        return 1
+    results = [verify.run_check(*item) for item in progress(verify.plan(present), "verify")]
+    failures = [r for r in results if not r.passed]
+    if args.json:
+        print(json.dumps([{**r._asdict(), "passed": r.passed} for r in results], indent=2))
+        return int(bool(failures))
+    rows = []
+    for backend, op, check in dict.fromkeys((r.backend, r.op, r.check) for r in results):
+        group = [r for r in results if (r.backend, r.op, r.check) == (backend, op, check)]
+        passed = sum(r.passed for r in group)
+        worst = "" if check == "gradcheck" else f"{max(r.error for r in group):.1e}"
+        rows.append((backend, op, check, f"{passed}/{len(group)}", worst, "ok" if passed == len(group) else "FAILED"))
+    print(table(("backend", "op", "check", "passed", "largest error", ""), rows))
+    for r in failures:
+        print(f"FAILED {r.backend} {r.op} {r.cell} {r.check}: error {r.error:.3g}, allowed {r.allowed:.3g}")
+    print(f"{len(results) - len(failures)} checks passed, {len(failures)} failed")
+    return int(bool(failures))
+
+
+def run_bench(args: argparse.Namespace) -> int:
+    if not BENCH.exists():
+        print(f"the benchmarks are part of the repository, not of the installed package: no {BENCH}", file=sys.stderr)
+        return 1
+    return subprocess.call([sys.executable, str(BENCH), *args.options])
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m dla_kernels", description="Fused kernels for layer attention.")
+    commands = parser.add_subparsers(required=True, metavar="info | verify | bench")
+    for name, run, text in (
+        ("info", info, "versions, devices, and each backend: available, or why not and how to get it"),
+        ("verify", run_verify, "parity and gradcheck of every op on every backend present; exit 1 on a failure"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+        command.set_defaults(run=run)
+    text = "time every op beside eager PyTorch, torch.compile and a copy; `bench --help` lists its options"
+    commands.add_parser("bench", help=text, add_help=False).set_defaults(run=run_bench)
+    args, options = parser.parse_known_args(argv)
+    if options and args.run is not run_bench:
+        parser.error(f"unknown arguments: {' '.join(options)}")
+    args.options = options
+    return args.run(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

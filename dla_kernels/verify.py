@@ -1,0 +1,171 @@
+"""Parity and gradcheck of every op on every backend: ``python -m dla_kernels verify``.
+
+The reference in fp64 is the truth. A kernel passes at a lower precision if its error is at most twice
+that of plain PyTorch at the same precision (plus a few units in the last place, for when PyTorch
+happens to be exact).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import ops, reference
+from .cells import ALL_RULES, PROJECTIONS, Cell, weight_shapes
+
+Outputs = Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """An op on some tensors: ``call(functions, tensors)``, where functions hold the public names."""
+
+    op: str
+    cell: Cell | None
+    tensors: tuple[Tensor, ...]  # fp64; all are differentiated
+    call: Callable[[Any, Sequence[Tensor]], Outputs]
+
+    @property
+    def name(self) -> str:
+        return self.op if self.cell is None else f"{self.op} {self.cell.rule} {self.cell.projection}"
+
+
+class Result(NamedTuple):
+    backend: str
+    op: str
+    cell: str
+    check: str
+    error: float
+    allowed: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.allowed  # False for NaN
+
+
+def functions(backend: str) -> Any:
+    """The public ops bound to one backend."""
+    return SimpleNamespace(**{name: partial(getattr(ops, name), backend=backend) for name in ops.__all__})
+
+
+def random_weights(cell: Cell, C: int, R: int, **options: Any) -> tuple[Tensor, ...]:
+    """Weights of the right shapes, scaled so that gates are neither saturated nor flat."""
+    return tuple(
+        torch.randn(shape, **options) * (shape[-1] ** -0.5 if len(shape) == 2 else 0.5)
+        for shape in weight_shapes(cell, C, R).values()
+    )
+
+
+def make_cases(cell: Cell, sizes: Sequence[tuple[int, int]], B: int, C: int, R: int, device: str) -> list[Case]:
+    """Every op that has a cell, once; maps of even number are channels_last."""
+    fp64 = dict(dtype=torch.float64, device=device)
+    T, num_state = len(sizes), len(cell.state_names)
+    xs = [torch.randn(B, C, H, W, **fp64) for H, W in sizes]
+    xs = [x.contiguous(memory_format=torch.channels_last) if t % 2 else x for t, x in enumerate(xs)]
+    y = torch.randn(T, B, C, **fp64)
+    weights = random_weights(cell, C, R, **fp64)
+    state = tuple(torch.rand(B, C, **fp64) for _ in range(num_state))
+    pack = PROJECTIONS[cell.projection]
+    W = len(weights)
+
+    def scan(f: Any, t: Sequence[Tensor]) -> Outputs:
+        return f.scan(t[0], pack(*t[1 : 1 + W]), cell=cell, state=tuple(t[1 + W :]))
+
+    def refresh(f: Any, t: Sequence[Tensor]) -> Outputs:
+        return (f.refresh(t[0], tuple(t[1 + W :]), pack(*t[1 : 1 + W]), cell=cell),)
+
+    def layer_update(f: Any, t: Sequence[Tensor]) -> Outputs:
+        out, states = f.layer_update(t[:T], pack(*t[T : T + W]), cell=cell, state=tuple(t[T + W :]))
+        return (*out, *states)
+
+    return [
+        Case("scan", cell, (y, *weights, *state), scan),
+        Case("refresh", cell, (y, *weights, *state), refresh),
+        Case("layer_update", cell, (*xs, *weights, *state), layer_update),
+    ]
+
+
+def make_plain_cases(sizes: Sequence[tuple[int, int]], B: int, C: int, device: str) -> list[Case]:
+    """The ops without a cell."""
+    xs = tuple(torch.randn(B, C, H, W, dtype=torch.float64, device=device) for H, W in sizes)
+    d = torch.randn(len(sizes), B, C, dtype=torch.float64, device=device)
+    return [
+        Case("gap", None, xs, lambda f, t: (f.gap(t),)),
+        Case("rescale", None, (*xs, d), lambda f, t: f.rescale(t[:-1], t[-1])),
+    ]
+
+
+def outputs_and_gradients(case: Case, f: Any, tensors: Sequence[Tensor], seed: int = 0) -> list[Tensor]:
+    """The op's outputs and the gradients of all tensors for a fixed random direction."""
+    leaves = [x.detach().requires_grad_() for x in tensors]
+    out = case.call(f, leaves)
+    generator = torch.Generator(out[0].device).manual_seed(seed)
+    directions = [
+        torch.randn(o.shape, dtype=torch.float64, device=o.device, generator=generator).to(o.dtype) for o in out
+    ]
+    return [*out, *torch.autograd.grad(out, leaves, directions)]
+
+
+def largest_error(got: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
+    """The largest difference, each tensor measured against its own scale; NaN if there is a NaN."""
+    errors = [((g.double() - t).abs().max() / t.abs().max().clamp_min(1e-30)).item() for g, t in zip(got, truth)]
+    return float(torch.tensor(errors).max()) if all(e == e for e in errors) else float("nan")
+
+
+def parity(case: Case, backend: str, dtype: torch.dtype) -> tuple[float, float]:
+    """(error, allowed) of outputs and gradients on ``backend`` at ``dtype``."""
+    tensors = [x.to(dtype) for x in case.tensors]
+    truth = outputs_and_gradients(case, reference, [x.double() for x in tensors])
+    error = largest_error(outputs_and_gradients(case, functions(backend), tensors), truth)
+    if dtype == torch.float64:
+        return error, 1e-12
+    plain = largest_error(outputs_and_gradients(case, reference, tensors), truth)
+    return error, 2 * plain + 4 * torch.finfo(dtype).eps
+
+
+def gradcheck(case: Case, backend: str) -> tuple[float, float]:
+    """(0 or 1, 0): numerical against analytical gradients, first and second order."""
+    leaves = [x.detach().requires_grad_() for x in case.tensors]
+    f = functions(backend)
+
+    def call(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(case.call(f, tensors))
+
+    passed = torch.autograd.gradcheck(call, leaves, raise_exception=False, fast_mode=True)
+    passed = passed and torch.autograd.gradgradcheck(call, leaves, raise_exception=False, fast_mode=True)
+    return float(not passed), 0.0
+
+
+DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def plan(backends: Sequence[tuple[str, str]]) -> list[tuple[str, Case, str]]:
+    """(backend, case, check) for every op and cell; ``backends`` are (name, device)."""
+    todo = []
+    for backend, device in backends:
+        torch.manual_seed(0)
+        sizes, small = [(5, 3), (8, 8), (1, 1)], [(2, 3), (1, 1)]
+        cases = make_plain_cases(sizes, 5, 33, device)
+        tiny = make_plain_cases(small, 2, 3, device)
+        for rule in ALL_RULES:
+            for projection in PROJECTIONS:
+                cell = Cell(rule.kind, rule.act, rule.output, projection)
+                cases += make_cases(cell, sizes, 5, 33, 9, device)
+            tiny += make_cases(rule, small, 2, 3, 2, device)
+        todo += [(backend, case, check) for case in cases for check in DTYPES]
+        todo += [(backend, case, "gradcheck") for case in tiny]
+    return todo
+
+
+def run_check(backend: str, case: Case, check: str) -> Result:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        error, allowed = gradcheck(case, backend) if check == "gradcheck" else parity(case, backend, DTYPES[check])
+    cell = "" if case.cell is None else f"{case.cell.rule} {case.cell.projection}"
+    return Result(backend, case.op, cell, check, error, allowed)
