@@ -84,7 +84,7 @@ def run_bench(args: argparse.Namespace) -> int:
     if not BENCH.exists():
         print(f"the benchmarks are part of the repository, not of the installed package: no {BENCH}", file=sys.stderr)
         return 1
-    return subprocess.call([sys.executable, str(BENCH), *args.options])
+    return subprocess.call([sys.executable, "-m", "bench.run", *args.options], cwd=BENCH.parent.parent)
 
 
 def main(argv: list[str] | None = None) -> int:

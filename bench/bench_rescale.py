@@ -1,0 +1,16 @@
+"""rescale: ours beside the eager reference, for pytest-benchmark."""
+
+import pytest
+
+import dla_kernels as dla
+from bench.common import SHAPES, Inputs
+from dla_kernels import reference
+
+PEERS = {"eager": reference, "ours": dla}
+
+
+@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_rescale(benchmark, shape, peer):
+    inputs = Inputs(shape)
+    benchmark(PEERS[peer].rescale, inputs.xs, inputs.y)

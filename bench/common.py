@@ -1,0 +1,138 @@
+"""Shapes, inputs, peers and the clock that all benchmarks share.
+
+Two things drown CPU figures if left alone. Fresh outputs cost page faults that vary threefold from run
+to run: benchmark processes run with ALLOCATOR set, so that freed memory is kept. And a clock that
+times one candidate after the other sees the machine's other tenants change: candidates are interleaved
+round by round in one process, and medians and ratios are what is quoted.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import dla_kernels as dla
+from dla_kernels import reference
+from dla_kernels.verify import Case, parity
+
+ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(4 << 30), "MALLOC_MMAP_THRESHOLD_": str(4 << 30)}
+
+
+def restart_with_allocator() -> None:
+    """Runs this process again with ALLOCATOR in its environment, unless it is there."""
+    if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
+        os.environ.update(ALLOCATOR)
+        os.execv(sys.executable, sys.orig_argv)
+
+
+class Shape(NamedTuple):
+    """One stage: T maps [B, C, HW, HW] and a joint DSU of reduction r."""
+
+    T: int
+    B: int
+    C: int
+    HW: int
+    r: int
+
+    def __str__(self) -> str:
+        return f"T{self.T}-B{self.B}-C{self.C}-HW{self.HW}x{self.HW}-r{self.r}"
+
+    @property
+    def R(self) -> int:
+        return max(1, self.C // self.r)
+
+    @property
+    def S(self) -> int:
+        """Bytes of all maps in fp32."""
+        return 4 * self.T * self.B * self.C * self.HW**2
+
+
+SHAPES = (
+    Shape(6, 32, 64, 32, 4),
+    Shape(6, 32, 128, 16, 4),
+    Shape(6, 32, 256, 8, 4),
+    Shape(12, 16, 256, 8, 4),
+    Shape(3, 8, 256, 56, 20),
+    Shape(6, 8, 1024, 14, 20),
+    Shape(3, 8, 2048, 7, 20),
+)
+
+
+class Inputs:
+    """The tensors of one shape, fp32, with and without gradients."""
+
+    def __init__(self, shape: Shape) -> None:
+        torch.manual_seed(0)
+        T, B, C, HW, _ = shape
+        self.shape = shape
+        self.xs = [torch.randn(B, C, HW, HW) for _ in range(T)]
+        self.weights = dla.Joint(
+            torch.randn(shape.R, 2 * C) * (2 * C) ** -0.5, torch.randn(3 * C, shape.R) * shape.R**-0.5, torch.zeros(3 * C)
+        )
+        self.y = reference.gap(self.xs)
+
+    @cached_property
+    def buffers(self) -> list[Tensor]:
+        return [torch.zeros_like(x) for x in self.xs]
+
+    @cached_property
+    def grads(self) -> list[Tensor]:
+        return [torch.randn_like(x) for x in self.xs]
+
+    @cached_property
+    def leaves(self) -> tuple[list[Tensor], dla.Joint]:
+        return [x.clone().requires_grad_() for x in self.xs], dla.Joint(
+            *(w.clone().requires_grad_() for w in self.weights)
+        )
+
+    def copy(self) -> None:
+        """The floor: S bytes read, S bytes written, into buffers that exist."""
+        for buffer, x in zip(self.buffers, self.xs):
+            buffer.copy_(x)
+
+    def forward_backward(self, layer_update: Callable) -> tuple[Tensor, ...]:
+        xs, weights = self.leaves
+        out, _ = layer_update(xs, weights)
+        return torch.autograd.grad(out, [*xs, *weights], self.grads)
+
+    def inplace(self) -> None:
+        with torch.no_grad():
+            dla.layer_update(self.buffers, self.weights, inplace=True)
+
+
+def check_parity(inputs: Inputs) -> tuple[float, float]:
+    """(error, allowed) of layer_update, outputs and gradients, on these very inputs."""
+    T = inputs.shape.T
+
+    def call(f, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        out, states = f.layer_update(tensors[:T], dla.Joint(*tensors[T:]))
+        return (*out, *states)
+
+    case = Case("layer_update", dla.PAPER_DSU, (*inputs.xs, *inputs.weights), call)
+    return parity(case, "cpu", torch.float32)
+
+
+def interleaved(candidates: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each candidate in each round; one call of each per round, after two to warm up."""
+    for candidate in candidates.values():
+        candidate()
+        candidate()
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, candidate in candidates.items():
+            start = time.perf_counter()
+            candidate()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def medians_ms(seconds: dict[str, list[float]]) -> dict[str, float]:
+    return {name: 1e3 * statistics.median(times) for name, times in seconds.items()}
