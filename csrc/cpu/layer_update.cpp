@@ -24,7 +24,7 @@ struct Stage {
 
   Stage(const Tensors& xs, const Tensors& w, const Tensors& state, const std::string& name)
       : rule(find_rule<A>(name)), layers(xs.size()), B(xs[0].size(0)), C(xs[0].size(1)),
-        weights((check(xs, w, state, rule), w), C, rule), cell(rule, weights, layers),
+        weights((check(xs, w, state, rule), w), C, rule, 2 * B * layers), cell(rule, weights, layers),
         start(state, rule, C) {}
 
  private:
@@ -86,7 +86,8 @@ struct Forward {
   // d [nb * T, C] of a block of samples
   Matrix<A> recur(int64_t b0, int64_t nb) const {
     const auto& cell = stage.cell;
-    const Matrix<A> y_rows = cell.gather(b0, nb, read<A>(y), stage.B), d(nb * stage.layers, stage.C);
+    const Matrix<A> y_rows = cell.gather(b0, nb, read<A>(y), stage.B);
+    Matrix<A> d(nb * stage.layers, stage.C);
     const auto hoisted = cell.hoist(nb * stage.layers, y_rows.rows);
     const States<A> all = states_of(states, stage.rule, stage.B, stage.C);
     const Matrix<A> h_last = cell.scan(b0, nb, hoisted, stage.start, all);
@@ -170,7 +171,7 @@ std::tuple<Tensors, Tensors, Tensors> layer_update_bwd(const Tensors& dout, cons
       const Rows<const A> h = stage.rule.saves_h ? states.h_at(layers - 1, b0) : h_last.rows;
       bwd.refresh(block, h, c_last, dd, d);
       bwd.scan(block, stage.start, states, states_of(incoming, stage.rule, B, C));
-      const Matrix<A> e = bwd.finish(block);
+      Matrix<A> e = bwd.finish(block);
       for (int64_t m = 0; m < block.M; ++m)
         for (int64_t c = 0; c < C; ++c) e[m][c] /= A(x.views[m % layers].HW);
       return e;

@@ -119,6 +119,20 @@ class Recurrence {
     });
   }
 
+  // a = W2 u + q for M rows, from panels where there are any.
+  void from_bottleneck(int64_t M, Rows<const A> u, Rows<const A> w2, const Matrix<A>& panels, Rows<const A> q,
+                       Rows<A> a) const {
+    constexpr int64_t kPanel = CellWeights<A>::kPanel;
+    if (!panels.exists()) return dots(M, N, R, u, w2, q, a);
+    const auto some = [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin * kPanel; n < std::min(N, end * kPanel); n += kPanel)
+        leaf_.axpys(M, std::min(kPanel, N - n), R, u.data, u.ld, 1, panels.rows.from(n / kPanel * R), q.right(n),
+                    a.right(n));
+    };
+    const int64_t count = (N + kPanel - 1) / kPanel;
+    wide ? parallel_for(count, some) : some(0, count);
+  }
+
   // What y alone decides. p [M, R], q [M, N]; both may be one shared row (ld = 0).
   struct Hoisted {
     Matrix<A> p_held, uy, q_held;
@@ -137,7 +151,7 @@ class Recurrence {
         dots(M, R, C, y, w.w1y, {w.b1y, 0}, out.uy.rows);
         relu_(M * R, out.uy[0]);
         out.q_held = Matrix<A>(M, N);
-        dots(M, N, R, out.uy.rows, w.w2y, w.q_bias, out.q_held.rows);
+        from_bottleneck(M, out.uy.rows, w.w2y, w.panels_y, w.q_bias, out.q_held.rows);
         out.p = {w.b1h, 0}, out.q = out.q_held.rows;
         break;
       case Projection::kDense:
@@ -154,7 +168,7 @@ class Recurrence {
     if (!w.bottleneck()) return dots(M, N, C, h, w.w1h, q, a);
     dots(M, R, C, h, w.w1h, p, u);
     for (int64_t m = 0; m < M; ++m) relu_(R, u[m]);
-    dots(M, N, R, u, w.w2h, q, a);
+    from_bottleneck(M, u, w.w2h, w.panels_h, q, a);
   }
 
   // c_t = Dyn(y_t, c_{t-1}) for t = 1..T; fills states for samples b0 .. b0 + nb. Returns the last h.
@@ -186,7 +200,7 @@ class Recurrence {
         for (int64_t k = 0; k < shared.rows.ld; ++k) sum[m][k] = shared[b][k] + own[m][k];
     if (!w.bottleneck()) return;
     relu_(nb * T * R, u.data);
-    dots(nb * T, N, R, u, w.w2h, hoisted.q, a);
+    from_bottleneck(nb * T, u, w.w2h, w.panels_h, hoisted.q, a);
   }
 
   // d_t = Dyn(y_t, c_T) for all t: output only. h, c [nb, C]; d [nb * T, C].

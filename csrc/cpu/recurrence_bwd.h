@@ -143,39 +143,42 @@ class RecurrenceBwd {
   Tensors weight_gradients() const {
     const int64_t M = B_ * T_;
     Products products;
-    const Product scan_h{ds_or_da(ds_scan_, da_scan_), h_.rows, has_scan_ ? M : 0};
-    const Product last_h{last_sum_.rows, h_last_.rows, has_refresh_ ? B_ : 0};
-    if (!w_.bottleneck()) {
-      const Matrix<A> wy(N_, C_), wh(N_, C_), b(1, N_);
-      products.add(N_, C_, {{dq(), y_.rows, M}}, wy.rows);
-      products.add(N_, C_, {scan_h, last_h}, wh.rows);
-      products.add(1, N_, {{ones(), dq(), M}}, b.rows);
-      products.run(cell_.leaf());
-      return {wy.tensor, vector(b), wh.tensor, vector_copy(b)};
+    const auto result = [&](std::vector<int64_t> shape, std::vector<Product> terms) {
+      Tensor out = empty<A>(shape);
+      const Rows<A> rows = rows_of<A>(out);
+      products.add(shape.size() == 2 ? shape[0] : 1, rows.ld, std::move(terms), rows);
+      return out;
+    };
+    const auto column_sums = [&](Rows<const A> x) { return Product{ones(), x, M}; };
+    const Product h_scan{w_.bottleneck() ? ds_scan_.rows : da_scan_.rows, h_.rows, has_scan_ ? M : 0};
+    const Product h_last{last_sum_.rows, h_last_.rows, has_refresh_ ? B_ : 0};
+    const Product u_scan{da_scan_.rows, u_scan_.rows, has_scan_ ? M : 0};
+    const Product u_refresh{da_refresh_.rows, u_refresh_.rows, has_refresh_ ? M : 0};
+    Tensors out;
+    switch (w_.projection) {
+      case Projection::kJoint: {
+        const Tensor w1 = empty<A>({R_, 2 * C_});  // columns: h first, then y
+        products.add(R_, C_, {h_scan, h_last}, rows_of<A>(w1));
+        products.add(R_, C_, {{dp(), y_.rows, M}}, rows_of<A>(w1).right(C_));
+        Product scan_sum = column_sums(da_scan_.rows), refresh_sum = column_sums(da_refresh_.rows);
+        if (!has_scan_) scan_sum.K = 0;
+        if (!has_refresh_) refresh_sum.K = 0;
+        out = {w1, result({N_, R_}, {u_scan, u_refresh}), result({N_}, {scan_sum, refresh_sum})};
+        break;
+      }
+      case Projection::kSplit:
+        out = {result({R_, C_}, {{dsy_.rows, y_.rows, M}}), result({R_}, {column_sums(dsy_.rows)}),
+               result({N_, R_}, {{dq(), uy_.rows, M}}),     result({N_}, {column_sums(dq())}),
+               result({R_, C_}, {h_scan, h_last}),          result({R_}, {column_sums(dp())}),
+               result({N_, R_}, {u_scan, u_refresh}),       result({N_}, {column_sums(dq())})};
+        break;
+      case Projection::kDense:
+        out = {result({N_, C_}, {{dq(), y_.rows, M}}), result({N_}, {column_sums(dq())}),
+               result({N_, C_}, {h_scan, h_last}),     result({N_}, {column_sums(dq())})};
+        break;
     }
-    const Product scan_u{da_scan_.rows, u_scan_.rows, has_scan_ ? M : 0};
-    const Product refresh_u{da_refresh_.rows, u_refresh_.rows, has_refresh_ ? M : 0};
-    const Matrix<A> w2h(N_, R_);
-    products.add(N_, R_, {scan_u, refresh_u}, w2h.rows);
-    if (w_.projection == Projection::kJoint) {
-      const Matrix<A> w1(R_, 2 * C_), b2(1, N_);
-      products.add(R_, C_, {scan_h, last_h}, w1.rows);
-      products.add(R_, C_, {{dp(), y_.rows, M}}, w1.rows.right(C_));
-      products.add(1, N_, {{ones(), da_scan_.rows, has_scan_ ? M : 0},
-                           {ones(), da_refresh_.rows, has_refresh_ ? M : 0}}, b2.rows);
-      products.run(cell_.leaf());
-      return {w1.tensor, w2h.tensor, vector(b2)};
-    }
-    const Matrix<A> w1y(R_, C_), w1h(R_, C_), w2y(N_, R_), b1y(1, R_), b1h(1, R_), b2(1, N_);
-    products.add(R_, C_, {{dsy_.rows, y_.rows, M}}, w1y.rows);
-    products.add(R_, C_, {scan_h, last_h}, w1h.rows);
-    products.add(N_, R_, {{dq(), uy_.rows, M}}, w2y.rows);
-    products.add(1, R_, {{ones(), dsy_.rows, M}}, b1y.rows);
-    products.add(1, R_, {{ones(), dp(), M}}, b1h.rows);
-    products.add(1, N_, {{ones(), dq(), M}}, b2.rows);
     products.run(cell_.leaf());
-    return {w1y.tensor, vector(b1y), w2y.tensor, vector(b2),
-            w1h.tensor, vector(b1h), w2h.tensor, vector_copy(b2)};
+    return out;
   }
 
   // The first `count` of [dh, dc]; none where the cell started by itself.
@@ -203,9 +206,6 @@ class RecurrenceBwd {
   // dp = ds_scan + ds_refresh and dq = da_scan + da_refresh, each where finish() left it.
   Rows<A> dp() const { return has_refresh_ ? ds_refresh_.rows : ds_scan_.rows; }
   Rows<A> dq() const { return dq_.exists() ? dq_.rows : has_refresh_ ? da_refresh_.rows : da_scan_.rows; }
-  Rows<const A> ds_or_da(const Matrix<A>& ds, const Matrix<A>& da) const {
-    return w_.bottleneck() ? ds.rows : da.rows;
-  }
   Rows<const A> ones() const { return {&one_, 0}; }
 
   // ds = (W2h^T da) where u > 0.
@@ -260,13 +260,6 @@ class RecurrenceBwd {
     };
     std::vector<Task> tasks_;
   };
-
-  Tensor vector(const Matrix<A>& row) const { return torch::stable::view(row.tensor, {row.rows.ld}); }
-  Tensor vector_copy(const Matrix<A>& row) const {
-    const Matrix<A> copy(1, row.rows.ld);
-    std::copy_n(row[0], row.rows.ld, copy[0]);
-    return vector(copy);
-  }
 };
 
 }  // namespace cpu

@@ -1,7 +1,11 @@
-// Small helpers between tensors and the leaves' rows; scratch memory comes from torch's allocator, so
-// that torch's debugging aids (filling fresh memory with NaN) reach it too.
+// Small helpers between tensors and the leaves' rows.
 #pragma once
 
+#include <algorithm>
+#include <cstdlib>
+#include <limits>
+#include <memory>
+#include <new>
 #include <vector>
 
 #include <torch/csrc/stable/ops.h>
@@ -29,17 +33,34 @@ Tensor empty(std::vector<int64_t> shape) {
   return torch::stable::empty(shape, dtype_of<A>());
 }
 
-// A contiguous matrix of scratch or result memory.
+// A matrix of scratch memory, contiguous and aligned to cache lines. Under DLA_KERNELS_POISON=1 it
+// starts as NaN, so that reading what was never written shows.
 template <class A>
 struct Matrix {
-  Tensor tensor;
   Rows<A> rows;
 
   Matrix() = default;
-  Matrix(int64_t M, int64_t N) : tensor(empty<A>({M, N})), rows{static_cast<A*>(tensor.data_ptr()), N} {}
+  Matrix(int64_t M, int64_t N)
+      : rows{static_cast<A*>(::operator new(std::max<size_t>(M * N, 1) * sizeof(A), kLine)), N}, held_(rows.data) {
+    static const bool poison = std::getenv("DLA_KERNELS_POISON") != nullptr;
+    if (poison) std::fill_n(rows.data, M * N, std::numeric_limits<A>::quiet_NaN());
+  }
   A* operator[](int64_t m) const { return rows[m]; }
-  bool exists() const { return rows.data != nullptr; }
+  bool exists() const { return held_ != nullptr; }
+
+ private:
+  static constexpr std::align_val_t kLine{64};
+  struct Free {
+    void operator()(A* data) const { ::operator delete(data, kLine); }
+  };
+  std::unique_ptr<A[], Free> held_;
 };
+
+// A contiguous result of the op, as rows of its last dimension.
+template <class A>
+Rows<A> rows_of(const Tensor& x) {
+  return {static_cast<A*>(x.data_ptr()), x.size(x.dim() - 1)};
+}
 
 template <class A>
 const A* read(const Tensor& x) {  // x is contiguous

@@ -33,10 +33,14 @@ struct Constant {
   static constexpr int value = k;
 };
 
-// Calls f(height, operands) for each tile of at most 4 rows; its height is a compile-time constant.
-template <class A, class F>
+// Calls f(height, operands) for each tile of rows; its height, at most kTallest, is a compile-time
+// constant. Narrow tiles should be tall: it takes some eight sums side by side to hide an addition's
+// latency.
+template <int kTallest, class A, class F>
 DLA_HOST_DEVICE void for_row_tiles(int64_t M, Operands<A> ops, F f) {
   int64_t m = 0;
+  if (kTallest == 8)
+    for (; m + 8 <= M; m += 8) f(Constant<kTallest>(), ops.from(m));
   for (; m + 4 <= M; m += 4) f(Constant<4>(), ops.from(m));
   if (M - m == 3) f(Constant<3>(), ops.from(m));
   if (M - m == 2) f(Constant<2>(), ops.from(m));
@@ -78,7 +82,7 @@ void dots(int64_t M, int64_t N, int64_t K, Rows<const A> x, Rows<const A> w, Row
     const auto rows = [&](auto height, Operands<A> ops) __attribute__((always_inline)) {
       dots_tile<decltype(height)::value, decltype(width)::value>(K, w.from(n), ops);
     };
-    for_row_tiles(M, Operands<A>{x.data, x.ld, 1, init, out}.right(n), rows);
+    for_row_tiles<4>(M, Operands<A>{x.data, x.ld, 1, init, out}.right(n), rows);
   };
   // Columns outside, rows inside: a few rows of w serve all rows of x from cache.
   int64_t n = 0;
@@ -126,7 +130,7 @@ void axpys(int64_t M, int64_t N, int64_t K, const A* x, int64_t x_row, int64_t x
       const auto rows = [&](auto height, Operands<A> ops) __attribute__((always_inline)) {
         axpys_tile<decltype(height)::value, decltype(count)::value>(K, rest, w.right(n), ops);
       };
-      for_row_tiles(M, Operands<A>{x, x_row, x_col, init, out}.right(n), rows);
+      for_row_tiles<decltype(count)::value <= 2 ? 8 : 4>(M, Operands<A>{x, x_row, x_col, init, out}.right(n), rows);
     };
     if (vectors == 1) tile(Constant<1>());
     else if (vectors == 2) tile(Constant<2>());

@@ -100,14 +100,25 @@ DLA_HOST_DEVICE SplitExp split_exp(Vec<float> x) {
   return {Vec<float>::Lanes(exponent), r + r * r * p};
 }
 
+// 1/x to within an ulp or so: a quarter of a division's time where the machine gives 14 good bits to
+// start from.
+DLA_HOST_DEVICE Vec<float> reciprocal(Vec<float> x) {
+#if defined(__AVX512F__)
+  const Vec<float> guess = Vec<float>::Lanes(_mm512_rcp14_ps((__m512)x.v));
+  return guess + guess * (Vec<float>(1.0f) - x * guess);
+#else
+  return Vec<float>(1.0f) / x;
+#endif
+}
+
 DLA_HOST_DEVICE Vec<float> sigmoid(Vec<float> x) {
-  const SplitExp e = split_exp(clamp(Vec<float>(0.0f) - x, -87.0f, 88.0f));
-  return Vec<float>(1.0f) / (Vec<float>(1.0f) + (e.scale + e.scale * e.tail));
+  const SplitExp e = split_exp(clamp(Vec<float>(0.0f) - x, -87.0f, 87.0f));
+  return reciprocal(Vec<float>(1.0f) + (e.scale + e.scale * e.tail));
 }
 DLA_HOST_DEVICE Vec<float> tanh(Vec<float> x) {
   const SplitExp e = split_exp(clamp(x + x, -20.0f, 20.0f));
   const Vec<float> t = e.scale * e.tail + (e.scale - Vec<float>(1.0f));  // exp(2x) - 1
-  return t / (t + Vec<float>(2.0f));
+  return t * reciprocal(t + Vec<float>(2.0f));
 }
 
 // fp64 is for checking, not for speed: the C library, lane by lane.
