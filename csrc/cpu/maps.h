@@ -107,7 +107,7 @@ int64_t bytes_of(const std::vector<MapView<T>>& maps, int64_t B) {
 }
 
 // Outputs larger than this leave the cache before anyone reads them: write them past it.
-constexpr int64_t kStreamBytes = 16 << 20;
+constexpr int64_t kStreamBytes = 8 << 20;
 
 // Calls f(t, b, c0, c1) for every layer, sample and range of channels, shared over the threads.
 template <class F>
