@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).parent.resolve()
@@ -54,8 +55,7 @@ class CMakeBuild(build_ext):
         if reason and CHOICE == "cpu":
             raise SystemExit(f"dla-kernels: cannot build the CPU kernels: {reason}")
         if reason:
-            # Straight to the terminal: pip hides a build's ordinary output.
-            print(f"dla-kernels: installing the pure-Python package without compiled kernels: {reason}", file=terminal())
+            say(f"dla-kernels: installing the pure-Python package without compiled kernels: {reason}")
             self.extensions = []
             return
         import torch
@@ -78,12 +78,24 @@ class CMakeBuild(build_ext):
         return {}
 
 
-def terminal():
+class AnyPythonWheel(bdist_wheel):
+    """The libraries use torch's stable ABI and no Python at all: one wheel serves every Python."""
+
+    def get_tag(self) -> tuple:
+        return "py3", "none", super().get_tag()[2]
+
+
+def say(line: str) -> None:
+    """To the terminal where there is one: pip hides what a successful build prints."""
     try:
-        return open("/dev/tty", "w")
+        with open("/dev/tty", "w") as terminal:
+            print(line, file=terminal)
     except OSError:
-        return sys.stderr
+        print(line, file=sys.stderr)
 
 
 # The extension has no sources of its own: it makes the wheel a platform wheel and runs CMakeBuild.
-setup(ext_modules=[Extension("dla_kernels._C_cpu", [])], cmdclass={"build_ext": CMakeBuild})
+setup(
+    ext_modules=[Extension("dla_kernels._C_cpu", [])],
+    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AnyPythonWheel},
+)

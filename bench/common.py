@@ -75,7 +75,9 @@ class Inputs:
         self.shape = shape
         self.xs = [torch.randn(B, C, HW, HW) for _ in range(T)]
         self.weights = dla.Joint(
-            torch.randn(shape.R, 2 * C) * (2 * C) ** -0.5, torch.randn(3 * C, shape.R) * shape.R**-0.5, torch.zeros(3 * C)
+            torch.randn(shape.R, 2 * C) * (2 * C) ** -0.5,
+            torch.randn(3 * C, shape.R) * shape.R**-0.5,
+            torch.zeros(3 * C),
         )
         self.y = reference.gap(self.xs)
 

@@ -23,10 +23,16 @@ def speedups(rows: list[dict], path: Path) -> None:
             for j, name in enumerate(names):
                 at = i + (j - (len(names) - 1) / 2) * 0.8 / len(names)
                 axis.barh(
-                    at, row["ms"][f"{op}/{name}"] / ours, 0.8 / len(names), color=COLOURS[name], label=name if i == 0 else None
+                    at,
+                    row["ms"][f"{op}/{name}"] / ours,
+                    0.8 / len(names),
+                    color=COLOURS[name],
+                    label=name if i == 0 else None,
                 )
             if op == "forward":
-                axis.plot([row["ms"]["copy/copy"] / ours] * 2, [i - 0.45, i + 0.45], "k:", label="copy" if i == 0 else None)
+                axis.plot(
+                    [row["ms"]["copy/copy"] / ours] * 2, [i - 0.45, i + 0.45], "k:", label="copy" if i == 0 else None
+                )
         axis.set_title(op)
         axis.set_xlabel("time / ours")
         axis.set_yticks(range(len(rows)), [row["name"] for row in rows])

@@ -27,9 +27,7 @@ def candidates(inputs: Inputs, with_compile: bool) -> dict[str, dict[str, object
     ops = {
         "scan": {name: partial(f.scan, inputs.y, inputs.weights) for name, f in peers.items()},
         "forward": {name: partial(f.layer_update, inputs.xs, inputs.weights) for name, f in peers.items()},
-        "forward+backward": {
-            name: partial(inputs.forward_backward, f.layer_update) for name, f in peers.items()
-        },
+        "forward+backward": {name: partial(inputs.forward_backward, f.layer_update) for name, f in peers.items()},
     }
     if with_compile:
         # Each shape is compiled for itself, as a user who calls it in a loop would have it.

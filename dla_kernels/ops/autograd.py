@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,12 @@ from ..reference.cells import ACT
 from .checks import accumulate_dtype
 
 Tensors = tuple[Tensor, ...]
+
+
+def with_signature(forward: Callable) -> Callable:
+    """Keeps the signature that ``Function.apply`` would otherwise work out anew at every call."""
+    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    return forward
 
 
 def kernels(backend: str) -> Any:
@@ -37,8 +44,6 @@ def start_state(state: Tensors | None, cell: Cell, like: Tensor) -> list[Tensor]
         return []
     full = accumulated(state, like)
     return [ACT[cell.act](full[0]), full[0]] if cell.kind == "dsu" and len(full) == 1 else full
-
-
 
 
 def split_at(flat: Sequence[Any], *counts: int) -> list[list[Any]]:
@@ -78,5 +83,3 @@ def double_backward(
     with torch.autocast(inputs[0].device.type, enabled=False):
         values, vjp = torch.func.vjp(backward, *inputs, *grads)
         return vjp(tuple(filled(ggs, values)))
-
-

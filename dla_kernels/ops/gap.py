@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import reference
 from ..backends import REFERENCE, select
-from .autograd import kernels, needs_grad
+from .autograd import kernels, needs_grad, with_signature
 from .checks import check_maps
 
 
@@ -29,6 +29,7 @@ def gap(xs: Sequence[Tensor], *, backend: str | None = None) -> Tensor:
 
 class _Gap(torch.autograd.Function):
     @staticmethod
+    @with_signature
     def forward(backend: str, *xs: Tensor) -> Tensor:
         return kernels(backend).gap(list(xs))
 

@@ -18,6 +18,7 @@ from .autograd import (
     needs_grad,
     split_at,
     start_state,
+    with_signature,
 )
 from .checks import check_cell, check_inplace, check_maps, check_state
 
@@ -83,6 +84,7 @@ class _Spec(NamedTuple):
 
 class _LayerUpdate(torch.autograd.Function):
     @staticmethod
+    @with_signature
     def forward(spec: _Spec, *flat: Tensor) -> tuple[Tensor, ...]:
         xs, weights, state = split_at(flat, spec.T, spec.num_weights, spec.num_state)
         out, states, y = kernels(spec.backend).layer_update(xs, weights, state, spec.cell.rule)
@@ -110,11 +112,10 @@ class _LayerUpdateBwd(torch.autograd.Function):
     @staticmethod
     def _split(spec: _Spec, flat: Sequence[Tensor]) -> list[list[Tensor]]:
         known = spec.num_inputs + spec.num_states + 1 + spec.T
-        return split_at(
-            flat, spec.T, spec.num_weights, spec.num_state, spec.num_states, 1, spec.T, len(flat) - known
-        )
+        return split_at(flat, spec.T, spec.num_weights, spec.num_state, spec.num_states, 1, spec.T, len(flat) - known)
 
     @staticmethod
+    @with_signature
     def forward(spec: _Spec, *flat: Tensor) -> tuple[Tensor, ...]:
         xs, weights, state, states, (y,), dout, dstates = _LayerUpdateBwd._split(spec, flat)
         dxs, dweights, dstate = kernels(spec.backend).layer_update_bwd(

@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import reference
 from ..backends import REFERENCE, select
 from ..cells import PAPER_DSU, PROJECTIONS, Cell, Weights
-from .autograd import accumulated, double_backward, kernels, needs_grad, split_at, start_state
+from .autograd import accumulated, double_backward, kernels, needs_grad, split_at, start_state, with_signature
 from .checks import check_cell, check_rows, check_state
 
 
@@ -53,6 +53,7 @@ class _Spec(NamedTuple):
 
 class _Refresh(torch.autograd.Function):
     @staticmethod
+    @with_signature
     def forward(spec: _Spec, *flat: Tensor) -> Tensor:
         (y,), state, weights = split_at(flat, 1, spec.num_state, spec.num_weights)
         return kernels(spec.backend).refresh(y, state, weights, spec.cell.rule)
@@ -70,6 +71,7 @@ class _Refresh(torch.autograd.Function):
 
 class _RefreshBwd(torch.autograd.Function):
     @staticmethod
+    @with_signature
     def forward(spec: _Spec, dd: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
         (y,), state, weights = split_at(flat, 1, spec.num_state, spec.num_weights)
         dy, dstate, dweights = kernels(spec.backend).refresh_bwd(dd, y, state, weights, spec.cell.rule)

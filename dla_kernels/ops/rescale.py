@@ -8,13 +8,11 @@ from torch import Tensor
 
 from .. import reference
 from ..backends import REFERENCE, select
-from .autograd import accumulated, double_backward, filled, kernels, needs_grad, split_at
+from .autograd import accumulated, double_backward, filled, kernels, needs_grad, split_at, with_signature
 from .checks import check_gates, check_inplace, check_maps
 
 
-def rescale(
-    xs: Sequence[Tensor], d: Tensor, *, inplace: bool = False, backend: str | None = None
-) -> list[Tensor]:
+def rescale(xs: Sequence[Tensor], d: Tensor, *, inplace: bool = False, backend: str | None = None) -> list[Tensor]:
     """The rescale of Eq. 6: ``x_t <- x_t * d_t``, broadcast over HW.
 
     xs: T maps [B, C, H, W] that share dtype, device, B and C.
@@ -40,6 +38,7 @@ def rescale(
 
 class _Rescale(torch.autograd.Function):
     @staticmethod
+    @with_signature
     def forward(backend: str, d: Tensor, *xs: Tensor) -> tuple[Tensor, ...]:
         return tuple(kernels(backend).rescale(list(xs), d))
 
@@ -59,6 +58,7 @@ class _Rescale(torch.autograd.Function):
 
 class _RescaleBwd(torch.autograd.Function):
     @staticmethod
+    @with_signature
     def forward(backend: str, d: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
         xs, dout = split_at(maps, len(maps) // 2, len(maps) // 2)
         dxs, dd = kernels(backend).rescale_bwd(dout, xs, d)

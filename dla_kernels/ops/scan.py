@@ -8,7 +8,16 @@ from torch import Tensor
 from .. import reference
 from ..backends import REFERENCE, select
 from ..cells import PAPER_DSU, PROJECTIONS, Cell, Weights
-from .autograd import accumulated, double_backward, filled_or_none, kernels, needs_grad, split_at, start_state
+from .autograd import (
+    accumulated,
+    double_backward,
+    filled_or_none,
+    kernels,
+    needs_grad,
+    split_at,
+    start_state,
+    with_signature,
+)
 from .checks import check_cell, check_rows, check_state
 
 
@@ -59,6 +68,7 @@ class _Spec(NamedTuple):
 
 class _Scan(torch.autograd.Function):
     @staticmethod
+    @with_signature
     def forward(spec: _Spec, *flat: Tensor) -> tuple[Tensor, ...]:
         (y,), weights, state = split_at(flat, 1, spec.num_weights, spec.num_state)
         return tuple(kernels(spec.backend).scan(y, weights, state, spec.cell.rule))
@@ -85,6 +95,7 @@ class _ScanBwd(torch.autograd.Function):
         return split_at(flat, 1, spec.num_weights, spec.num_state, spec.num_states, spec.num_states)
 
     @staticmethod
+    @with_signature
     def forward(spec: _Spec, *flat: Tensor) -> tuple[Tensor, ...]:
         (y,), weights, state, states, dstates = _ScanBwd._split(spec, flat)
         dy, dweights, dstate = kernels(spec.backend).scan_bwd(dstates, y, weights, state, states, spec.cell.rule)

@@ -1,0 +1,48 @@
+"""What the README, the docs and the docstrings show runs as shown."""
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+
+import dla_kernels.cells
+from dla_kernels import __main__ as cli
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_run(page):
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
+        exec(compile(block, str(page), "exec"), {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_files_exist(page):
+    text = page.read_text()
+    linked = [page.parent / link for link in re.findall(r"\]\(([^)#:]+)\)", text)]
+    named = [ROOT / name for name in re.findall(r"`((?:csrc|docs|dla_kernels|bench|tests|tools)/[\w/.]+\.\w+)`", text)]
+    assert [str(path) for path in linked + named if not path.exists()] == []
+
+
+def test_doctests():
+    results = doctest.testmod(dla_kernels.cells)
+    assert results.attempted > 0
+    assert results.failed == 0
+
+
+def test_every_command_has_help(capsys):
+    for command in ([], ["info"], ["verify"]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([*command, "--help"])
+        assert stop.value.code == 0
+        assert "usage: python -m dla_kernels" in capsys.readouterr().out
+
+
+def test_info_names_every_backend(capsys):
+    assert cli.main(["info"]) == 0
+    printed = capsys.readouterr().out
+    for name in dla_kernels.backends.NAMES:
+        assert re.search(rf"^{name} ", printed, re.M)
