@@ -74,11 +74,8 @@ class Inputs:
         T, B, C, HW, _ = shape
         self.shape = shape
         self.xs = [torch.randn(B, C, HW, HW) for _ in range(T)]
-        self.weights = dla.Joint(
-            torch.randn(shape.R, 2 * C) * (2 * C) ** -0.5,
-            torch.randn(3 * C, shape.R) * shape.R**-0.5,
-            torch.zeros(3 * C),
-        )
+        w1, w2 = torch.randn(shape.R, 2 * C), torch.randn(3 * C, shape.R)
+        self.weights = dla.Joint(w1 * (2 * C) ** -0.5, w2 * shape.R**-0.5, torch.zeros(3 * C))
         self.y = reference.gap(self.xs)
 
     @cached_property

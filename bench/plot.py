@@ -18,21 +18,16 @@ def speedups(rows: list[dict], path: Path) -> None:
     figure, axes = plt.subplots(1, len(ops), figsize=(15, 4.5), sharey=True, layout="constrained")
     for axis, op in zip(axes, ops):
         names = [key.split("/")[1] for key in rows[0]["ms"] if key.startswith(f"{op}/")]
+        height = 0.8 / len(names)
         for i, row in enumerate(rows):
             ours = row["ms"][f"{op}/ours"]
             for j, name in enumerate(names):
-                at = i + (j - (len(names) - 1) / 2) * 0.8 / len(names)
-                axis.barh(
-                    at,
-                    row["ms"][f"{op}/{name}"] / ours,
-                    0.8 / len(names),
-                    color=COLOURS[name],
-                    label=name if i == 0 else None,
-                )
+                at = i + (j - (len(names) - 1) / 2) * height
+                time = row["ms"][f"{op}/{name}"] / ours
+                axis.barh(at, time, height, color=COLOURS[name], label=None if i else name)
             if op == "forward":
-                axis.plot(
-                    [row["ms"]["copy/copy"] / ours] * 2, [i - 0.45, i + 0.45], "k:", label="copy" if i == 0 else None
-                )
+                copy = row["ms"]["copy/copy"] / ours
+                axis.plot([copy, copy], [i - 0.45, i + 0.45], "k:", label=None if i else "copy")
         axis.set_title(op)
         axis.set_xlabel("time / ours")
         axis.set_yticks(range(len(rows)), [row["name"] for row in rows])

@@ -19,13 +19,12 @@ inline ScalarType accumulate_dtype(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-inline void check_tensor(const char* name, const Tensor& x, std::vector<int64_t> shape,
-                         ScalarType dtype, const Tensor& like) {
-  STD_TORCH_CHECK(x.dim() == int64_t(shape.size()), name, ": expected ", shape.size(),
-                  " dimensions, got ", x.dim());
+inline void check_tensor(const char* name, const Tensor& x, std::vector<int64_t> shape, ScalarType dtype,
+                         const Tensor& like) {
+  STD_TORCH_CHECK(x.dim() == int64_t(shape.size()), name, ": expected ", shape.size(), " dimensions, got ", x.dim());
   for (int64_t i = 0; i < x.dim(); ++i)
-    STD_TORCH_CHECK(x.size(i) == shape[i], name, ": expected size ", shape[i], " in dimension ", i,
-                    ", got ", x.size(i));
+    STD_TORCH_CHECK(x.size(i) == shape[i], name, ": expected size ", shape[i], " in dimension ", i, ", got ",
+                    x.size(i));
   STD_TORCH_CHECK(x.scalar_type() == dtype, name, ": expected dtype ", toString(dtype), ", got ",
                   toString(x.scalar_type()));
   STD_TORCH_CHECK(x.device() == like.device(), name, ": on another device than the first tensor");
@@ -37,8 +36,7 @@ inline void check_maps(const char* name, const Tensors& xs) {
   for (const Tensor& x : xs) {
     STD_TORCH_CHECK(x.dim() == 4, name, ": expected maps [B, C, H, W], got ", x.dim(), " dimensions");
     STD_TORCH_CHECK(x.size(1) > 0 && x.size(2) > 0 && x.size(3) > 0, name, ": a map of size zero");
-    check_tensor(name, x, {xs[0].size(0), xs[0].size(1), x.size(2), x.size(3)}, xs[0].scalar_type(),
-                 xs[0]);
+    check_tensor(name, x, {xs[0].size(0), xs[0].size(1), x.size(2), x.size(3)}, xs[0].scalar_type(), xs[0]);
   }
 }
 
@@ -46,28 +44,25 @@ inline void check_maps(const char* name, const Tensors& xs) {
 inline void check_like_maps(const char* name, const Tensors& dout, const Tensors& xs) {
   STD_TORCH_CHECK(dout.size() == xs.size(), name, ": expected ", xs.size(), " maps, got ", dout.size());
   for (size_t t = 0; t < xs.size(); ++t)
-    check_tensor(name, dout[t], {xs[t].size(0), xs[t].size(1), xs[t].size(2), xs[t].size(3)},
-                 xs[t].scalar_type(), xs[0]);
+    check_tensor(name, dout[t], {xs[t].size(0), xs[t].size(1), xs[t].size(2), xs[t].size(3)}, xs[t].scalar_type(),
+                 xs[0]);
 }
 
 inline Projection projection_of(const Tensors& weights) {
   STD_TORCH_CHECK(weights.size() == 3 || weights.size() == 8 || weights.size() == 4,
                   "weights: expected 3 (joint), 8 (split) or 4 (dense) tensors, got ", weights.size());
-  return weights.size() == 3   ? Projection::kJoint
-         : weights.size() == 8 ? Projection::kSplit
-                               : Projection::kDense;
+  return weights.size() == 3 ? Projection::kJoint : weights.size() == 8 ? Projection::kSplit : Projection::kDense;
 }
 
 // y or d: [T, B, C] in fp32 or fp64.
 inline void check_rows(const char* name, const Tensor& y) {
   STD_TORCH_CHECK(y.dim() == 3, name, ": expected [T, B, C], got ", y.dim(), " dimensions");
   STD_TORCH_CHECK(y.size(0) > 0 && y.size(2) > 0, name, ": expected at least one layer and channel");
-  STD_TORCH_CHECK(y.scalar_type() == accumulate_dtype(y.scalar_type()), name,
-                  ": expected fp32 or fp64, got ", toString(y.scalar_type()));
+  STD_TORCH_CHECK(y.scalar_type() == accumulate_dtype(y.scalar_type()), name, ": expected fp32 or fp64, got ",
+                  toString(y.scalar_type()));
 }
 
-inline void check_weights(const Tensors& weights, int64_t NG, int64_t C, ScalarType dtype,
-                          const Tensor& like) {
+inline void check_weights(const Tensors& weights, int64_t NG, int64_t C, ScalarType dtype, const Tensor& like) {
   const auto check = [&](size_t i, std::vector<int64_t> shape) {
     check_tensor("weights", weights[i], std::move(shape), dtype, like);
   };
@@ -82,24 +77,22 @@ inline void check_weights(const Tensors& weights, int64_t NG, int64_t C, ScalarT
     check(0, {R, 2 * C}), check(1, {NG * C, R}), check(2, {NG * C});
     return;
   }
-  for (size_t i : {0, 4})
-    check(i, {R, C}), check(i + 1, {R}), check(i + 2, {NG * C, R}), check(i + 3, {NG * C});
+  for (size_t i : {0, 4}) check(i, {R, C}), check(i + 1, {R}), check(i + 2, {NG * C, R}), check(i + 3, {NG * C});
 }
 
 // state: `count` tensors [B, C]; none where the cell starts by itself.
-inline void check_state(const char* name, const Tensors& state, size_t count, bool may_be_absent,
-                        int64_t B, int64_t C, ScalarType dtype, const Tensor& like) {
+inline void check_state(const char* name, const Tensors& state, size_t count, bool may_be_absent, int64_t B, int64_t C,
+                        ScalarType dtype, const Tensor& like) {
   if (may_be_absent && state.empty()) return;
   STD_TORCH_CHECK(state.size() == count, name, ": expected ", count, " tensors, got ", state.size());
   for (const Tensor& s : state) check_tensor(name, s, {B, C}, dtype, like);
 }
 
 // states: `count` tensors [T, B, C]; none where no gradient arrives.
-inline void check_states(const char* name, const Tensors& states, size_t count, bool may_be_absent,
-                         int64_t T, int64_t B, int64_t C, ScalarType dtype, const Tensor& like) {
+inline void check_states(const char* name, const Tensors& states, size_t count, bool may_be_absent, int64_t T,
+                         int64_t B, int64_t C, ScalarType dtype, const Tensor& like) {
   if (may_be_absent && states.empty()) return;
-  STD_TORCH_CHECK(states.size() == count, name, ": expected ", count, " tensors, got ",
-                  states.size());
+  STD_TORCH_CHECK(states.size() == count, name, ": expected ", count, " tensors, got ", states.size());
   for (const Tensor& s : states) check_tensor(name, s, {T, B, C}, dtype, like);
 }
 

@@ -7,7 +7,7 @@ A cell is a *projection* (how ``y`` and ``h`` become gate pre-activations ``a``)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -42,7 +42,7 @@ class Dense(NamedTuple):
     bh: Tensor  # [NG*C]
 
 
-Weights = Union[Joint, Split, Dense]
+Weights = Joint | Split | Dense
 
 PROJECTIONS = {"joint": Joint, "split": Split, "dense": Dense}
 NUM_GATES = {"rnn": 1, "lstm": 4, "dia": 4, "dsu": 3}  # NG

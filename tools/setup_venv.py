@@ -54,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("venv", type=Path, nargs="?", default=Path(".venv"), help="where to make it (default: .venv)")
     venv = parser.parse_args().venv
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 (this file runs before anything has checked)
         raise SystemExit(f"dla-kernels needs Python 3.10 or newer, this is {sys.version.split()[0]}; set PYTHON=...")
     python = venv / "bin" / "python"
     if not python.exists():

@@ -23,8 +23,12 @@ struct Stage {
   const Start<A> start;
 
   Stage(const Tensors& xs, const Tensors& w, const Tensors& state, const std::string& name)
-      : rule(find_rule<A>(name)), layers(xs.size()), B(xs[0].size(0)), C(xs[0].size(1)),
-        weights((check(xs, w, state, rule), w), C, rule, 2 * B * layers), cell(rule, weights, layers),
+      : rule(find_rule<A>(name)),
+        layers(xs.size()),
+        B(xs[0].size(0)),
+        C(xs[0].size(1)),
+        weights((check(xs, w, state, rule), w), C, rule, 2 * B * layers),
+        cell(rule, weights, layers),
         start(state, rule, C) {}
 
  private:
@@ -53,9 +57,13 @@ struct Forward {
   const Tensor y;
   const Tensors states;
 
-  Forward(const Stage<T>& stage, const std::vector<MapView<const T>>& x,
-          const std::vector<MapView<T>>& out, bool stream)
-      : stage(stage), x(x), out(out), stream(stream), y(empty<A>({stage.layers, stage.B, stage.C})),
+  Forward(const Stage<T>& stage, const std::vector<MapView<const T>>& x, const std::vector<MapView<T>>& out,
+          bool stream)
+      : stage(stage),
+        x(x),
+        out(out),
+        stream(stream),
+        y(empty<A>({stage.layers, stage.B, stage.C})),
         states(empty_states(stage.rule, stage.layers, stage.B, stage.C)) {
     const int64_t layers = stage.layers, B = stage.B, C = stage.C;
     if (balanced(B) && !stage.cell.wide) {
@@ -73,9 +81,8 @@ struct Forward {
         const Matrix<A> rows = recur(b0, nb);
         std::copy_n(rows[0], nb * layers * C, d[b0 * layers]);
       });
-      for_each_plane(layers, B, C, [&](int64_t t, int64_t b, int64_t c0, int64_t c1) {
-        rescale(t, b, c0, c1, d[b * layers + t]);
-      });
+      for_each_plane(layers, B, C,
+                     [&](int64_t t, int64_t b, int64_t c0, int64_t c1) { rescale(t, b, c0, c1, d[b * layers + t]); });
     }
   }
 
@@ -95,15 +102,14 @@ struct Forward {
     return d;
   }
   void rescale(int64_t t, int64_t b, int64_t c0, int64_t c1, const A* d) const {
-    map_leaves<T>().scale(x[t].sample(b).channels(c0, c1), d + c0, nullptr,
-                          out[t].sample(b).channels(c0, c1), stream);
+    map_leaves<T>().scale(x[t].sample(b).channels(c0, c1), d + c0, nullptr, out[t].sample(b).channels(c0, c1), stream);
   }
 };
 
 }  // namespace
 
-std::tuple<Tensors, Tensors, Tensor> layer_update(const Tensors& xs, const Tensors& weights,
-                                                  const Tensors& state, const std::string& rule) {
+std::tuple<Tensors, Tensors, Tensor> layer_update(const Tensors& xs, const Tensors& weights, const Tensors& state,
+                                                  const std::string& rule) {
   check_maps("xs", xs);
   return dispatch_maps(xs[0].scalar_type(), [&](auto element) -> std::tuple<Tensors, Tensors, Tensor> {
     using T = decltype(element);
@@ -117,8 +123,7 @@ std::tuple<Tensors, Tensors, Tensor> layer_update(const Tensors& xs, const Tenso
   });
 }
 
-Tensors layer_update_(const Tensors& xs, const Tensors& weights, const Tensors& state,
-                      const std::string& rule) {
+Tensors layer_update_(const Tensors& xs, const Tensors& weights, const Tensors& state, const std::string& rule) {
   check_maps("xs", xs);
   return dispatch_maps(xs[0].scalar_type(), [&](auto element) {
     using T = decltype(element);
@@ -128,11 +133,9 @@ Tensors layer_update_(const Tensors& xs, const Tensors& weights, const Tensors& 
   });
 }
 
-std::tuple<Tensors, Tensors, Tensors> layer_update_bwd(const Tensors& dout, const Tensors& dstates,
-                                                       const Tensors& xs, const Tensors& weights,
-                                                       const Tensors& state, const Tensor& y_in,
-                                                       const Tensors& states_in,
-                                                       const std::string& rule) {
+std::tuple<Tensors, Tensors, Tensors> layer_update_bwd(const Tensors& dout, const Tensors& dstates, const Tensors& xs,
+                                                       const Tensors& weights, const Tensors& state, const Tensor& y_in,
+                                                       const Tensors& states_in, const std::string& rule) {
   check_maps("xs", xs);
   check_like_maps("dout", dout, xs);
   return dispatch_maps(xs[0].scalar_type(), [&](auto element) -> std::tuple<Tensors, Tensors, Tensors> {
@@ -159,8 +162,8 @@ std::tuple<Tensors, Tensors, Tensors> layer_update_bwd(const Tensors& dout, cons
       map_leaves<T>().dot(dy.views[t].sample(b).channels(c0, c1), x.views[t].sample(b).channels(c0, c1), dd + c0);
     };
     const auto scale = [&](int64_t t, int64_t b, int64_t c0, int64_t c1, const A* d, const A* e) {
-      map_leaves<T>().scale(dy.views[t].sample(b).channels(c0, c1), d + c0, e + c0,
-                            dx[t].sample(b).channels(c0, c1), stream);
+      map_leaves<T>().scale(dy.views[t].sample(b).channels(c0, c1), d + c0, e + c0, dx[t].sample(b).channels(c0, c1),
+                            stream);
     };
     // From dd to d and e = dy / HW, all [nb * T, C].
     const auto recur = [&](int64_t b0, int64_t nb, Rows<const A> dd, Rows<A> d) {
@@ -181,9 +184,8 @@ std::tuple<Tensors, Tensors, Tensors> layer_update_bwd(const Tensors& dout, cons
       Blocks(B, 2 * bytes_of(x.views, 1)).run([&](int64_t b0, int64_t nb) {
         const Matrix<A> dd(nb * layers, C), d(nb * layers, C);
         const auto row = [&](int64_t t, int64_t b) { return (b - b0) * layers + t; };
-        for_block(layers, b0, nb, C, [&](int64_t t, int64_t b, int64_t c0, int64_t c1) {
-          dot(t, b, c0, c1, dd[row(t, b)]);
-        });
+        for_block(layers, b0, nb, C,
+                  [&](int64_t t, int64_t b, int64_t c0, int64_t c1) { dot(t, b, c0, c1, dd[row(t, b)]); });
         const Matrix<A> e = recur(b0, nb, dd.rows, d.rows);
         for_block(layers, b0, nb, C, [&](int64_t t, int64_t b, int64_t c0, int64_t c1) {
           scale(t, b, c0, c1, d[row(t, b)], e[row(t, b)]);
@@ -191,9 +193,8 @@ std::tuple<Tensors, Tensors, Tensors> layer_update_bwd(const Tensors& dout, cons
       });
     } else {
       const Matrix<A> dd(B * layers, C), d(B * layers, C), e(B * layers, C);
-      for_each_plane(layers, B, C, [&](int64_t t, int64_t b, int64_t c0, int64_t c1) {
-        dot(t, b, c0, c1, dd[b * layers + t]);
-      });
+      for_each_plane(layers, B, C,
+                     [&](int64_t t, int64_t b, int64_t c0, int64_t c1) { dot(t, b, c0, c1, dd[b * layers + t]); });
       stage.cell.blocks(B, [&](int64_t b0, int64_t nb) {
         const int64_t row = b0 * layers;
         const Matrix<A> rows = recur(b0, nb, dd.rows.from(row), d.rows.from(row));

@@ -22,8 +22,7 @@ Choice choose() {
   STD_TORCH_CHECK(limit.empty() || limit == "baseline" || limit == "x86-64-v3" || limit == "x86-64-v4",
                   "DLA_KERNELS_ISA: expected baseline, x86-64-v3 or x86-64-v4, got '", limit, "'");
 #if defined(DLA_X86_64)
-  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                  __builtin_cpu_supports("bmi2");
+  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                   __builtin_cpu_supports("avx512vl");

@@ -46,8 +46,8 @@ struct RuleLeaves {
   void (*step)(int64_t M, int64_t n, int64_t C, Rows<const A> a, Rows<const A> h, Rows<const A> c, Rows<A> h_new,
                Rows<A> c_new, Rows<A> out);
   // da from the gradient (dh, dc) of the new state; dc becomes the gradient of the old c.
-  void (*step_bwd)(int64_t M, int64_t n, int64_t C, Rows<const A> a, Rows<const A> h, Rows<const A> c,
-                   Rows<const A> dh, Rows<A> dc, Rows<A> da);
+  void (*step_bwd)(int64_t M, int64_t n, int64_t C, Rows<const A> a, Rows<const A> h, Rows<const A> c, Rows<const A> dh,
+                   Rows<A> dc, Rows<A> da);
   // da from the gradient dd of the output alone; adds the gradient of the old c to dc; the output
   // itself goes to out, which may be absent.
   void (*output_bwd)(int64_t M, int64_t n, int64_t C, Rows<const A> a, Rows<const A> h, Rows<const A> c,
@@ -57,10 +57,9 @@ struct RuleLeaves {
 template <class A>
 struct Leaves {
   // leaves/gemm.h
-  void (*dots)(int64_t M, int64_t N, int64_t K, Rows<const A> x, Rows<const A> w,
-               Rows<const A> init, Rows<A> out);
-  void (*axpys)(int64_t M, int64_t N, int64_t K, const A* x, int64_t x_row, int64_t x_col,
-                Rows<const A> w, Rows<const A> init, Rows<A> out);
+  void (*dots)(int64_t M, int64_t N, int64_t K, Rows<const A> x, Rows<const A> w, Rows<const A> init, Rows<A> out);
+  void (*axpys)(int64_t M, int64_t N, int64_t K, const A* x, int64_t x_row, int64_t x_col, Rows<const A> w,
+                Rows<const A> init, Rows<A> out);
   const RuleLeaves<A>* rules;
   int num_rules;
 };

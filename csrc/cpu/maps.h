@@ -32,18 +32,16 @@ inline int64_t pixel_stride(const Tensor& x) {
 }
 
 inline bool fits(const Tensor& x, bool interleaved) {
-  return interleaved ? pixel_stride(x) > 0 && (x.stride(1) == 1 || x.size(1) == 1)
-                     : pixel_stride(x) == 1;
+  return interleaved ? pixel_stride(x) > 0 && (x.stride(1) == 1 || x.size(1) == 1) : pixel_stride(x) == 1;
 }
 // A single pixel or channel fits both layouts: then walk the axis that is longer.
-inline bool is_interleaved(const Tensor& x) {
-  return fits(x, true) && (x.size(2) * x.size(3) == 1 || !fits(x, false));
-}
+inline bool is_interleaved(const Tensor& x) { return fits(x, true) && (x.size(2) * x.size(3) == 1 || !fits(x, false)); }
 
 template <class T>
 MapView<T> view(const Tensor& x, bool interleaved) {
-  return {static_cast<T*>(x.data_ptr()), x.size(1), x.size(2) * x.size(3), x.stride(0),
-          interleaved ? 1 : x.stride(1), interleaved ? pixel_stride(x) : 1, interleaved};
+  return {
+      static_cast<T*>(x.data_ptr()),     x.size(1),  x.size(2) * x.size(3), x.stride(0), interleaved ? 1 : x.stride(1),
+      interleaved ? pixel_stride(x) : 1, interleaved};
 }
 
 // Maps to read. Those in neither layout (expanded gradients, transposed views), or not in the layout
@@ -57,10 +55,10 @@ struct ReadMaps {
     for (size_t t = 0; t < xs.size(); ++t) {
       const bool interleaved = beside ? beside->views[t].interleaved : is_interleaved(xs[t]);
       using torch::headeronly::MemoryFormat;
-      held.push_back(fits(xs[t], interleaved) ? xs[t]
-                                              : torch::stable::contiguous(
-                                                    xs[t], interleaved ? MemoryFormat::ChannelsLast
-                                                                       : MemoryFormat::Contiguous));
+      held.push_back(
+          fits(xs[t], interleaved)
+              ? xs[t]
+              : torch::stable::contiguous(xs[t], interleaved ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous));
       views.push_back(view<const T>(held.back(), interleaved));
     }
   }
@@ -92,8 +90,7 @@ template <class T>
 std::vector<MapView<T>> mutable_maps(const Tensors& xs) {
   std::vector<MapView<T>> views;
   for (const Tensor& x : xs) {
-    STD_TORCH_CHECK(fits(x, is_interleaved(x)),
-                    "xs: in place, expected maps that are NCHW or channels_last in memory");
+    STD_TORCH_CHECK(fits(x, is_interleaved(x)), "xs: in place, expected maps that are NCHW or channels_last in memory");
     views.push_back(view<T>(x, is_interleaved(x)));
   }
   return views;

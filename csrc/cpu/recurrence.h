@@ -19,9 +19,7 @@ struct States {
   Rows<A> c_at(int64_t t, int64_t b0) const { return at(c, t, b0); }
 
  private:
-  Rows<A> at(A* x, int64_t t, int64_t b0) const {
-    return x ? Rows<A>{x + (t * B + b0) * C, C} : Rows<A>{};
-  }
+  Rows<A> at(A* x, int64_t t, int64_t b0) const { return x ? Rows<A>{x + (t * B + b0) * C, C} : Rows<A>{}; }
 };
 
 template <class A>
@@ -52,8 +50,7 @@ size_t state_size(const RuleLeaves<A>& rule) {
 template <class A>
 class Start {
  public:
-  Start(const Tensors& state, const RuleLeaves<A>& rule, int64_t C)
-      : state_(dense(state)), fixed_(2, C), C_(C) {
+  Start(const Tensors& state, const RuleLeaves<A>& rule, int64_t C) : state_(dense(state)), fixed_(2, C), C_(C) {
     std::fill_n(fixed_[0], C, rule.start_h);
     std::fill_n(fixed_[1], C, A(0));
   }
@@ -103,9 +100,8 @@ class Recurrence {
   void columns(int64_t n, F f) const {
     constexpr int64_t kPiece = 16;
     if (!wide) return f(0, n);
-    parallel_for((n + kPiece - 1) / kPiece, [&](int64_t begin, int64_t end) {
-      f(begin * kPiece, std::min(n, end * kPiece));
-    });
+    parallel_for((n + kPiece - 1) / kPiece,
+                 [&](int64_t begin, int64_t end) { f(begin * kPiece, std::min(n, end * kPiece)); });
   }
   void dots(int64_t M, int64_t n, int64_t K, Rows<const A> x, Rows<const A> weight, Rows<const A> init,
             Rows<A> out) const {
@@ -172,8 +168,7 @@ class Recurrence {
   }
 
   // c_t = Dyn(y_t, c_{t-1}) for t = 1..T; fills states for samples b0 .. b0 + nb. Returns the last h.
-  Matrix<A> scan(int64_t b0, int64_t nb, const Hoisted& hoisted, const Start<A>& start,
-                 const States<A>& states) const {
+  Matrix<A> scan(int64_t b0, int64_t nb, const Hoisted& hoisted, const Start<A>& start, const States<A>& states) const {
     Matrix<A> u(nb, std::max<int64_t>(R, 1)), a(nb, N), h_last(nb, C);
     Rows<const A> h = start.h(b0), c = rule.saves_c ? start.c(b0) : Rows<const A>{};
     for (int64_t t = 0; t < T; ++t) {
@@ -207,8 +202,7 @@ class Recurrence {
   void refresh(int64_t nb, const Hoisted& hoisted, Rows<const A> h, Rows<const A> c, Rows<A> d) const {
     Matrix<A> u(nb * T, std::max<int64_t>(R, 1)), a(nb * T, N);
     gates_from_last(nb, h, hoisted, u.rows, a.rows);
-    for (int64_t b = 0; b < nb; ++b)
-      step(T, a.rows.from(b * T), {h[b], 0}, {c[b], 0}, {}, {}, d.from(b * T));
+    for (int64_t b = 0; b < nb; ++b) step(T, a.rows.from(b * T), {h[b], 0}, {c[b], 0}, {}, {}, d.from(b * T));
   }
 
   // The pointwise rule of M rows, all channels; see RuleLeaves.

@@ -13,8 +13,17 @@ template <class A>
 class RecurrenceBwd {
  public:
   RecurrenceBwd(const Recurrence<A>& cell, int64_t B, bool has_scan, bool has_refresh)
-      : cell_(cell), w_(cell.w), T_(cell.T), C_(cell.C), R_(cell.R), N_(cell.N), B_(B),
-        has_scan_(has_scan), has_refresh_(has_refresh), dstate_(2 * B, C_), y_(B * T_, C_) {
+      : cell_(cell),
+        w_(cell.w),
+        T_(cell.T),
+        C_(cell.C),
+        R_(cell.R),
+        N_(cell.N),
+        B_(B),
+        has_scan_(has_scan),
+        has_refresh_(has_refresh),
+        dstate_(2 * B, C_),
+        y_(B * T_, C_) {
     const int64_t M = B * T_;
     const bool bottleneck = w_.bottleneck(), split = w_.projection == Projection::kSplit;
     if (has_scan) {
@@ -40,8 +49,8 @@ class RecurrenceBwd {
   };
 
   Block begin(int64_t b0, int64_t nb, const Matrix<A>& y) {
-    Block block{b0, nb, nb * T_, b0 * T_, cell_.hoist(nb * T_, y.rows),
-                dstate_.rows.from(b0), dstate_.rows.from(B_ + b0)};
+    Block block{
+        b0, nb, nb * T_, b0 * T_, cell_.hoist(nb * T_, y.rows), dstate_.rows.from(b0), dstate_.rows.from(B_ + b0)};
     std::copy_n(y[0], block.M * C_, y_[block.row]);
     if (uy_.exists()) std::copy_n(block.hoisted.uy[0], block.M * R_, uy_[block.row]);
     std::fill_n(block.dh.data, nb * C_, A(0));
@@ -60,8 +69,8 @@ class RecurrenceBwd {
       const Rows<const A> h_b{h[b], 0}, c_b{c[b], 0};
       const Rows<A> dc_b{block.dc[b], 0}, a = da.from(m), d_b = d.data ? d.from(m) : d;
       cell_.columns(C_, [&](int64_t i, int64_t end) {
-        cell_.rule.output_bwd(T_, end - i, C_, a.right(i), h_b.right(i), cell_.at(c_b, i),
-                              dd.from(m).right(i), dc_b.right(i), a.right(i), cell_.at(d_b, i));
+        cell_.rule.output_bwd(T_, end - i, C_, a.right(i), h_b.right(i), cell_.at(c_b, i), dd.from(m).right(i),
+                              dc_b.right(i), a.right(i), cell_.at(d_b, i));
       });
       std::copy_n(h[b], C_, h_last_[block.b0 + b]);
     }
@@ -96,14 +105,13 @@ class RecurrenceBwd {
       add(nb, dstates.h_at(t, b0), block.dh);
       add(nb, dstates.c_at(t, b0), block.dc);
       const Rows<A> da_t = cell_.every_layer(da, t), h_t = cell_.every_layer(h, t);
-      const Rows<const A> c = !states.c ? Rows<const A>{}
-                              : t > 0   ? Rows<const A>(states.c_at(t - 1, b0))
-                                        : start.c(b0);
+      const Rows<const A> c = !states.c ? Rows<const A>{} : t > 0 ? Rows<const A>(states.c_at(t - 1, b0)) : start.c(b0);
       cell_.columns(C_, [&](int64_t i, int64_t end) {
         cell_.rule.step_bwd(nb, end - i, C_, da_t.right(i), h_t.right(i), cell_.at(c, i), block.dh.right(i),
                             block.dc.right(i), da_t.right(i));
       });
-      const Rows<A> back = w_.bottleneck() ? through_bottleneck(nb, da_t, cell_.every_layer(u, t), cell_.every_layer(ds, t)) : da_t;
+      const Rows<A> back =
+          w_.bottleneck() ? through_bottleneck(nb, da_t, cell_.every_layer(u, t), cell_.every_layer(ds, t)) : da_t;
       cell_.axpys(nb, C_, w_.bottleneck() ? R_ : N_, back, w_.w1h, block.dh);
     }
   }
@@ -174,7 +182,7 @@ class RecurrenceBwd {
         break;
       case Projection::kDense:
         out = {result({N_, C_}, {{dq(), y_.rows, M}}), result({N_}, {column_sums(dq())}),
-               result({N_, C_}, {h_scan, h_last}),     result({N_}, {column_sums(dq())})};
+               result({N_, C_}, {h_scan, h_last}), result({N_}, {column_sums(dq())})};
         break;
     }
     products.run(cell_.leaf());
@@ -196,11 +204,11 @@ class RecurrenceBwd {
   const CellWeights<A>& w_;
   const int64_t T_, C_, R_, N_, B_;
   const bool has_scan_, has_refresh_;
-  Matrix<A> dstate_;                                   // dh then dc, [2B, C]
-  Matrix<A> y_, h_, h_last_;                           // what the projections saw
-  Matrix<A> u_scan_, u_refresh_, uy_;                  // bottleneck activations
-  Matrix<A> ds_scan_, ds_refresh_, dsy_;               // gradients in front of their relu
-  Matrix<A> da_scan_, da_refresh_, dq_, last_sum_;     // gradients of the gates; sums over layers
+  Matrix<A> dstate_;                                // dh then dc, [2B, C]
+  Matrix<A> y_, h_, h_last_;                        // what the projections saw
+  Matrix<A> u_scan_, u_refresh_, uy_;               // bottleneck activations
+  Matrix<A> ds_scan_, ds_refresh_, dsy_;            // gradients in front of their relu
+  Matrix<A> da_scan_, da_refresh_, dq_, last_sum_;  // gradients of the gates; sums over layers
   const A one_ = 1;
 
   // dp = ds_scan + ds_refresh and dq = da_scan + da_refresh, each where finish() left it.

@@ -11,8 +11,7 @@ namespace cpu {
 namespace {
 
 template <class A>
-void check_refresh(const Tensor& y, const Tensors& state, const Tensors& weights,
-                   const RuleLeaves<A>& rule) {
+void check_refresh(const Tensor& y, const Tensors& state, const Tensors& weights, const RuleLeaves<A>& rule) {
   check_weights(weights, rule.NG, y.size(2), y.scalar_type(), y);
   check_state("state", state, state_size(rule), false, y.size(1), y.size(2), y.scalar_type(), y);
 }
@@ -40,9 +39,8 @@ Tensor refresh(const Tensor& y_in, const Tensors& state, const Tensors& weights,
   });
 }
 
-std::tuple<Tensor, Tensors, Tensors> refresh_bwd(const Tensor& dd_in, const Tensor& y_in,
-                                                 const Tensors& state, const Tensors& weights,
-                                                 const std::string& name) {
+std::tuple<Tensor, Tensors, Tensors> refresh_bwd(const Tensor& dd_in, const Tensor& y_in, const Tensors& state,
+                                                 const Tensors& weights, const std::string& name) {
   check_rows("y", y_in);
   const Tensor y = dense(y_in);
   return dispatch_rows(y.scalar_type(), [&](auto element) -> std::tuple<Tensor, Tensors, Tensors> {

@@ -11,8 +11,8 @@ namespace cpu {
 namespace {
 
 template <class T>
-void scale_maps(const std::vector<MapView<const T>>& x, const Tensor& d,
-                const std::vector<MapView<T>>& out, bool stream) {
+void scale_maps(const std::vector<MapView<const T>>& x, const Tensor& d, const std::vector<MapView<T>>& out,
+                bool stream) {
   using A = accumulate_t<T>;
   const int64_t B = d.size(1), C = d.size(2);
   for_each_plane(x.size(), B, C, [&](int64_t t, int64_t b, int64_t c0, int64_t c1) {
@@ -23,8 +23,8 @@ void scale_maps(const std::vector<MapView<const T>>& x, const Tensor& d,
 
 Tensor check_rescale(const Tensors& xs, const Tensor& d) {
   check_maps("xs", xs);
-  check_tensor("d", d, {int64_t(xs.size()), xs[0].size(0), xs[0].size(1)},
-               accumulate_dtype(xs[0].scalar_type()), xs[0]);
+  check_tensor("d", d, {int64_t(xs.size()), xs[0].size(0), xs[0].size(1)}, accumulate_dtype(xs[0].scalar_type()),
+               xs[0]);
   return dense(d);
 }
 

@@ -39,9 +39,8 @@ Tensors scan(const Tensor& y_in, const Tensors& weights, const Tensors& state, c
   });
 }
 
-std::tuple<Tensor, Tensors, Tensors> scan_bwd(const Tensors& dstates, const Tensor& y_in,
-                                              const Tensors& weights, const Tensors& state,
-                                              const Tensors& states_in, const std::string& name) {
+std::tuple<Tensor, Tensors, Tensors> scan_bwd(const Tensors& dstates, const Tensor& y_in, const Tensors& weights,
+                                              const Tensors& state, const Tensors& states_in, const std::string& name) {
   check_rows("y", y_in);
   const Tensor y = dense(y_in);
   return dispatch_rows(y.scalar_type(), [&](auto element) -> std::tuple<Tensor, Tensors, Tensors> {

@@ -82,10 +82,14 @@ inline Tensor dense(const Tensor& x) { return x.is_contiguous() ? x : torch::sta
 template <class F>
 auto dispatch_maps(ScalarType dtype, F f) {
   switch (dtype) {
-    case ScalarType::Float: return f(float());
-    case ScalarType::Double: return f(double());
-    case ScalarType::BFloat16: return f(BFloat16());
-    case ScalarType::Half: return f(Half());
+    case ScalarType::Float:
+      return f(float());
+    case ScalarType::Double:
+      return f(double());
+    case ScalarType::BFloat16:
+      return f(BFloat16());
+    case ScalarType::Half:
+      return f(Half());
     default:
       STD_TORCH_CHECK(false, "xs: expected fp32, fp64, bf16 or fp16, got ", toString(dtype));
   }

@@ -17,12 +17,12 @@ namespace cpu {
 template <class A>
 struct CellWeights {
   Projection projection;
-  int64_t C, R, N;  // N = NG * C gate rows; R = 0 for dense
-  Rows<const A> w1h, w1y;        // [R, C]; dense: Wh, Wy [N, C]
-  Rows<const A> w2h, w2y;        // [N, R]
-  Matrix<A> panels_h, panels_y;  // the same in panels, or absent
+  int64_t C, R, N;                         // N = NG * C gate rows; R = 0 for dense
+  Rows<const A> w1h, w1y;                  // [R, C]; dense: Wh, Wy [N, C]
+  Rows<const A> w2h, w2y;                  // [N, R]
+  Matrix<A> panels_h, panels_y;            // the same in panels, or absent
   const A *b1h = nullptr, *b1y = nullptr;  // [R], split only
-  Rows<const A> q_bias;          // one row [N] for all: what q holds besides y
+  Rows<const A> q_bias;                    // one row [N] for all: what q holds besides y
 
   static constexpr int64_t kPanel = 64;
 

@@ -109,7 +109,8 @@ def check_cell(weights: Weights, cell: Cell, C: int, like_name: str, like: Tenso
             raise TypeError(f"weights.{name}: expected {first.dtype} like weights.{weights._fields[0]}, got {w.dtype}")
         if tuple(w.shape) != shapes[name]:
             raise ValueError(
-                f"weights.{name}: expected {list(shapes[name])} for C={C} and NG={cell.num_gates} gates, got {shape_of(w)}"
+                f"weights.{name}: expected {list(shapes[name])} for C={C} and NG={cell.num_gates} gates, "
+                f"got {shape_of(w)}"
             )
 
 

@@ -67,7 +67,8 @@ DLA_HOST_DEVICE void dots_tile(int64_t K, Rows<const A> w, Operands<A> ops) {
   if (const int rest = int(K - k)) step([k, rest](const A* p) { return load_n(p + k, rest); });
   for (int m = 0; m < kM; ++m) {
     A sums[kN];
-    if (kN == 1) sums[0] = lane_sum(sum[m][0]);
+    if (kN == 1)
+      sums[0] = lane_sum(sum[m][0]);
     else
       for (int n = 0; n + 4 <= kN; n += 4) lane_sum4(&sum[m][n], sums + n);
     for (int n = 0; n < kN; ++n) ops.out[m][n] = ops.init.data ? ops.init[m][n] + sums[n] : sums[n];
@@ -76,8 +77,7 @@ DLA_HOST_DEVICE void dots_tile(int64_t K, Rows<const A> w, Operands<A> ops) {
 
 // x [M, K], w [N, K], init [M, N] or none, out [M, N]
 template <class A>
-void dots(int64_t M, int64_t N, int64_t K, Rows<const A> x, Rows<const A> w, Rows<const A> init,
-          Rows<A> out) {
+void dots(int64_t M, int64_t N, int64_t K, Rows<const A> x, Rows<const A> w, Rows<const A> init, Rows<A> out) {
   const auto tile = [&](auto width, int64_t n) __attribute__((always_inline)) {
     const auto rows = [&](auto height, Operands<A> ops) __attribute__((always_inline)) {
       dots_tile<decltype(height)::value, decltype(width)::value>(K, w.from(n), ops);
@@ -120,8 +120,8 @@ DLA_HOST_DEVICE void axpys_tile(int64_t K, int rest, Rows<const A> w, Operands<A
 
 // x [M, K] with any strides (so also a transpose), w [K, N], init [M, N] or none, out [M, N]
 template <class A>
-void axpys(int64_t M, int64_t N, int64_t K, const A* x, int64_t x_row, int64_t x_col,
-           Rows<const A> w, Rows<const A> init, Rows<A> out) {
+void axpys(int64_t M, int64_t N, int64_t K, const A* x, int64_t x_row, int64_t x_col, Rows<const A> w,
+           Rows<const A> init, Rows<A> out) {
   constexpr int kLanes = Vec<A>::kLanes, kV = DLA_VECTOR_BYTES == 64 ? 4 : 2;
   for (int64_t n = 0; n < N; n += kV * kLanes) {
     const int width = int(N - n < kV * kLanes ? N - n : kV * kLanes);
@@ -132,10 +132,14 @@ void axpys(int64_t M, int64_t N, int64_t K, const A* x, int64_t x_row, int64_t x
       };
       for_row_tiles<decltype(count)::value <= 2 ? 8 : 4>(M, Operands<A>{x, x_row, x_col, init, out}.right(n), rows);
     };
-    if (vectors == 1) tile(Constant<1>());
-    else if (vectors == 2) tile(Constant<2>());
-    else if (kV == 4 && vectors == 3) tile(Constant<kV == 4 ? 3 : 1>());
-    else tile(Constant<kV>());
+    if (vectors == 1)
+      tile(Constant<1>());
+    else if (vectors == 2)
+      tile(Constant<2>());
+    else if (kV == 4 && vectors == 3)
+      tile(Constant<kV == 4 ? 3 : 1>());
+    else
+      tile(Constant<kV>());
   }
 }
 

@@ -23,7 +23,7 @@ MapLeaves<T> make_map_leaves() {
 
 const Tables& tables() {
   static const Tables all = {
-      make_leaves<float>(),     make_leaves<double>(),     make_map_leaves<float>(),
+      make_leaves<float>(),      make_leaves<double>(),       make_map_leaves<float>(),
       make_map_leaves<double>(), make_map_leaves<BFloat16>(), make_map_leaves<Half>(),
   };
   return all;

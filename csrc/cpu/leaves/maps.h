@@ -44,8 +44,7 @@ DLA_HOST_DEVICE Vec<accumulate_t<T>> sum_run(const T* x, const T* y, int64_t n) 
         const int64_t j = i + k * V::kLanes;
         sum[k] += Term::term(load(x + j), Term::kTwo ? load(y + j) : V(zero));
       }
-    for (; i + V::kLanes <= end; i += V::kLanes)
-      sum[0] += Term::term(load(x + i), Term::kTwo ? load(y + i) : V(zero));
+    for (; i + V::kLanes <= end; i += V::kLanes) sum[0] += Term::term(load(x + i), Term::kTwo ? load(y + i) : V(zero));
     if (i < end) {
       const int rest = int(end - i);
       sum[1] += Term::term(load_n(x + i, rest), Term::kTwo ? load_n(y + i, rest) : V(zero));
@@ -58,8 +57,7 @@ DLA_HOST_DEVICE Vec<accumulate_t<T>> sum_run(const T* x, const T* y, int64_t n) 
 
 // Sum over pixels of kV vectors of neighbouring channels; rest > 0: one vector of that many lanes.
 template <class Term, int kV, class T>
-DLA_HOST_DEVICE void sum_pixels(Plane<const T> x, Plane<const T> y, int64_t c, int rest,
-                                accumulate_t<T>* sums) {
+DLA_HOST_DEVICE void sum_pixels(Plane<const T> x, Plane<const T> y, int64_t c, int rest, accumulate_t<T>* sums) {
   using A = accumulate_t<T>;
   using V = Vec<A>;
   constexpr int kBlock = 64;
@@ -73,8 +71,7 @@ DLA_HOST_DEVICE void sum_pixels(Plane<const T> x, Plane<const T> y, int64_t c, i
     for (int64_t p = begin; p < end; ++p)
       for (int v = 0; v < kV; ++v) {
         const int64_t j = c + v * V::kLanes;
-        sum[v] += Term::term(read(x.data + p * x.sp + j),
-                             Term::kTwo ? read(y.data + p * y.sp + j) : V(A(0)));
+        sum[v] += Term::term(read(x.data + p * x.sp + j), Term::kTwo ? read(y.data + p * y.sp + j) : V(A(0)));
       }
     for (int v = 0; v < kV; ++v) total[v] += sum[v];
   }
@@ -90,8 +87,7 @@ void sum_plane(Plane<const T> x, Plane<const T> y, accumulate_t<T>* sums) {
     constexpr int kV = 4;
     int64_t c = 0;
     for (; c + kV * V::kLanes <= x.C; c += kV * V::kLanes) sum_pixels<Term, kV>(x, y, c, 0, sums);
-    for (; c < x.C; c += V::kLanes)
-      sum_pixels<Term, 1>(x, y, c, c + V::kLanes <= x.C ? 0 : int(x.C - c), sums);
+    for (; c < x.C; c += V::kLanes) sum_pixels<Term, 1>(x, y, c, c + V::kLanes <= x.C ? 0 : int(x.C - c), sums);
   } else {
     const auto run = [&](int64_t c) __attribute__((always_inline)) {
       return sum_run<Term>(x.data + c * x.sc, Term::kTwo ? y.data + c * y.sc : nullptr, x.HW);
@@ -153,8 +149,7 @@ void scale_plane(Plane<const T> x, const accumulate_t<T>* d, const accumulate_t<
 }
 
 template <class T>
-void scale(Plane<const T> x, const accumulate_t<T>* d, const accumulate_t<T>* e, Plane<T> out,
-           bool stream) {
+void scale(Plane<const T> x, const accumulate_t<T>* d, const accumulate_t<T>* e, Plane<T> out, bool stream) {
   // Runs of 16-bit elements that start off a 4-byte boundary cannot be streamed without gaps.
   const int64_t run = out.sc == 1 ? out.sp : out.sc;
   stream = stream && uintptr_t(out.data) % 4 == 0 && run * sizeof(T) % 4 == 0 && sizeof(T) >= 4;

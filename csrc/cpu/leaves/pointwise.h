@@ -51,8 +51,8 @@ struct Pointwise {
       });
   }
 
-  static void step(int64_t M, int64_t n, int64_t C, Rows<const A> a, Rows<const A> h, Rows<const A> c,
-                   Rows<A> h_new, Rows<A> c_new, Rows<A> out) {
+  static void step(int64_t M, int64_t n, int64_t C, Rows<const A> a, Rows<const A> h, Rows<const A> c, Rows<A> h_new,
+                   Rows<A> c_new, Rows<A> out) {
     for (int64_t m = 0; m < M; ++m)
       for_channels<A>(n, [&](int64_t i, int lanes) __attribute__((always_inline)) {
         const Gates gates = read_gates(a[m], C, i, lanes);
@@ -69,8 +69,8 @@ struct Pointwise {
       for_channels<A>(n, [&](int64_t i, int lanes) __attribute__((always_inline)) {
         const Gates gates = read_gates(a[m], C, i, lanes);
         Gates grads;
-        const V dc_old = Rule::step_bwd(gates.a, read_state(h[m], c[m], i, lanes),
-                                        read_state(dh[m], dc[m], i, lanes), grads.a);
+        const V dc_old =
+            Rule::step_bwd(gates.a, read_state(h[m], c[m], i, lanes), read_state(dh[m], dc[m], i, lanes), grads.a);
         write_gates(da[m], C, i, lanes, grads);
         write(dc[m] + i, dc_old, lanes);
       });
@@ -93,7 +93,7 @@ struct Pointwise {
   }
 
   static RuleLeaves<A> leaves(const char* name) {
-    return {name,  Rule::NG, Rule::kSavesH, Rule::kSavesC,   Rule::template start_h<A>(),
+    return {name,  Rule::NG, Rule::kSavesH, Rule::kSavesC, Rule::template start_h<A>(),
             &feed, &step,    &step_bwd,     &output_bwd};
   }
 };

@@ -181,7 +181,7 @@ DLA_HOST_DEVICE Half narrow<Half>(float x) {
   memcpy(&bits, &x, sizeof bits);
   const uint16_t sign = uint16_t(bits >> 16 & 0x8000);
   bits &= 0x7fffffff;
-  if (bits > 0x7f800000) return {uint16_t(sign | 0x7e00)};  // NaN
+  if (bits > 0x7f800000) return {uint16_t(sign | 0x7e00)};   // NaN
   if (bits >= 0x477ff000) return {uint16_t(sign | 0x7c00)};  // rounds to infinity
   if (bits < 0x38800000) {                                   // subnormal: let fp32 addition round
     float magnitude;
