@@ -62,8 +62,8 @@ class Cell:
     output: DSU only, what the refresh gate is: ``"context"`` (c itself, as in the paper) or
         ``"sigmoid"`` (sig(c), as in the released code). The latter also starts from h = 0 where no
         state is given, the former from h = act(0).
-    projection: ``"joint" | "split" | "dense"``, the type of the weights; None means the usual one of
-        the kind (rnn, lstm: dense; dia: split; dsu: joint).
+    projection: ``"joint" | "split" | "dense"``, the type of the weights; left out, the usual one
+        of the kind (rnn, lstm: dense; dia: split; dsu: joint).
 
     >>> Cell("lstm")
     Cell(kind='lstm', act='sigmoid', output='context', projection='dense')
@@ -74,10 +74,10 @@ class Cell:
     kind: str = "dsu"
     act: str = "sigmoid"
     output: str = "context"
-    projection: str | None = None
+    projection: str = ""
 
     def __post_init__(self) -> None:
-        if self.projection is None and self.kind in _USUAL_PROJECTION:
+        if not self.projection and self.kind in _USUAL_PROJECTION:
             object.__setattr__(self, "projection", _USUAL_PROJECTION[self.kind])
         for field, allowed in (
             ("kind", NUM_GATES),

@@ -64,7 +64,7 @@ def random_weights(cell: Cell, C: int, R: int, **options: Any) -> tuple[Tensor, 
 
 def make_cases(cell: Cell, sizes: Sequence[tuple[int, int]], B: int, C: int, R: int, device: str) -> list[Case]:
     """Every op that has a cell, once; maps of even number are channels_last."""
-    fp64 = dict(dtype=torch.float64, device=device)
+    fp64: Any = {"dtype": torch.float64, "device": device}
     T, num_state = len(sizes), len(cell.state_names)
     xs = [torch.randn(B, C, H, W, **fp64) for H, W in sizes]
     xs = [x.contiguous(memory_format=torch.channels_last) if t % 2 else x for t, x in enumerate(xs)]

@@ -76,10 +76,10 @@ def double_backward(
     """
 
     def backward(*args: Tensor) -> Tensors:
-        values, vjp = torch.func.vjp(forward, *args[: len(inputs)])
+        values, vjp = torch.func.vjp(forward, *args[: len(inputs)])  # type: ignore[misc]
         cotangents = args[len(inputs) :]
         return vjp(tuple(g.to(v.dtype) for g, v in zip(cotangents, values, strict=True)))
 
     with torch.autocast(inputs[0].device.type, enabled=False):
-        values, vjp = torch.func.vjp(backward, *inputs, *grads)
+        values, vjp = torch.func.vjp(backward, *inputs, *grads)  # type: ignore[misc]
         return vjp(tuple(filled(ggs, values)))
