@@ -27,7 +27,7 @@ struct Stage {
         layers(xs.size()),
         B(xs[0].size(0)),
         C(xs[0].size(1)),
-        weights((check(xs, w, state, rule), w), C, rule, 2 * B * layers),
+        weights((check(xs, w, state, rule), w), C, rule),
         cell(rule, weights, layers),
         start(state, rule, C) {}
 

@@ -54,12 +54,17 @@ struct RuleLeaves {
                      Rows<const A> dd, Rows<A> dc, Rows<A> da, Rows<A> out);
 };
 
+// Gate columns in one panel of a packed W2 (weights.h).
+constexpr int64_t kPanel = 64;
+
 template <class A>
 struct Leaves {
   // leaves/gemm.h
   void (*dots)(int64_t M, int64_t N, int64_t K, Rows<const A> x, Rows<const A> w, Rows<const A> init, Rows<A> out);
   void (*axpys)(int64_t M, int64_t N, int64_t K, const A* x, int64_t x_row, int64_t x_col, Rows<const A> w,
                 Rows<const A> init, Rows<A> out);
+  // panel [R, kPanel] = w [n, R]^T, n <= kPanel
+  void (*pack)(int64_t n, int64_t R, Rows<const A> w, Rows<A> panel);
   const RuleLeaves<A>* rules;
   int num_rules;
 };

@@ -115,11 +115,8 @@ class Recurrence {
     });
   }
 
-  // a = W2 u + q for M rows, from panels where there are any.
-  void from_bottleneck(int64_t M, Rows<const A> u, Rows<const A> w2, const Matrix<A>& panels, Rows<const A> q,
-                       Rows<A> a) const {
-    constexpr int64_t kPanel = CellWeights<A>::kPanel;
-    if (!panels.exists()) return dots(M, N, R, u, w2, q, a);
+  // a = W2 u + q for M rows.
+  void from_bottleneck(int64_t M, Rows<const A> u, const Matrix<A>& panels, Rows<const A> q, Rows<A> a) const {
     const auto some = [&](int64_t begin, int64_t end) {
       for (int64_t n = begin * kPanel; n < std::min(N, end * kPanel); n += kPanel)
         leaf_.axpys(M, std::min(kPanel, N - n), R, u.data, u.ld, 1, panels.rows.from(n / kPanel * R), q.right(n),
@@ -147,7 +144,7 @@ class Recurrence {
         dots(M, R, C, y, w.w1y, {w.b1y, 0}, out.uy.rows);
         relu_(M * R, out.uy[0]);
         out.q_held = Matrix<A>(M, N);
-        from_bottleneck(M, out.uy.rows, w.w2y, w.panels_y, w.q_bias, out.q_held.rows);
+        from_bottleneck(M, out.uy.rows, w.panels_y, w.q_bias, out.q_held.rows);
         out.p = {w.b1h, 0}, out.q = out.q_held.rows;
         break;
       case Projection::kDense:
@@ -164,7 +161,7 @@ class Recurrence {
     if (!w.bottleneck()) return dots(M, N, C, h, w.w1h, q, a);
     dots(M, R, C, h, w.w1h, p, u);
     for (int64_t m = 0; m < M; ++m) relu_(R, u[m]);
-    from_bottleneck(M, u, w.w2h, w.panels_h, q, a);
+    from_bottleneck(M, u, w.panels_h, q, a);
   }
 
   // c_t = Dyn(y_t, c_{t-1}) for t = 1..T; fills states for samples b0 .. b0 + nb. Returns the last h.
@@ -195,7 +192,7 @@ class Recurrence {
         for (int64_t k = 0; k < shared.rows.ld; ++k) sum[m][k] = shared[b][k] + own[m][k];
     if (!w.bottleneck()) return;
     relu_(nb * T * R, u.data);
-    from_bottleneck(nb * T, u, w.w2h, w.panels_h, hoisted.q, a);
+    from_bottleneck(nb * T, u, w.panels_h, hoisted.q, a);
   }
 
   // d_t = Dyn(y_t, c_T) for all t: output only. h, c [nb, C]; d [nb * T, C].

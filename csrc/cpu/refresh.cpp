@@ -26,7 +26,7 @@ Tensor refresh(const Tensor& y_in, const Tensors& state, const Tensors& weights,
     const RuleLeaves<A>& rule = find_rule<A>(name);
     check_refresh(y, state, weights, rule);
     const int64_t T = y.size(0), B = y.size(1), C = y.size(2);
-    const CellWeights<A> w(weights, C, rule, B * T);
+    const CellWeights<A> w(weights, C, rule);
     const Recurrence<A> cell(rule, w, T);
     const Start<A> last(state, rule, C);
     const Tensor d = empty<A>({T, B, C});
@@ -50,7 +50,7 @@ std::tuple<Tensor, Tensors, Tensors> refresh_bwd(const Tensor& dd_in, const Tens
     const int64_t T = y.size(0), B = y.size(1), C = y.size(2);
     check_tensor("dd", dd_in, {T, B, C}, y.scalar_type(), y);
     const Tensor dd = dense(dd_in);
-    const CellWeights<A> w(weights, C, rule, B * T);
+    const CellWeights<A> w(weights, C, rule);
     const Recurrence<A> cell(rule, w, T);
     const Start<A> last(state, rule, C);
     const Tensor dy = empty<A>({T, B, C});

@@ -26,7 +26,7 @@ Tensors scan(const Tensor& y_in, const Tensors& weights, const Tensors& state, c
     const RuleLeaves<A>& rule = find_rule<A>(name);
     check_scan(y, weights, state, rule);
     const int64_t T = y.size(0), B = y.size(1), C = y.size(2);
-    const CellWeights<A> w(weights, C, rule, B * T);
+    const CellWeights<A> w(weights, C, rule);
     const Recurrence<A> cell(rule, w, T);
     const Start<A> start(state, rule, C);
     const Tensors out = empty_states(rule, T, B, C);
@@ -51,7 +51,7 @@ std::tuple<Tensor, Tensors, Tensors> scan_bwd(const Tensors& dstates, const Tens
     check_states("states", states_in, num_states(rule), false, T, B, C, y.scalar_type(), y);
     check_states("dstates", dstates, num_states(rule), true, T, B, C, y.scalar_type(), y);
     const Tensors saved = dense(states_in), incoming = dense(dstates);
-    const CellWeights<A> w(weights, C, rule, B * T);
+    const CellWeights<A> w(weights, C, rule);
     const Recurrence<A> cell(rule, w, T);
     const Start<A> start(state, rule, C);
     const Tensor dy = empty<A>({T, B, C});

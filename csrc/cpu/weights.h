@@ -3,9 +3,8 @@
 // with p and q computed from y alone, for all layers at once:
 //   joint: p = W1y y,  q = b2;   split: p = b1h,  q = W2y relu(W1y y + b1y) + b2y + b2h;
 //   dense: q = Wy y + by + bh.
-// W2 [NG*C, R] has its summed axis, the bottleneck, along rows. That axis is short, so where there are
-// enough rows to repay it, W2 is transposed once per call into panels of kPanel gate columns
-// [NG*C / kPanel, R, kPanel], whose vectors run along channels.
+// W2 [NG*C, R] has its summed axis, the short bottleneck, along rows. It is transposed once per call into
+// panels of kPanel gate columns, [NG*C / kPanel, R, kPanel], whose vectors run along channels.
 #pragma once
 
 #include "tensors.h"
@@ -20,14 +19,11 @@ struct CellWeights {
   int64_t C, R, N;                         // N = NG * C gate rows; R = 0 for dense
   Rows<const A> w1h, w1y;                  // [R, C]; dense: Wh, Wy [N, C]
   Rows<const A> w2h, w2y;                  // [N, R]
-  Matrix<A> panels_h, panels_y;            // the same in panels, or absent
+  Matrix<A> panels_h, panels_y;            // the same in panels
   const A *b1h = nullptr, *b1y = nullptr;  // [R], split only
   Rows<const A> q_bias;                    // one row [N] for all: what q holds besides y
 
-  static constexpr int64_t kPanel = 64;
-
-  // num_rows: how many rows (samples times layers) the weights will be applied to.
-  CellWeights(const Tensors& weights, int64_t C, const RuleLeaves<A>& rule, int64_t num_rows)
+  CellWeights(const Tensors& weights, int64_t C, const RuleLeaves<A>& rule)
       : projection(projection_of(weights)), C(C), N(rule.NG * C), held_(dense(weights)) {
     const auto at = [&](size_t i) { return read<A>(held_[i]); };
     R = projection == Projection::kDense ? 0 : held_[0].size(0);
@@ -48,8 +44,6 @@ struct CellWeights {
         q_bias = sum(at(1), at(3));
         break;
     }
-    // A transpose costs each weight about as much as half a row's worth of the time it saves.
-    if (2 * num_rows < R) return;
     if (w2h.data) panels_h = to_panels(w2h);
     if (w2y.data) panels_y = to_panels(w2y);
   }
@@ -65,9 +59,8 @@ struct CellWeights {
     const int64_t count = (N + kPanel - 1) / kPanel;
     Matrix<A> panels(count * R, kPanel);
     parallel_for(count, [&](int64_t begin, int64_t end) {
-      for (int64_t n0 = begin * kPanel; n0 < std::min(N, end * kPanel); n0 += kPanel)
-        for (int64_t r = 0; r < R; ++r)
-          for (int64_t n = n0; n < std::min(N, n0 + kPanel); ++n) panels[n0 / kPanel * R + r][n - n0] = w2[n][r];
+      for (int64_t i = begin; i < end; ++i)
+        leaves<A>().pack(std::min(kPanel, N - i * kPanel), R, w2.from(i * kPanel), panels.rows.from(i * R));
     });
     return panels;
   }

@@ -143,6 +143,29 @@ void axpys(int64_t M, int64_t N, int64_t K, const A* x, int64_t x_row, int64_t x
   }
 }
 
+// panel [R, kPanel] = w [n, R]^T, four rows of w at a time so that their cache lines are used up.
+template <class A>
+void pack(int64_t n, int64_t R, Rows<const A> w, Rows<A> panel) {
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4) {
+    int64_t r = 0;
+#if defined(__SSE2__)
+    if (sizeof(A) == 4)
+      for (; r + 4 <= R; r += 4) {
+        __m128 a = _mm_loadu_ps((const float*)w[i] + r), b = _mm_loadu_ps((const float*)w[i + 1] + r);
+        __m128 c = _mm_loadu_ps((const float*)w[i + 2] + r), d = _mm_loadu_ps((const float*)w[i + 3] + r);
+        _MM_TRANSPOSE4_PS(a, b, c, d);
+        _mm_storeu_ps((float*)panel[r] + i, a), _mm_storeu_ps((float*)panel[r + 1] + i, b);
+        _mm_storeu_ps((float*)panel[r + 2] + i, c), _mm_storeu_ps((float*)panel[r + 3] + i, d);
+      }
+#endif
+    for (; r < R; ++r)
+      for (int64_t j = i; j < i + 4; ++j) panel[r][j] = w[j][r];
+  }
+  for (; i < n; ++i)
+    for (int64_t r = 0; r < R; ++r) panel[r][i] = w[i][r];
+}
+
 }  // namespace DLA_ISA
 }  // namespace cpu
 }  // namespace dla

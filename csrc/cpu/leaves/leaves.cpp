@@ -13,7 +13,7 @@ Leaves<A> make_leaves() {
 #define DLA_RULE(name, ...) Pointwise<__VA_ARGS__, A>::leaves(name),
   static const RuleLeaves<A> rules[] = {DLA_FOR_EACH_RULE(DLA_RULE)};
 #undef DLA_RULE
-  return {&dots<A>, &axpys<A>, rules, int(sizeof rules / sizeof rules[0])};
+  return {&dots<A>, &axpys<A>, &pack<A>, rules, int(sizeof rules / sizeof rules[0])};
 }
 
 template <class T>

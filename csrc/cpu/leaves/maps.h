@@ -1,6 +1,6 @@
 // Feature maps: channel sums and the channel-wise rescale, for both layouts. A map is large, so each
-// of its elements is touched by vector loads only; sums are kept in two levels so that the rounding
-// error stays near that of a pairwise sum even over hundreds of thousands of pixels.
+// of its elements is touched by vector loads only; sums are folded at several levels, so that the
+// rounding error stays near that of a pairwise sum even over hundreds of thousands of pixels.
 #pragma once
 
 #include "../leaves.h"
@@ -60,23 +60,30 @@ template <class Term, int kV, class T>
 DLA_HOST_DEVICE void sum_pixels(Plane<const T> x, Plane<const T> y, int64_t c, int rest, accumulate_t<T>* sums) {
   using A = accumulate_t<T>;
   using V = Vec<A>;
-  constexpr int kBlock = 64;
+  // A channel has one chain of additions here, so it is folded at three levels: 32 pixels, 32 times 32,
+  // and the rest.
+  constexpr int64_t kFew = 32, kMany = kFew * kFew;
   const auto read = [rest](const T* p) { return kV == 1 && rest ? load_n(p, rest) : load(p); };
-  V total[kV];
-  for (int v = 0; v < kV; ++v) total[v] = A(0);
-  for (int64_t begin = 0; begin < x.HW; begin += kBlock) {
-    const int64_t end = begin + kBlock < x.HW ? begin + kBlock : x.HW;
-    V sum[kV];
+  const auto zero = [](V* sum) {
     for (int v = 0; v < kV; ++v) sum[v] = A(0);
-    for (int64_t p = begin; p < end; ++p)
+  };
+  const auto add = [](const V* from, V* to) {
+    for (int v = 0; v < kV; ++v) to[v] += from[v];
+  };
+  V few[kV], many[kV], all[kV];
+  zero(all), zero(many);
+  for (int64_t p = 0; p < x.HW;) {
+    zero(few);
+    for (const int64_t end = p + kFew < x.HW ? p + kFew : x.HW; p < end; ++p)
       for (int v = 0; v < kV; ++v) {
         const int64_t j = c + v * V::kLanes;
-        sum[v] += Term::term(read(x.data + p * x.sp + j), Term::kTwo ? read(y.data + p * y.sp + j) : V(A(0)));
+        few[v] += Term::term(read(x.data + p * x.sp + j), Term::kTwo ? read(y.data + p * y.sp + j) : V(A(0)));
       }
-    for (int v = 0; v < kV; ++v) total[v] += sum[v];
+    add(few, many);
+    if (p % kMany == 0 || p == x.HW) add(many, all), zero(many);
   }
   for (int v = 0; v < kV; ++v)
-    kV == 1 && rest ? store_n(sums + c, total[v], rest) : store(sums + c + v * V::kLanes, total[v]);
+    kV == 1 && rest ? store_n(sums + c, all[v], rest) : store(sums + c + v * V::kLanes, all[v]);
 }
 
 // Both maps planar, or both interleaved.

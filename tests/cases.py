@@ -1,0 +1,213 @@
+"""What the ops are tested on: shapes by name, memory layouts, cells, and makers of their inputs."""
+
+import re
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
+
+import torch
+
+from dla_kernels.cells import ALL_RULES, PROJECTIONS, Cell, weight_shapes
+
+OPS = ("gap", "scan", "refresh", "rescale", "layer_update")
+OPS_WITH_CELL = ("scan", "refresh", "layer_update")
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+HALVES = (torch.bfloat16, torch.float16)
+
+
+def dtype_name(dtype):
+    return str(dtype).removeprefix("torch.")
+
+
+# ---- shapes ----
+
+
+@dataclass(frozen=True)
+class Shape:
+    """T maps [B, C, H, W] whose sizes (H, W) repeat cyclically; R is the bottleneck width."""
+
+    T: int
+    B: int
+    C: int
+    R: int
+    sizes: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def parse(cls, name):
+        """``T7-B3-C33-HW5x3`` or, with R and several sizes, ``T3-B2-C64-R65-HW8x8,5x3``."""
+        T, B, C, R, sizes = re.fullmatch(r"T(\d+)-B(\d+)-C(\d+)(?:-R(\d+))?-HW([\dx,]+)", name).groups()
+        sizes = tuple(tuple(int(n) for n in size.split("x")) for size in sizes.split(","))
+        return cls(int(T), int(B), int(C), int(R or max(1, int(C) // 4)), sizes)
+
+    def __str__(self):
+        sizes = ",".join(f"{H}x{W}" for H, W in self.sizes)
+        return f"T{self.T}-B{self.B}-C{self.C}-R{self.R}-HW{sizes}"
+
+    @property
+    def longest_sum(self):
+        """How many terms the longest sum in any result has: over pixels, gate rows, channels or samples."""
+        return max(self.T * self.B, 4 * self.C, self.R, *(H * W for H, W in self.sizes))
+
+
+SHAPES = [
+    Shape.parse(name)
+    for name in (
+        "T1-B1-C1-HW1x1",
+        "T2-B1-C2-R1-HW1x7,3x1",
+        "T3-B9-C17-R5-HW5x3",  # one sample more than a block, one channel more than a piece
+        "T7-B3-C33-HW5x3",
+        "T2-B2-C64-R65-HW8x8",  # one row more than a tile
+        "T3-B2-C65-R16-HW8x8,5x3,1x1",
+        "T2-B5-C130-R7-HW9x7,1x65,13x5",
+        "T1-B2-C3-HW70x61",  # more pixels than a summation block
+        "T13-B8-C16-R1-HW4x4",
+        "T2-B18-C8-HW2x2",
+        "T1-B3-C4-R67-HW3x3",  # a bottleneck wider than the channels
+    )
+]
+SMALL = Shape.parse("T3-B2-C6-R3-HW2x3,1x1")
+MIDDLE = Shape.parse("T4-B3-C19-R5-HW5x3,4x4")
+# The weights that one step reads outgrow the cache: kernels may then cut the work by columns.
+WIDE = {
+    "joint": Shape.parse("T3-B2-C2048-R102-HW2x2"),
+    "split": Shape.parse("T3-B2-C1024-R200-HW2x2"),
+    "dense": Shape.parse("T3-B2-C512-HW2x2"),
+}
+
+
+# ---- layouts: the same values, elsewhere in memory; NaN in the gaps shows a stray read ----
+
+
+def nchw(x):
+    return x.contiguous()
+
+
+def channels_last(x):
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def transposed(x):
+    """W is the slow axis of each plane."""
+    return x.mT.contiguous().mT
+
+
+def sliced(x):
+    """Every second channel of a wider map."""
+    B, C, H, W = x.shape
+    return x.new_full((B, 2 * C, H, W), torch.nan)[:, ::2].copy_(x)
+
+
+def sliced_last(x):
+    """The same, channels last."""
+    B, C, H, W = x.shape
+    return channels_last(x.new_full((B, 2 * C, H, W), torch.nan))[:, ::2].copy_(x)
+
+
+def cropped(x):
+    """A window of a larger image."""
+    B, C, H, W = x.shape
+    return x.new_full((B, C, H + 2, W + 3), torch.nan)[:, :, 1 : H + 1, 2 : W + 2].copy_(x)
+
+
+def batch_inside(x):
+    """Channels outermost."""
+    return x.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def misaligned(x):
+    """One element after where an allocation begins: no vector is aligned."""
+    return x.new_full((x.numel() + 1,), torch.nan)[1:].view(x.shape).copy_(x)
+
+
+def constant_planes(x):
+    """Strides 0 in H and W, as gradients of a mean have."""
+    return x[:, :, :1, :1].expand_as(x)
+
+
+def shared_by_samples(x):
+    """Stride 0 in B."""
+    return x[:1].expand_as(x)
+
+
+DENSE_LAYOUTS = {f.__name__: f for f in (nchw, channels_last, transposed, batch_inside, misaligned)}
+LAYOUTS = DENSE_LAYOUTS | {f.__name__: f for f in (sliced, sliced_last, cropped, constant_planes, shared_by_samples)}
+MIXED = (channels_last, nchw, sliced, channels_last, transposed)
+LAYOUT_NAMES = (*LAYOUTS, "mixed")
+
+
+def lay_out(xs, layout):
+    """The maps in a layout by name; ``mixed`` gives each map another one."""
+    choices = MIXED if layout == "mixed" else (LAYOUTS[layout],)
+    return [f(x) for f, x in zip(cycle(choices), xs)]
+
+
+# ---- cells ----
+
+
+CELLS = [replace(rule, projection=projection) for rule in ALL_RULES for projection in PROJECTIONS]
+# One cell per projection that between them have every kind of state and output.
+FEW_CELLS = [
+    Cell("dsu", projection="joint"),
+    Cell("dsu", output="sigmoid", projection="split"),
+    Cell("lstm", projection="dense"),
+]
+
+
+def cell_name(cell):
+    return f"{cell.rule}-{cell.projection}"
+
+
+def state_forms(cell):
+    """The forms in which a state may be given: its tensors' names. A DSU may leave out h = act(c)."""
+    return {"rnn": ("h",), "dsu": ("c", "hc")}.get(cell.kind, ("hc",))
+
+
+# ---- inputs ----
+
+
+def maps(shape, dtype, layout="nchw", device="cpu"):
+    xs = [torch.randn(shape.B, shape.C, H, W) for H, W in islice(cycle(shape.sizes), shape.T)]
+    return lay_out([x.to(device, dtype) for x in xs], layout)
+
+
+def rows(shape, dtype, device="cpu"):
+    """y or d [T, B, C]."""
+    return torch.randn(shape.T, shape.B, shape.C).to(device, dtype)
+
+
+def weights(cell, shape, dtype, device="cpu"):
+    """Of a scale at which gates are neither dead nor saturated."""
+    named = weight_shapes(cell, shape.C, shape.R)
+    scale = {name: s[-1] ** -0.5 if len(s) == 2 else 0.3 for name, s in named.items()}
+    return PROJECTIONS[cell.projection](*((torch.randn(s) * scale[n]).to(device, dtype) for n, s in named.items()))
+
+
+def state(shape, form, dtype, device="cpu"):
+    """One tensor [B, C] for each letter of form; None without one."""
+    return form and tuple((0.7 * torch.randn(shape.B, shape.C)).to(device, dtype) for _ in form)
+
+
+def inputs_of(op, shape, cell, dtype, *, layout="nchw", form="default", weight_dtype=None, device="cpu"):
+    """The tensors that ``dla.<op>`` takes, by parameter name. ``form``: one of ``state_forms``, or None."""
+    if form == "default" and cell:
+        form = state_forms(cell)[-1]
+    weight_dtype = weight_dtype or dtype
+    make = {
+        "xs": lambda: maps(shape, dtype, layout, device),
+        "y": lambda: rows(shape, dtype, device),
+        "d": lambda: rows(shape, dtype, device),
+        "weights": lambda: weights(cell, shape, weight_dtype, device),
+        "state": lambda: state(shape, form, weight_dtype, device),
+    }
+    wanted = {
+        "gap": ("xs",),
+        "scan": ("y", "weights", "state"),
+        "refresh": ("y", "weights", "state"),
+        "rescale": ("xs", "d"),
+        "layer_update": ("xs", "weights", "state"),
+    }[op]
+    return {name: make[name]() for name in wanted}
+
+
+def options_of(op, cell):
+    """What ``dla.<op>`` takes besides tensors and the backend."""
+    return {"cell": cell} if op in OPS_WITH_CELL else {}

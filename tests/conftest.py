@@ -1,0 +1,48 @@
+"""Fixtures: the backend under test, a seed, and NaN in all memory that nobody has written yet."""
+
+import os
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from dla_kernels.backends import BACKENDS
+
+# cuBLAS needs this for its deterministic algorithms, and reads it when it starts.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+class Served(NamedTuple):
+    """A backend that loads here, and a device it serves."""
+
+    name: str
+    device: str
+
+
+COMPILED = [Served(b.name, device) for b in BACKENDS.values() if b.available for device in b.device_types]
+
+
+# Session scope: hypothesis refuses fixtures that it cannot renew for every example.
+@pytest.fixture(scope="session", params=COMPILED, ids=lambda served: f"{served.name}")
+def backend(request):
+    return request.param
+
+
+@pytest.fixture(scope="session", params=[*COMPILED, Served("reference", "cpu")], ids=lambda served: f"{served.name}")
+def any_backend(request):
+    """The compiled backends and the reference: for promises of the public functions themselves."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """torch then fills fresh memory with NaN: a kernel that reads what it did not write shows it."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)

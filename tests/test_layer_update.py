@@ -1,0 +1,100 @@
+"""Pool, scan, refresh and rescale as one launch."""
+
+import pytest
+import torch
+
+import dla_kernels as dla
+
+from .calls import check_parity
+from .cases import (
+    CELLS,
+    DTYPES,
+    FEW_CELLS,
+    LAYOUT_NAMES,
+    MIDDLE,
+    SHAPES,
+    WIDE,
+    Shape,
+    cell_name,
+    dtype_name,
+    inputs_of,
+    state_forms,
+)
+from .tolerances import assert_same_bits
+
+OP = "layer_update"
+# A sample outgrows a core's cache and the results are long enough to be written past it.
+STREAMED = Shape.parse("T2-B9-C67-R16-HW65x63")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=dtype_name)
+@pytest.mark.parametrize("cell", CELLS, ids=cell_name)
+def test_every_cell_from_every_state(backend, cell, dtype):
+    for form in (None, *state_forms(cell)):
+        inputs = inputs_of(OP, MIDDLE, cell, dtype, form=form, device=backend.device)
+        check_parity(OP, backend, inputs, MIDDLE.longest_sum, cell=cell)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
+def test_every_shape(backend, cell, shape, dtype):
+    inputs = inputs_of(OP, shape, cell, dtype, device=backend.device)
+    check_parity(OP, backend, inputs, shape.longest_sum, cell=cell)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("layout", LAYOUT_NAMES)
+@pytest.mark.parametrize("cell", FEW_CELLS[:2], ids=cell_name)
+def test_every_layout(backend, cell, layout, dtype):
+    inputs = inputs_of(OP, MIDDLE, cell, dtype, layout=layout, device=backend.device)
+    check_parity(OP, backend, inputs, MIDDLE.longest_sum, cell=cell)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=dtype_name)
+@pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
+def test_float32_weights_beside_any_maps(backend, cell, dtype):
+    inputs = inputs_of(OP, MIDDLE, cell, dtype, weight_dtype=torch.float32, device=backend.device)
+    check_parity(OP, backend, inputs, MIDDLE.longest_sum, cell=cell)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=dtype_name)
+@pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
+def test_weights_that_outgrow_the_cache(backend, cell, dtype):
+    shape = WIDE[cell.projection]
+    inputs = inputs_of(OP, shape, cell, dtype, device=backend.device)
+    check_parity(OP, backend, inputs, shape.longest_sum, cell=cell)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_name)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last", "mixed"])
+def test_maps_that_outgrow_the_cache(backend, layout, dtype):
+    cell = dla.PAPER_DSU
+    inputs = inputs_of(OP, STREAMED, cell, dtype, layout=layout, device=backend.device)
+    check_parity(OP, backend, inputs, STREAMED.longest_sum, cell=cell)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last", "mixed"])
+@pytest.mark.parametrize("shape", [MIDDLE, SHAPES[6], STREAMED], ids=str)
+@pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
+def test_equals_its_parts(backend, cell, shape, layout, dtype):
+    inputs = inputs_of(OP, shape, cell, dtype, layout=layout, device=backend.device)
+    xs, weights, state = inputs.values()
+    options = {"cell": cell, "backend": backend.name}
+    out, states = dla.layer_update(**inputs, **options)
+
+    y = dla.gap(xs, backend=backend.name)
+    parts_states = dla.scan(y, weights, state=state, **options)
+    for i, (ours, parts) in enumerate(zip(states, parts_states)):
+        assert_same_bits(ours, parts, f"states[{i}]")
+
+    d = dla.refresh(y, tuple(s[-1] for s in parts_states), weights, **options)
+    parts_out = dla.rescale(xs, d, backend=backend.name)
+    if cell.kind == "dsu":  # h = act(c) was torch's between the parts, and the kernel's own in the whole
+        eps = max(torch.finfo(x.dtype).eps for x in (xs[0], y))
+        tolerance = {"rtol": 16 * eps, "atol": 16 * eps}
+        torch.testing.assert_close(out, parts_out, **tolerance)
+        return
+    for t, (ours, parts) in enumerate(zip(out, parts_out)):
+        assert_same_bits(ours, parts, f"out[{t}]")

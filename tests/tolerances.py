@@ -1,0 +1,41 @@
+"""The one place for tolerances, and they are earned.
+
+float64: a small multiple of eps for each term of the longest sum.
+Below: our error against the float64 reference is at most twice the error of the same computation in
+plain PyTorch at that precision. The floors are for results whose plain error happens to be nothing:
+half a unit in the last place, which even correct rounding costs; a few of the arithmetic's; and, for
+each term of a sum, the smallest normal number, below which nothing is promised.
+"""
+
+import torch
+
+FLOAT64_EPS_PER_TERM = 4
+TIMES_PLAIN = 2
+FLOOR_EPS = 4
+
+
+def largest(x):
+    return x.abs().max().item() if x.numel() else 0.0
+
+
+def error(x, exact):
+    return largest(x.double() - exact)
+
+
+def allowed_error(dtype, plain_error, scale, longest_sum):
+    """``plain_error``: of the reference in ``dtype``; ``scale``: the largest exact result."""
+    eps = torch.finfo(dtype).eps
+    arithmetic = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32)
+    underflow = longest_sum * arithmetic.tiny
+    if dtype == torch.float64:
+        return FLOAT64_EPS_PER_TERM * longest_sum * eps * scale + underflow
+    return TIMES_PLAIN * plain_error + (eps / 2 + FLOOR_EPS * arithmetic.eps) * scale + underflow
+
+
+def assert_same_bits(ours, theirs, name=""):
+    """Bit by bit; only NaN payloads may differ."""
+    assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype), name
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[ours.dtype.itemsize]
+    bits = [x.masked_fill(x.isnan(), torch.nan).contiguous().view(integer) for x in (ours, theirs)]
+    differing = (bits[0] != bits[1]).sum().item()
+    assert differing == 0, f"{name}: {differing} of {ours.numel()} elements differ"
