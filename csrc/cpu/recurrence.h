@@ -95,19 +95,19 @@ class Recurrence {
     if (wide && B > 0) return f(0, B);
     Blocks(B, 4 * T * N * int64_t(sizeof(A))).run(f);
   }
-  // f(begin, end) over columns 0 .. n, in pieces of whole cache lines.
+  // f(begin, end) over columns 0 .. n, cut at multiples of `piece`.
   template <class F>
-  void columns(int64_t n, F f) const {
-    constexpr int64_t kPiece = 16;
+  void columns(int64_t n, F f, int64_t piece = 16) const {
     if (!wide) return f(0, n);
-    parallel_for((n + kPiece - 1) / kPiece,
-                 [&](int64_t begin, int64_t end) { f(begin * kPiece, std::min(n, end * kPiece)); });
+    parallel_for((n + piece - 1) / piece,
+                 [&](int64_t begin, int64_t end) { f(begin * piece, std::min(n, end * piece)); });
   }
   void dots(int64_t M, int64_t n, int64_t K, Rows<const A> x, Rows<const A> weight, Rows<const A> init,
             Rows<A> out) const {
-    columns(n, [&](int64_t i, int64_t end) {
+    const auto some = [&](int64_t i, int64_t end) {
       leaf_.dots(M, end - i, K, x, weight.from(i), init.data ? init.right(i) : init, out.right(i));
-    });
+    };
+    columns(n, some, /*piece=*/4);
   }
   void axpys(int64_t M, int64_t n, int64_t K, Rows<const A> x, Rows<const A> weight, Rows<A> out) const {
     columns(n, [&](int64_t i, int64_t end) {
