@@ -2,10 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdlib>
-#include <limits>
-#include <memory>
-#include <new>
 #include <vector>
 
 #include <torch/csrc/stable/ops.h>
@@ -13,6 +9,7 @@
 
 #include "../checks.h"
 #include "leaves.h"
+#include "scratch.h"
 
 namespace dla {
 namespace cpu {
@@ -32,29 +29,6 @@ template <class A>
 Tensor empty(std::vector<int64_t> shape) {
   return torch::stable::empty(shape, dtype_of<A>());
 }
-
-// A matrix of scratch memory, contiguous and aligned to cache lines. Under DLA_KERNELS_POISON=1 it
-// starts as NaN, so that reading what was never written shows.
-template <class A>
-struct Matrix {
-  Rows<A> rows;
-
-  Matrix() = default;
-  Matrix(int64_t M, int64_t N)
-      : rows{static_cast<A*>(::operator new(std::max<size_t>(M * N, 1) * sizeof(A), kLine)), N}, held_(rows.data) {
-    static const bool poison = std::getenv("DLA_KERNELS_POISON") != nullptr;
-    if (poison) std::fill_n(rows.data, M * N, std::numeric_limits<A>::quiet_NaN());
-  }
-  A* operator[](int64_t m) const { return rows[m]; }
-  bool exists() const { return held_ != nullptr; }
-
- private:
-  static constexpr std::align_val_t kLine{64};
-  struct Free {
-    void operator()(A* data) const { ::operator delete(data, kLine); }
-  };
-  std::unique_ptr<A[], Free> held_;
-};
 
 // A contiguous result of the op, as rows of its last dimension.
 template <class A>
