@@ -27,9 +27,10 @@ STABLE_TORCH_LIBRARY(dla, m) {
   m.def(
       "layer_update(Tensor[] xs, Tensor[] weights, Tensor[] state, str rule) "
       "-> (Tensor[] out, Tensor[] states, Tensor y)");
+  // In place; torch.compile wants no list returned beside mutated ones, so states is written too.
   m.def(
-      "layer_update_(Tensor(a!)[] xs, Tensor[] weights, Tensor[] state, str rule) "
-      "-> Tensor[] states");
+      "layer_update_(Tensor(a!)[] xs, Tensor(b!)[] states, Tensor[] weights, Tensor[] state, str rule) "
+      "-> ()");
   m.def(
       "layer_update_bwd(Tensor[] dout, Tensor[] dstates, Tensor[] xs, Tensor[] weights, "
       "Tensor[] state, Tensor y, Tensor[] states, str rule) "

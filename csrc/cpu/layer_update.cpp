@@ -54,17 +54,12 @@ struct Forward {
   const std::vector<MapView<const T>>& x;
   const std::vector<MapView<T>>& out;
   const bool stream;
+  const Tensors& states;
   const Tensor y;
-  const Tensors states;
 
   Forward(const Stage<T>& stage, const std::vector<MapView<const T>>& x, const std::vector<MapView<T>>& out,
-          bool stream)
-      : stage(stage),
-        x(x),
-        out(out),
-        stream(stream),
-        y(empty<A>({stage.layers, stage.B, stage.C})),
-        states(empty_states(stage.rule, stage.layers, stage.B, stage.C)) {
+          const Tensors& states, bool stream)
+      : stage(stage), x(x), out(out), stream(stream), states(states), y(empty<A>({stage.layers, stage.B, stage.C})) {
     const int64_t layers = stage.layers, B = stage.B, C = stage.C;
     if (balanced(B) && !stage.cell.wide) {
       Blocks(B, bytes_of(x, 1)).run([&](int64_t b0, int64_t nb) {
@@ -117,19 +112,25 @@ std::tuple<Tensors, Tensors, Tensor> layer_update(const Tensors& xs, const Tenso
     const ReadMaps<T> x(xs);
     Tensors out;
     const auto views = empty_maps(x, out);
-    const Forward<T> forward(stage, x.views, views, bytes_of(views, stage.B) > kStreamBytes);
+    const Tensors states = empty_states(stage.rule, stage.layers, stage.B, stage.C);
+    const Forward<T> forward(stage, x.views, views, states, bytes_of(views, stage.B) > kStreamBytes);
     restore_layout(xs, out);
-    return {out, forward.states, forward.y};
+    return {out, states, forward.y};
   });
 }
 
-Tensors layer_update_(const Tensors& xs, const Tensors& weights, const Tensors& state, const std::string& rule) {
+void layer_update_(const Tensors& xs, const Tensors& states, const Tensors& weights, const Tensors& state,
+                   const std::string& rule) {
   check_maps("xs", xs);
-  return dispatch_maps(xs[0].scalar_type(), [&](auto element) {
+  dispatch_maps(xs[0].scalar_type(), [&](auto element) {
     using T = decltype(element);
     const Stage<T> stage(xs, weights, state, rule);
+    check_states("states", states, num_states(stage.rule), false, stage.layers, stage.B, stage.C,
+                 accumulate_dtype(xs[0].scalar_type()), xs[0]);
+    for (const Tensor& s : states) STD_TORCH_CHECK(s.is_contiguous(), "states: expected contiguous tensors");
     const auto views = mutable_maps<T>(xs);
-    return Forward<T>(stage, ReadMaps<T>(xs).views, views, /*stream=*/false).states;
+    const ReadMaps<T> x(xs);
+    Forward<T>(stage, x.views, views, states, /*stream=*/false);
   });
 }
 

@@ -20,7 +20,7 @@ from .autograd import (
     start_state,
     with_signature,
 )
-from .checks import check_cell, check_inplace, check_maps, check_state
+from .checks import accumulate_dtype, check_cell, check_inplace, check_maps, check_state
 
 
 def layer_update(
@@ -54,7 +54,10 @@ def layer_update(
             return reference.layer_update(xs, weights, cell=cell, state=state, inplace=inplace)
     w, start = accumulated(weights, xs[0]), start_state(state, cell, xs[0])
     if inplace:
-        return list(xs), tuple(kernels(chosen).layer_update_(list(xs), w, start, cell.rule))
+        dtype = accumulate_dtype(xs[0].dtype)
+        states = [xs[0].new_empty((len(xs), B, C), dtype=dtype) for _ in cell.state_names]
+        kernels(chosen).layer_update_(list(xs), states, w, start, cell.rule)
+        return list(xs), tuple(states)
     if needs_grad(xs, w, start):
         spec = _Spec(chosen, cell, len(xs), len(w), len(start))
         outputs = _LayerUpdate.apply(spec, *xs, *w, *start)

@@ -1,0 +1,63 @@
+"""Every map comes back with the dtype and the memory layout it came with, and so does its gradient."""
+
+import pytest
+import torch
+
+import dla_kernels as dla
+
+from .cases import DTYPES, FEW_CELLS, LAYOUT_NAMES, MIDDLE, Shape, dtype_name, inputs_of, options_of
+
+CELL = FEW_CELLS[0]
+# Where sizes are 1, strides are ambiguous: many of them describe the same memory.
+DEGENERATE = [Shape.parse(name) for name in ("T2-B1-C5-HW3x2", "T2-B3-C1-HW3x2", "T2-B3-C5-HW1x1", "T2-B2-C3-HW1x4")]
+
+
+def maps_of(result):
+    return result[0] if isinstance(result, tuple) else result
+
+
+def assert_like(ours, x):
+    """As torch lays out its own elementwise results: the same strides where x has no gaps."""
+    assert ours.dtype == x.dtype
+    assert ours.shape == x.shape
+    assert ours.stride() == torch.empty_like(x).stride()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("layout", LAYOUT_NAMES)
+@pytest.mark.parametrize("op", ["rescale", "layer_update"])
+def test_results_and_gradients_keep_the_layout(backend, op, layout, dtype):
+    inputs = inputs_of(op, MIDDLE, CELL, dtype, layout=layout, device=backend.device)
+    xs = [x.requires_grad_() for x in inputs["xs"]]
+    out = maps_of(getattr(dla, op)(**inputs, backend=backend.name, **options_of(op, CELL)))
+    grads = torch.autograd.grad(sum(x.sum() for x in out), xs)
+    for x, ours, grad in zip(xs, out, grads):
+        assert_like(ours, x)
+        assert_like(grad, x)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("shape", DEGENERATE, ids=str)
+@pytest.mark.parametrize("op", ["rescale", "layer_update"])
+def test_strides_of_dimensions_of_size_one(backend, op, shape, layout):
+    inputs = inputs_of(op, shape, CELL, torch.float32, layout=layout, device=backend.device)
+    out = maps_of(getattr(dla, op)(**inputs, backend=backend.name, **options_of(op, CELL)))
+    for x, ours in zip(inputs["xs"], out):
+        assert_like(ours, x)
+        assert ours.is_contiguous(memory_format=torch.channels_last) == torch.empty_like(x).is_contiguous(
+            memory_format=torch.channels_last
+        )
+
+
+@pytest.mark.parametrize("outside", ["nchw", "channels_last", "sliced", "constant_planes", "transposed"])
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("op", ["rescale", "layer_update"])
+def test_gradients_may_arrive_in_another_layout(backend, op, layout, outside):
+    inputs = inputs_of(op, MIDDLE, CELL, torch.float64, layout=layout, device=backend.device)
+    arriving = inputs_of("gap", MIDDLE, None, torch.float64, layout=outside, device=backend.device)["xs"]
+    xs = [x.requires_grad_() for x in inputs["xs"]]
+    options = options_of(op, CELL)
+    ours = torch.autograd.grad(maps_of(getattr(dla, op)(**inputs, backend=backend.name, **options)), xs, arriving)
+    exact = torch.autograd.grad(maps_of(getattr(dla.reference, op)(**inputs, **options)), xs, arriving)
+    for mine, theirs in zip(ours, exact):
+        torch.testing.assert_close(mine, theirs)
