@@ -1,0 +1,110 @@
+"""The lists agree, every op is where one would look for it, and nobody imports upwards."""
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import dla_kernels as dla
+from dla_kernels import ops, reference
+from dla_kernels.backends import BACKENDS
+from dla_kernels.cells import ALL_RULES, NUM_GATES
+
+ROOT = Path(__file__).parent.parent
+SCHEMAS = re.findall(r'"(\w+)\(', (ROOT / "csrc/bindings.cpp").read_text())
+FORWARD_OPS = [name for name in SCHEMAS if not name.endswith(("_", "_bwd", "_isa"))]
+
+
+def test_python_and_cpp_list_the_same_rules():
+    listed = re.findall(r'X\("([\w-]+)"', (ROOT / "csrc/cells/cells.h").read_text())
+    assert listed == [cell.rule for cell in ALL_RULES]
+
+
+@pytest.mark.parametrize("kind", NUM_GATES)
+def test_a_cell_is_one_header(kind):
+    assert (ROOT / f"csrc/cells/{kind}.h").exists()
+
+
+def test_the_public_ops_are_those_of_the_schema():
+    assert sorted(FORWARD_OPS) == sorted(ops.__all__)
+    assert set(FORWARD_OPS) < set(reference.__all__)
+    assert set(FORWARD_OPS) < set(dla.__all__)
+
+
+@pytest.mark.parametrize("op", FORWARD_OPS)
+@pytest.mark.parametrize(
+    "where", ["csrc/cpu/{}.cpp", "dla_kernels/ops/{}.py", "dla_kernels/reference/{}.py", "tests/test_{}.py", "bench/bench_{}.py"]
+)
+def test_an_op_is_found_in_one_guess(op, where):
+    assert (ROOT / where.format(op)).exists()
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_every_schema_is_registered_with_a_kernel_and_a_fake(name):
+    assert BACKENDS["cpu"].available, BACKENDS["cpu"].reason
+    full = f"dla::{name}"
+    key = "CompositeExplicitAutograd" if name == "cpu_isa" else "CPU"
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(full, key)
+    fakes = torch._library.simple_registry.singleton.find(full).fake_impl
+    assert name == "cpu_isa" or fakes.kernel is not None
+
+
+def imported_by(path):
+    """Modules that a file of dla_kernels imports, relative ones written out."""
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+# Folder or file: what it may not import.
+ARROWS = {
+    "dla_kernels/reference": ("dla_kernels.ops", "dla_kernels.backends", "dla_kernels.verify", "triton_ops"),
+    "dla_kernels/ops": ("dla_kernels.verify", "dla_kernels.__main__", "triton_ops"),
+    "dla_kernels/cells.py": ("dla_kernels.",),
+    "dla_kernels": ("tests", "bench"),
+}
+
+
+@pytest.mark.parametrize("where", ARROWS)
+def test_imports_follow_the_arrows(where):
+    path = ROOT / where
+    for file in [path] if path.suffix else sorted(path.rglob("*.py")):
+        for module in imported_by(file):
+            assert not module.startswith(ARROWS[where]), f"{file.name} imports {module}"
+
+
+def test_the_reference_never_calls_an_operator():
+    for file in (ROOT / "dla_kernels/reference").glob("*.py"):
+        assert "torch.ops" not in file.read_text()
+
+
+def test_cells_and_leaves_know_nothing_of_torch():
+    for folder in ("csrc/cells", "csrc/cpu/leaves"):
+        for file in (ROOT / folder).iterdir():
+            assert not re.search(r"#include *[<\"](torch|ATen|c10)", file.read_text()), file.name
+
+
+def test_files_stay_readable():
+    for pattern in ("csrc/**/*.*", "dla_kernels/**/*.py", "bench/*.py", "tests/*.py", "*.py"):
+        for file in ROOT.glob(pattern):
+            if file.suffix in {".py", ".h", ".cpp"}:
+                assert len(file.read_text().splitlines()) <= 500, file.name
+
+
+@pytest.mark.parametrize("module", [ops, reference], ids=lambda module: module.__name__)
+def test_public_functions_are_documented_and_typed(module):
+    for name in module.__all__:
+        function = getattr(module, name)
+        assert function.__doc__, name
+        signature = inspect.signature(function)
+        assert signature.return_annotation is not signature.empty, name
+        assert all(p.annotation is not p.empty for p in signature.parameters.values()), name
