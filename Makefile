@@ -20,6 +20,7 @@ test: setup
 	$(BIN)/python -m pytest
 
 bench: setup
+	$(BIN)/python -m dla_kernels verify
 	$(BIN)/python -m dla_kernels bench
 
 lint: setup

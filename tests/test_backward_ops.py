@@ -1,165 +1,102 @@
-"""The raw backward operators against ``torch.autograd.grad`` of the reference, in float64."""
+"""The raw ``<op>_bwd`` operators against autograd through the reference, in float64."""
 
 import pytest
 import torch
 
 import dla_kernels as dla
 from dla_kernels.backends import BACKENDS
+from dla_kernels.cells import PROJECTIONS
 
-from .calls import mapped, named
-from .cases import CELLS, FEW_CELLS, LAYOUT_NAMES, Shape, cell_name, inputs_of, lay_out
+from .cases import CELLS, FEW_CELLS, MIDDLE, SHAPES, WIDE, cell_name, maps, rows, state, weights
 from .tolerances import allowed_error, error, largest
 
-SHAPE = Shape.parse("T3-B5-C9-R4-HW3x5,1x1,4x2")
+DOUBLE = torch.float64
 
 
-def expected(op, inputs, cotangents, **options):
-    """The reference's results and the gradient of every input, in the order and by the names of the inputs.
-
-    ``cotangents`` maps a result's name to its gradient; results without one have no part in it.
-    """
-    inputs = mapped(lambda x: x.detach().requires_grad_(), inputs)
-    results = dict(named("out", getattr(dla.reference, op)(**inputs, **options)))
-    leaves = dict(named("", inputs))
-    grads = torch.autograd.grad(
-        [results[name] for name in cotangents], list(leaves.values()), list(cotangents.values()), materialize_grads=True
-    )
-    return {name: x.detach() for name, x in results.items()}, dict(zip(leaves, grads))
+def reference_gradients(outputs, inputs, arriving):
+    return torch.autograd.grad(outputs, inputs, arriving, materialize_grads=True)
 
 
-def check(ours, theirs):
-    """Every gradient, in order; ``ours`` as the operator nests them, ``theirs`` by name."""
-    ours = [x for _, x in named("", ours)]
-    assert len(ours) == len(theirs)
-    for mine, (name, exact) in zip(ours, theirs.items()):
-        assert (mine.shape, mine.dtype) == (exact.shape, exact.dtype), name
-        assert error(mine, exact) <= allowed_error(torch.float64, 0, largest(exact), SHAPE.longest_sum), name
+def assert_close(shape, ours, exact):
+    assert len(ours) == len(exact)
+    for i, (mine, theirs) in enumerate(zip(ours, exact)):
+        limit = allowed_error(DOUBLE, 0.0, largest(theirs), shape.longest_sum)
+        assert error(mine, theirs) <= limit, f"result {i} of {len(exact)}"
 
 
-def make(op, cell, backend, **how):
-    return inputs_of(op, SHAPE, cell, torch.float64, device=backend.device, **how)
+class Inputs:
+    """Leaves in float64, and what the backward operators are given besides the gradients."""
+
+    def __init__(self, cell, shape, backend, form):
+        self.cell, self.shape = cell, shape
+        make = {"dtype": DOUBLE, "device": backend.device}
+        self.xs = [x.requires_grad_() for x in maps(shape, **make)]
+        self.y = rows(shape, **make).requires_grad_()
+        self.weights = [w.requires_grad_() for w in weights(cell, shape, **make)]
+        self.state = [s.requires_grad_() for s in state(shape, form, **make) or ()]
+        self.kernels = BACKENDS[backend.name].ops
+
+    def reference(self, op, first):
+        """In the reference, [] for a state is None."""
+        w = PROJECTIONS[self.cell.projection](*self.weights)
+        return getattr(dla.reference, op)(first, weights=w, cell=self.cell, state=tuple(self.state) or None)
 
 
-def rows_like(x):
-    """Gradients of y, d or a state, as autograd may hand them over: dense, or expanded with strides 0."""
-    return {
-        "dense": torch.randn_like(x),
-        "expanded over T": torch.randn_like(x[:1]).expand_as(x),
-        "expanded over B": torch.randn_like(x[:, :1]).expand_as(x),
-        "one number": torch.randn_like(x[0, 0, 0]).expand_as(x),
-        "transposed": torch.randn_like(x.mT.contiguous()).mT,
-    }
+def full_form(cell):
+    return "h" if cell.kind == "rnn" else "hc"
 
 
-ROWS = list(rows_like(torch.zeros(1, 1, 1)))
+@pytest.fixture(params=CELLS, ids=cell_name)
+def cell(request):
+    return request.param
 
 
-# ---- scan ----
+@pytest.mark.parametrize("given", [True, False], ids=["state", "no-state"])
+def test_scan_bwd(backend, cell, given, shape=MIDDLE):
+    i = Inputs(cell, shape, backend, full_form(cell) if given else None)
+    states = i.reference("scan", i.y)
+    arriving = [torch.randn_like(s) for s in states]
+    dy, dweights, dstate = i.kernels.scan_bwd(arriving, i.y, i.weights, i.state, states, cell.rule)
+    exact = reference_gradients(states, [i.y, *i.weights, *i.state], arriving)
+    assert_close(shape, [dy, *dweights, *dstate], exact)
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=cell_name)
-def test_scan_bwd(backend, cell):
-    check_scan_bwd(backend, cell, "dense")
-
-
-@pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
-def test_scan_bwd_of_gradients_in_any_layout(backend, cell, rows):
-    check_scan_bwd(backend, cell, rows)
-
-
-@pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
-def test_scan_bwd_from_the_cells_own_start(backend, cell):
-    check_scan_bwd(backend, cell, "dense", form=None)
-
-
-def check_scan_bwd(backend, cell, rows, **how):
-    inputs = make("scan", cell, backend, **how)
-    y, weights, state = inputs.values()
-    states = dla.reference.scan(**inputs, cell=cell)
-    dstates = [rows_like(s)[rows] for s in states]
-    results, theirs = expected("scan", inputs, {f"out[{i}]": g for i, g in enumerate(dstates)}, cell=cell)
-    saved = list(results.values())
-    ops = BACKENDS[backend.name].ops
-    check(ops.scan_bwd(dstates, y, list(weights), list(state or ()), saved, cell.rule), theirs)
-
-
-# ---- refresh ----
-
-
-@pytest.mark.parametrize("cell", CELLS, ids=cell_name)
-def test_refresh_bwd(backend, cell):
-    check_refresh_bwd(backend, cell, "dense")
-
-
-@pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
-def test_refresh_bwd_of_gradients_in_any_layout(backend, cell, rows):
-    check_refresh_bwd(backend, cell, rows)
-
-
-def check_refresh_bwd(backend, cell, rows):
-    inputs = make("refresh", cell, backend)
-    y, weights, state = inputs.values()
-    dd = rows_like(y)[rows]
-    inputs = {"y": y, "state": state, "weights": weights}  # the order of the operator
-    _, theirs = expected("refresh", inputs, {"out": dd}, cell=cell)
-    check(BACKENDS[backend.name].ops.refresh_bwd(dd, y, list(state), list(weights), cell.rule), theirs)
-
-
-# ---- rescale ----
-
-
-@pytest.mark.parametrize("layout", LAYOUT_NAMES)
-@pytest.mark.parametrize("dout_layout", LAYOUT_NAMES)
-def test_rescale_bwd_of_gradients_in_any_layout(backend, layout, dout_layout):
-    inputs = make("rescale", None, backend, layout=layout)
-    xs, d = inputs.values()
-    dout = lay_out([torch.randn_like(x) for x in xs], dout_layout)
-    _, theirs = expected("rescale", inputs, {f"out[{t}]": g for t, g in enumerate(dout)})
-    check(BACKENDS[backend.name].ops.rescale_bwd(dout, xs, d), theirs)
-
-
-# ---- layer_update ----
+def test_refresh_bwd(backend, cell, shape=MIDDLE):
+    i = Inputs(cell, shape, backend, full_form(cell))
+    d = i.reference("refresh", i.y)
+    arriving = torch.randn_like(d)
+    dy, dstate, dweights = i.kernels.refresh_bwd(arriving, i.y, i.state, i.weights, cell.rule)
+    exact = reference_gradients([d], [i.y, *i.state, *i.weights], [arriving])
+    assert_close(shape, [dy, *dstate, *dweights], exact)
 
 
 @pytest.mark.parametrize("with_dstates", [True, False], ids=["dstates", "no-dstates"])
-@pytest.mark.parametrize("cell", CELLS, ids=cell_name)
-def test_layer_update_bwd(backend, cell, with_dstates):
-    check_layer_update_bwd(backend, cell, "dense" if with_dstates else None)
+@pytest.mark.parametrize("given", [True, False], ids=["state", "no-state"])
+def test_layer_update_bwd(backend, cell, given, with_dstates, shape=MIDDLE):
+    i = Inputs(cell, shape, backend, full_form(cell) if given else None)
+    out, states = i.reference("layer_update", i.xs)
+    dout = [torch.randn_like(x) for x in out]
+    dstates = [torch.randn_like(s) for s in states] if with_dstates else []
+    y = dla.reference.gap(i.xs)
+    dxs, dweights, dstate = i.kernels.layer_update_bwd(dout, dstates, i.xs, i.weights, i.state, y, states, cell.rule)
+    outputs = [*out, *states] if with_dstates else out
+    exact = reference_gradients(outputs, [*i.xs, *i.weights, *i.state], [*dout, *dstates])
+    assert_close(shape, [*dxs, *dweights, *dstate], exact)
 
 
-@pytest.mark.parametrize("with_dstates", [True, False], ids=["dstates", "no-dstates"])
-@pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
-def test_layer_update_bwd_from_the_cells_own_start(backend, cell, with_dstates):
-    check_layer_update_bwd(backend, cell, "dense" if with_dstates else None, form=None)
+@pytest.mark.parametrize("few", FEW_CELLS, ids=cell_name)
+def test_every_shape(backend, few):
+    for shape in [*SHAPES, WIDE[few.projection]]:
+        test_scan_bwd(backend, few, True, shape)
+        test_refresh_bwd(backend, few, shape)
+        test_layer_update_bwd(backend, few, True, True, shape)
 
 
-@pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
-def test_layer_update_bwd_of_state_gradients_in_any_layout(backend, cell, rows):
-    check_layer_update_bwd(backend, cell, rows)
-
-
-@pytest.mark.parametrize("layout", LAYOUT_NAMES)
-@pytest.mark.parametrize("dout_layout", LAYOUT_NAMES)
-def test_layer_update_bwd_of_map_gradients_in_any_layout(backend, layout, dout_layout):
-    check_layer_update_bwd(backend, dla.PAPER_DSU, None, dout_layout=dout_layout, layout=layout)
-
-
-def check_layer_update_bwd(backend, cell, rows, dout_layout="nchw", **how):
-    """``rows``: the layout of the states' gradients; None gives [], which means that there are none."""
-    inputs = make("layer_update", cell, backend, **how)
-    xs, weights, state = inputs.values()
-    _, states = dla.reference.layer_update(**inputs, cell=cell)
-    dout = lay_out([torch.randn_like(x) for x in xs], dout_layout)
-    dstates = [rows_like(s)[rows] for s in states] if rows else []
-    cotangents = {f"out[0][{t}]": g for t, g in enumerate(dout)} | {f"out[1][{i}]": g for i, g in enumerate(dstates)}
-    results, theirs = expected("layer_update", inputs, cotangents, cell=cell)
-    saved = [x for name, x in results.items() if name.startswith("out[1]")]
-    y = dla.reference.gap(xs)
-    ops = BACKENDS[backend.name].ops
-    ours = ops.layer_update_bwd(dout, dstates, xs, list(weights), list(state or ()), y, saved, cell.rule)
-    check(ours, theirs)
-    for x, dx in zip(xs, ours[0]):
-        assert dx.stride() == torch.empty_like(x).stride(), "the layout of the gradient is that of the map"
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_rescale_bwd(backend, shape):
+    xs = [x.requires_grad_() for x in maps(shape, DOUBLE, device=backend.device)]
+    d = rows(shape, DOUBLE, backend.device).requires_grad_()
+    out = dla.reference.rescale(xs, d)
+    dout = [torch.randn_like(x) for x in out]
+    dxs, dd = BACKENDS[backend.name].ops.rescale_bwd(dout, xs, d)
+    assert_close(shape, [*dxs, dd], reference_gradients(out, [*xs, d], dout))

@@ -1,6 +1,7 @@
 """Wrong arguments raise ValueError or TypeError that name the argument, what was expected and what came."""
 
 import re
+import warnings
 
 import pytest
 import torch

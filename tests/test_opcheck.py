@@ -1,41 +1,87 @@
-"""torch's own checks of each operator: its schema, its fake, its behaviour under tracing."""
+"""torch.library's own checks of every operator: schema, fake results, tracing with dynamic shapes."""
 
 import pytest
 import torch
 
 from dla_kernels.backends import BACKENDS
 
-from .cases import MIDDLE, inputs_of, maps, rows, state
-from .cases import FEW_CELLS as CELLS
-
-pytest.importorskip("expecttest", reason="torch.library.opcheck needs the package expecttest")
+from .cases import FEW_CELLS, MIDDLE, cell_name, maps, rows, state, weights
 
 
-def arguments(cell):
-    """Each operator with arguments for it."""
-    xs, dout = maps(MIDDLE, torch.float32, "mixed"), maps(MIDDLE, torch.float32)
-    y, d = rows(MIDDLE, torch.float32), rows(MIDDLE, torch.float32)
-    w = list(inputs_of("scan", MIDDLE, cell, torch.float32)["weights"])
-    start = list(state(MIDDLE, "hc", torch.float32))
-    states = [rows(MIDDLE, torch.float32) for _ in cell.state_names]
-    rule = cell.rule
+def arguments(op, cell, dtype, layout, device):
+    """Of ``torch.ops.dla.<op>``, as csrc/bindings.cpp declares them."""
+    accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+    full = "h" if cell.kind == "rnn" else "hc"
+    saved = len(cell.state_names)
+
+    def xs():
+        return maps(MIDDLE, dtype, layout, device)
+
+    def y():
+        return rows(MIDDLE, accumulate, device)
+
+    def states():
+        return [y() for _ in range(saved)]
+
+    w = list(weights(cell, MIDDLE, accumulate, device))
+    start = list(state(MIDDLE, full, accumulate, device))
     return {
-        "gap": (xs,),
-        "scan": (y, w, start, rule),
-        "scan_bwd": (states, y, w, start, states, rule),
-        "refresh": (y, start, w, rule),
-        "refresh_bwd": (d, y, start, w, rule),
-        "rescale": (xs, d),
-        "rescale_": (xs, d),
-        "rescale_bwd": (dout, xs, d),
-        "layer_update": (xs, w, start, rule),
-        "layer_update_": (xs, states, w, start, rule),
-        "layer_update_bwd": (dout, states, xs, w, start, y, states, rule),
-    }
+        "gap": lambda: (xs(),),
+        "scan": lambda: (y(), w, start, cell.rule),
+        "scan_bwd": lambda: (states(), y(), w, start, states(), cell.rule),
+        "refresh": lambda: (y(), start, w, cell.rule),
+        "refresh_bwd": lambda: (y(), y(), start, w, cell.rule),
+        "rescale": lambda: (xs(), y()),
+        "rescale_": lambda: (xs(), y()),
+        "rescale_bwd": lambda: (xs(), xs(), y()),
+        "layer_update": lambda: (xs(), w, start, cell.rule),
+        "layer_update_": lambda: (xs(), states(), w, start, cell.rule),
+        "layer_update_bwd": lambda: (xs(), states(), xs(), w, start, y(), states(), cell.rule),
+    }[op]()
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.projection)
-@pytest.mark.parametrize("name", list(arguments(CELLS[0])))
-def test_opcheck(name, cell):
-    assert BACKENDS["cpu"].available, BACKENDS["cpu"].reason
-    torch.library.opcheck(getattr(torch.ops.dla, name).default, arguments(cell)[name])
+OPS = ("gap", "scan", "refresh", "rescale", "layer_update")
+OPERATORS = (*OPS, "scan_bwd", "refresh_bwd", "rescale_bwd", "layer_update_bwd", "rescale_", "layer_update_")
+WITH_MAPS = [op for op in OPERATORS if op.startswith(("gap", "rescale", "layer"))]
+
+
+@pytest.fixture
+def operators(backend):
+    ops = BACKENDS[backend.name].ops
+    if ops is not torch.ops.dla:
+        pytest.skip(f"{backend.name} has no operators in torch.ops.dla")
+    return ops
+
+
+@pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
+@pytest.mark.parametrize("op", OPERATORS)
+def test_opcheck(backend, operators, op, cell):
+    args = arguments(op, cell, torch.float32, "nchw", backend.device)
+    torch.library.opcheck(getattr(operators, op).default, args)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "mixed"])
+@pytest.mark.parametrize("op", WITH_MAPS)
+def test_opcheck_of_layouts(backend, operators, op, layout):
+    """A fake that lays its results out otherwise than the kernel is wrong memory under torch.compile."""
+    if op.endswith("_") and layout == "mixed":
+        pytest.skip("written in place only where NCHW or channels_last")
+    args = arguments(op, FEW_CELLS[0], torch.bfloat16, layout, backend.device)
+    torch.library.opcheck(getattr(operators, op).default, args)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last", "sliced", "transposed", "batch_inside", "shared_by_samples"])
+@pytest.mark.parametrize("op", [op for op in WITH_MAPS if not op.endswith("_")])
+def test_fake_strides_are_the_real_ones(backend, operators, op, layout):
+    args = arguments(op, FEW_CELLS[0], torch.float32, layout, backend.device)
+    real = torch.utils._pytree.tree_leaves(getattr(operators, op)(*args))
+    with torch._subclasses.FakeTensorMode() as mode:
+        faked = torch.utils._pytree.tree_map_only(torch.Tensor, mode.from_tensor, args)
+        fake = torch.utils._pytree.tree_leaves(getattr(operators, op)(*faked))
+    assert [(x.shape, x.dtype, x.stride()) for x in fake] == [(x.shape, x.dtype, x.stride()) for x in real]
+
+
+def test_every_operator_is_here(operators):
+    """``cpu_isa`` takes no tensors."""
+    names = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("dla::")}
+    assert names == {*OPERATORS, "cpu_isa"}
