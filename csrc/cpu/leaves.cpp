@@ -21,13 +21,16 @@ Choice choose() {
   const std::string limit = asked ? asked : "";
   STD_TORCH_CHECK(limit.empty() || limit == "baseline" || limit == "x86-64-v3" || limit == "x86-64-v4",
                   "DLA_KERNELS_ISA: expected baseline, x86-64-v3 or x86-64-v4, got '", limit, "'");
-#if defined(DLA_X86_64)
-  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-  const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                  __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-                  __builtin_cpu_supports("avx512vl");
-  if (v4 && (limit.empty() || limit == "x86-64-v4")) return {"x86-64-v4", &x86_64_v4::tables};
-  if (v3 && limit != "baseline") return {"x86-64-v3", &x86_64_v3::tables};
+#if defined(DLA_X86_64_V4)
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+      (limit.empty() || limit == "x86-64-v4"))
+    return {"x86-64-v4", &x86_64_v4::tables};
+#endif
+#if defined(DLA_X86_64_V3)
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
+      limit != "baseline")
+    return {"x86-64-v3", &x86_64_v3::tables};
 #endif
   return {"baseline", &baseline::tables};
 }

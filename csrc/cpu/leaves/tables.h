@@ -18,10 +18,12 @@ struct Tables {
 namespace baseline {
 const Tables& tables();
 }
-#if defined(DLA_X86_64)
+#if defined(DLA_X86_64_V3)
 namespace x86_64_v3 {
 const Tables& tables();
 }
+#endif
+#if defined(DLA_X86_64_V4)
 namespace x86_64_v4 {
 const Tables& tables();
 }
