@@ -56,9 +56,7 @@ def test_accurate_to_a_few_units_in_the_last_place(backend, f, reach, most, dtyp
 def test_extremes_are_as_in_torch(backend, f, dtype):
     x = torch.tensor(EXTREMES, dtype=dtype, device=backend.device)
     tiny = torch.finfo(dtype).tiny
-    torch.testing.assert_close(
-        f(x, backend), getattr(torch, f.__name__)(x), rtol=1e-6, atol=2 * tiny, equal_nan=True
-    )
+    torch.testing.assert_close(f(x, backend), getattr(torch, f.__name__)(x), rtol=1e-6, atol=2 * tiny, equal_nan=True)
 
 
 @pytest.mark.parametrize("f", [tanh, sigmoid])

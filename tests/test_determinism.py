@@ -1,4 +1,4 @@
-"""The same bits from run to run, for any number of threads, and whatever else is in the batch."""
+"""The same bits from run to run, on any number of threads, and whatever else is in the batch."""
 
 import pytest
 import torch
@@ -6,87 +6,134 @@ import torch
 import dla_kernels as dla
 
 from .calls import cotangents_for, mapped, outcome
-from .cases import FEW_CELLS, OPS, OPS_WITH_CELL, WIDE, Shape, cell_name, dtype_name, inputs_of, options_of
+from .cases import (
+    DTYPES,
+    FEW_CELLS,
+    MIDDLE,
+    OPS,
+    OPS_WITH_CELL,
+    WIDE,
+    Shape,
+    cell_name,
+    dtype_name,
+    inputs_of,
+    options_of,
+)
 from .tolerances import assert_same_bits
 
-BATCH = Shape.parse("T3-B9-C33-R5-HW5x3,4x4")
-DTYPES = [torch.float32, torch.bfloat16]
+# Nine samples: a block and one more. The large maps do not fit a core's cache, the wide weights neither.
+BATCH = Shape.parse("T3-B9-C65-R21-HW5x3,8x8,1x1")
+LARGE_MAPS = Shape.parse("T2-B9-C65-R21-HW66x64")
 
 
 @pytest.fixture
-def threads():
-    """Sets the number of threads; puts it back afterwards."""
+def set_threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
 
 
-def assert_same_outcome(ours, theirs):
-    for name, result in ours.items():
-        assert_same_bits(result, theirs[name], name)
+def complete_outcome(op, backend, inputs, cotangents, cell):
+    return outcome(getattr(dla, op), inputs, cotangents, backend=backend.name, **options_of(op, cell))
 
 
-def shapes_of(cell):
-    return [BATCH] if cell is None else [BATCH, WIDE[cell.projection]]
+def assert_equal(ours, theirs, note=""):
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert_same_bits(ours[name], theirs[name], f"{name} {note}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last", "mixed"])
 @pytest.mark.parametrize("op", OPS)
-def test_runs_and_threads(backend, threads, op, dtype):
-    for cell in FEW_CELLS if op in OPS_WITH_CELL else [None]:
-        for shape in shapes_of(cell):
-            inputs = inputs_of(op, shape, cell, dtype, layout="mixed", device=backend.device)
-            options = options_of(op, cell)
-            given = cotangents_for(op, inputs, **options)
-            runs = []
-            for count in (2, 2, 1):
-                threads(count)
-                runs.append(outcome(getattr(dla, op), inputs, given, backend=backend.name, **options))
-            assert_same_outcome(runs[0], runs[1])
-            assert_same_outcome(runs[0], runs[2])
+def test_from_run_to_run_and_on_any_number_of_threads(backend, set_threads, op, layout, dtype):
+    for cell in FEW_CELLS:
+        inputs = inputs_of(op, BATCH, cell, dtype, layout=layout, device=backend.device)
+        cotangents = cotangents_for(op, inputs, **options_of(op, cell))
+        first = complete_outcome(op, backend, inputs, cotangents, cell)
+        for threads in (1, 2, 3, 2):
+            set_threads(threads)
+            again = complete_outcome(op, backend, inputs, cotangents, cell)
+            assert_equal(again, first, f"on {threads} threads")
 
 
-def samples(value, shape, first, count):
-    """Samples first .. first + count of everything that has a batch dimension."""
-
-    def cut(x):
-        axis = {(shape.B, shape.C): 0, (shape.T, shape.B, shape.C): 1}.get(tuple(x.shape), 0 if x.dim() == 4 else None)
-        return x if axis is None else x.narrow(axis, first, count)
-
-    return mapped(cut, value)
-
-
-def assert_batch_invariant(op, backend, shape, cell, dtype, layout, pieces):
-    inputs = inputs_of(op, shape, cell, dtype, layout=layout, device=backend.device)
-    options = options_of(op, cell)
-    given = cotangents_for(op, inputs, **options)
-    whole = outcome(getattr(dla, op), inputs, given, backend=backend.name, **options)
-    for first, count in pieces:
-        part = outcome(
-            getattr(dla, op),
-            samples(inputs, shape, first, count),
-            samples(given, shape, first, count),
-            backend=backend.name,
-            **options,
+@pytest.mark.parametrize("shape", [LARGE_MAPS, *WIDE.values()], ids=str)
+@pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
+def test_large_maps_and_weights_on_any_number_of_threads(backend, set_threads, cell, shape):
+    if shape in WIDE.values() and shape is not WIDE[cell.projection]:
+        pytest.skip("as wide as another projection needs")
+    inputs = inputs_of("layer_update", shape, cell, torch.float32, device=backend.device)
+    cotangents = cotangents_for("layer_update", inputs, cell=cell)
+    set_threads(1)
+    first = complete_outcome("layer_update", backend, inputs, cotangents, cell)
+    for threads in (2, 3):
+        set_threads(threads)
+        assert_equal(
+            complete_outcome("layer_update", backend, inputs, cotangents, cell), first, f"on {threads} threads"
         )
-        expected = samples(whole, shape, first, count)
-        for name, result in part.items():
-            if not name.startswith("d weights"):  # these are sums over the batch
-                assert_same_bits(result, expected[name], f"{name} of samples {first}..{first + count}")
+
+
+# ---- batch invariance ----
+
+
+def part(op, tensors, begin, end):
+    """The samples begin .. end: of maps and states the first axis, of y, d and all states [T, B, C] the second."""
+
+    def cut(name, x):
+        return x[:, begin:end] if x.dim() == 3 else x if name.startswith("weights") else x[begin:end]
+
+    return {
+        name: cut(name, x) if isinstance(x, torch.Tensor) else mapped(lambda y, n=name: cut(n, y), x)
+        for name, x in tensors.items()
+    }
+
+
+def assert_batch_invariant(op, backend, shape, cell, dtype, layout="nchw", groups=None):
+    """Every group of samples alone gives the bits it gives inside the whole batch; weights sum over all."""
+    inputs = inputs_of(op, shape, cell, dtype, layout=layout, device=backend.device)
+    cotangents = cotangents_for(op, inputs, **options_of(op, cell))
+    whole = complete_outcome(op, backend, inputs, cotangents, cell)
+    whole = {name: x for name, x in whole.items() if not name.startswith("d weights")}
+    for begin, end in groups or [(b, b + 1) for b in range(shape.B)] + [(0, n) for n in range(2, shape.B)]:
+        alone = complete_outcome(op, backend, part(op, inputs, begin, end), part(op, cotangents, begin, end), cell)
+        alone = {name: alone[name] for name in whole}
+        assert_equal(alone, part(op, whole, begin, end), f"of samples {begin} to {end} of {shape.B}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("op", OPS)
+def test_a_sample_does_not_depend_on_its_batch(backend, op, layout, dtype):
+    for cell in FEW_CELLS:
+        assert_batch_invariant(op, backend, BATCH, cell, dtype, layout)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("op", OPS_WITH_CELL)
+@pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
+def test_nor_where_the_weights_outgrow_the_cache(backend, set_threads, cell, op, threads):
+    set_threads(threads)
+    wide = WIDE[cell.projection]
+    shape = Shape(wide.T, 5, wide.C, wide.R, wide.sizes)
+    assert_batch_invariant(op, backend, shape, cell, torch.float32, groups=[(0, 1), (4, 5), (0, 2), (1, 4)])
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_nor_where_the_maps_outgrow_the_cache(backend, layout):
+    groups = [(0, 1), (8, 9), (0, 2), (3, 7)]
+    assert_batch_invariant("layer_update", backend, LARGE_MAPS, FEW_CELLS[0], torch.float32, layout, groups)
+
+
 @pytest.mark.parametrize("op", OPS)
-def test_batches_of_every_size(backend, op, dtype, layout):
-    pieces = [(first, count) for count in range(1, BATCH.B + 1) for first in {0, BATCH.B - count}]
-    for cell in FEW_CELLS if op in OPS_WITH_CELL else [None]:
-        assert_batch_invariant(op, backend, BATCH, cell, dtype, layout, pieces)
+def test_permuted_samples_give_permuted_results(backend, op):
+    cell, order = FEW_CELLS[2], torch.tensor([2, 0, 1])
+    inputs = inputs_of(op, MIDDLE, cell, torch.float32, device=backend.device)
 
+    def permuted(tensors):
+        return {
+            name: x if name == "weights" else mapped(lambda y: y[:, order] if y.dim() == 3 else y[order], x)
+            for name, x in tensors.items()
+        }
 
-@pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
-@pytest.mark.parametrize("op", OPS_WITH_CELL)
-def test_batches_under_large_weights(backend, op, cell):
-    shape = WIDE[cell.projection]
-    pieces = [(b, 1) for b in range(shape.B)]
-    assert_batch_invariant(op, backend, shape, cell, torch.float32, "nchw", pieces)
+    ours = outcome(getattr(dla, op), permuted(inputs), backend=backend.name, **options_of(op, cell))
+    assert_equal(ours, permuted(outcome(getattr(dla, op), inputs, backend=backend.name, **options_of(op, cell))))

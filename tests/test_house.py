@@ -36,7 +36,14 @@ def test_the_public_ops_are_those_of_the_schema():
 
 @pytest.mark.parametrize("op", FORWARD_OPS)
 @pytest.mark.parametrize(
-    "where", ["csrc/cpu/{}.cpp", "dla_kernels/ops/{}.py", "dla_kernels/reference/{}.py", "tests/test_{}.py", "bench/bench_{}.py"]
+    "where",
+    [
+        "csrc/cpu/{}.cpp",
+        "dla_kernels/ops/{}.py",
+        "dla_kernels/reference/{}.py",
+        "tests/test_{}.py",
+        "bench/bench_{}.py",
+    ],
 )
 def test_an_op_is_found_in_one_guess(op, where):
     assert (ROOT / where.format(op)).exists()

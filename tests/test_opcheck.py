@@ -70,7 +70,9 @@ def test_opcheck_of_layouts(backend, operators, op, layout):
     torch.library.opcheck(getattr(operators, op).default, args)
 
 
-@pytest.mark.parametrize("layout", ["nchw", "channels_last", "sliced", "transposed", "batch_inside", "shared_by_samples"])
+@pytest.mark.parametrize(
+    "layout", ["nchw", "channels_last", "sliced", "transposed", "batch_inside", "shared_by_samples"]
+)
 @pytest.mark.parametrize("op", [op for op in WITH_MAPS if not op.endswith("_")])
 def test_fake_strides_are_the_real_ones(backend, operators, op, layout):
     args = arguments(op, FEW_CELLS[0], torch.float32, layout, backend.device)

@@ -46,6 +46,12 @@ def start_state(state: Tensors | None, cell: Cell, like: Tensor) -> list[Tensor]
     return [ACT[cell.act](full[0]), full[0]] if cell.kind == "dsu" and len(full) == 1 else full
 
 
+def mark_written(xs: Sequence[Tensor]) -> None:
+    """Tells autograd, as torch's own in-place ops do, so that it refuses to use what it had saved."""
+    if not torch.compiler.is_compiling():  # compiled code keeps track of mutations by itself
+        torch.autograd.graph.increment_version([x for x in xs if not x.is_inference()])
+
+
 def split_at(flat: Sequence[Any], *counts: int) -> list[list[Any]]:
     """Cuts ``flat`` into pieces of ``counts`` items."""
     assert len(flat) == sum(counts)

@@ -15,6 +15,7 @@ from .autograd import (
     filled,
     filled_or_none,
     kernels,
+    mark_written,
     needs_grad,
     split_at,
     start_state,
@@ -57,6 +58,7 @@ def layer_update(
         dtype = accumulate_dtype(xs[0].dtype)
         states = [xs[0].new_empty((len(xs), B, C), dtype=dtype) for _ in cell.state_names]
         kernels(chosen).layer_update_(list(xs), states, w, start, cell.rule)
+        mark_written(xs)
         return list(xs), tuple(states)
     if needs_grad(xs, w, start):
         spec = _Spec(chosen, cell, len(xs), len(w), len(start))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import reference
 from ..backends import REFERENCE, select
-from .autograd import accumulated, double_backward, filled, kernels, needs_grad, split_at, with_signature
+from .autograd import accumulated, double_backward, filled, kernels, mark_written, needs_grad, split_at, with_signature
 from .checks import check_gates, check_inplace, check_maps
 
 
@@ -30,6 +30,7 @@ def rescale(xs: Sequence[Tensor], d: Tensor, *, inplace: bool = False, backend: 
     (d,) = accumulated([d], xs[0])
     if inplace:
         kernels(chosen).rescale_(list(xs), d)
+        mark_written(xs)
         return list(xs)
     if needs_grad(xs, [d]):
         return list(_Rescale.apply(chosen, d, *xs))

@@ -59,7 +59,7 @@ DLA_HOST_DEVICE void dots_tile(int64_t K, Rows<const A> w, Operands<A> ops) {
     for (int m = 0; m < kM; ++m) xs[m] = read(ops.x + m * ops.x_row);
     for (int n = 0; n < kN; ++n) {
       const V ws = read(w[n]);
-      for (int m = 0; m < kM; ++m) sum[m][n] += xs[m] * ws;
+      for (int m = 0; m < kM; ++m) sum[m][n] = multiply_add(xs[m], ws, sum[m][n]);
     }
   };
   int64_t k = 0;
@@ -107,7 +107,7 @@ DLA_HOST_DEVICE void axpys_tile(int64_t K, int rest, Rows<const A> w, Operands<A
     for (int v = 0; v < kV; ++v) ws[v] = read(w[k], v);
     for (int m = 0; m < kM; ++m) {
       const V xs = ops.x[m * ops.x_row + k * ops.x_col];
-      for (int v = 0; v < kV; ++v) sum[m][v] += xs * ws[v];
+      for (int v = 0; v < kV; ++v) sum[m][v] = multiply_add(xs, ws[v], sum[m][v]);
     }
   }
   for (int m = 0; m < kM; ++m)

@@ -10,21 +10,19 @@ namespace dla {
 namespace cpu {
 namespace DLA_ISA {
 
-// The terms that are summed: x itself, or x * y.
-template <class T>
+// What is summed: x itself, or x * y.
 struct Itself {
   static constexpr bool kTwo = false;
   template <class V>
-  static DLA_HOST_DEVICE V term(V x, V) {
-    return x;
+  static DLA_HOST_DEVICE V add(V sum, V x, V) {
+    return sum + x;
   }
 };
-template <class T>
 struct Product {
   static constexpr bool kTwo = true;
   template <class V>
-  static DLA_HOST_DEVICE V term(V x, V y) {
-    return x * y;
+  static DLA_HOST_DEVICE V add(V sum, V x, V y) {
+    return multiply_add(x, y, sum);
   }
 };
 
@@ -42,12 +40,13 @@ DLA_HOST_DEVICE Vec<accumulate_t<T>> sum_run(const T* x, const T* y, int64_t n) 
     for (; i + kChains * V::kLanes <= end; i += kChains * V::kLanes)
       for (int k = 0; k < kChains; ++k) {
         const int64_t j = i + k * V::kLanes;
-        sum[k] += Term::term(load(x + j), Term::kTwo ? load(y + j) : V(zero));
+        sum[k] = Term::add(sum[k], load(x + j), Term::kTwo ? load(y + j) : V(zero));
       }
-    for (; i + V::kLanes <= end; i += V::kLanes) sum[0] += Term::term(load(x + i), Term::kTwo ? load(y + i) : V(zero));
+    for (; i + V::kLanes <= end; i += V::kLanes)
+      sum[0] = Term::add(sum[0], load(x + i), Term::kTwo ? load(y + i) : V(zero));
     if (i < end) {
       const int rest = int(end - i);
-      sum[1] += Term::term(load_n(x + i, rest), Term::kTwo ? load_n(y + i, rest) : V(zero));
+      sum[1] = Term::add(sum[1], load_n(x + i, rest), Term::kTwo ? load_n(y + i, rest) : V(zero));
       i = end;
     }
     total += (sum[0] + sum[1]) + (sum[2] + sum[3]);
@@ -77,7 +76,7 @@ DLA_HOST_DEVICE void sum_pixels(Plane<const T> x, Plane<const T> y, int64_t c, i
     for (const int64_t end = p + kFew < x.HW ? p + kFew : x.HW; p < end; ++p)
       for (int v = 0; v < kV; ++v) {
         const int64_t j = c + v * V::kLanes;
-        few[v] += Term::term(read(x.data + p * x.sp + j), Term::kTwo ? read(y.data + p * y.sp + j) : V(A(0)));
+        few[v] = Term::add(few[v], read(x.data + p * x.sp + j), Term::kTwo ? read(y.data + p * y.sp + j) : V(A(0)));
       }
     add(few, many);
     if (p % kMany == 0 || p == x.HW) add(many, all), zero(many);
@@ -110,12 +109,12 @@ void sum_plane(Plane<const T> x, Plane<const T> y, accumulate_t<T>* sums) {
 
 template <class T>
 void mean(Plane<const T> x, accumulate_t<T>* y) {
-  sum_plane<Itself<T>>(x, x, y);
+  sum_plane<Itself>(x, x, y);
   for (int64_t c = 0; c < x.C; ++c) y[c] /= accumulate_t<T>(x.HW);
 }
 template <class T>
 void dot(Plane<const T> x, Plane<const T> y, accumulate_t<T>* sum) {
-  sum_plane<Product<T>>(x, y, sum);
+  sum_plane<Product>(x, y, sum);
 }
 
 // out = f(x) over n neighbours; d(i, lanes) and e(i, lanes) give the factor and the summand at i.
@@ -143,24 +142,21 @@ void scale_plane(Plane<const T> x, const accumulate_t<T>* d, const accumulate_t<
   if (x.sc == 1 && out.sc == 1) {
     for (int64_t p = 0; p < x.HW; ++p)
       map_run<kStream>(x.data + p * x.sp, out.data + p * out.sp, x.C, [&](int64_t c, V v, int lanes) {
-        const V scaled = v * (lanes ? load_n(d + c, lanes) : load(d + c));
-        return kShift ? scaled + (lanes ? load_n(e + c, lanes) : load(e + c)) : scaled;
+        const auto at = [c, lanes](const A* p) { return lanes ? load_n(p + c, lanes) : load(p + c); };
+        return kShift ? multiply_add(v, at(d), at(e)) : v * at(d);
       });
   } else {
     for (int64_t c = 0; c < x.C; ++c) {
       const V dc = d[c], ec = kShift ? e[c] : A(0);
       map_run<kStream>(x.data + c * x.sc, out.data + c * out.sc, x.HW,
-                       [&](int64_t, V v, int) { return kShift ? v * dc + ec : v * dc; });
+                       [&](int64_t, V v, int) { return kShift ? multiply_add(v, dc, ec) : v * dc; });
     }
   }
 }
 
 template <class T>
 void scale(Plane<const T> x, const accumulate_t<T>* d, const accumulate_t<T>* e, Plane<T> out, bool stream) {
-  // Runs of 16-bit elements that start off a 4-byte boundary cannot be streamed without gaps.
-  const int64_t run = out.sc == 1 ? out.sp : out.sc;
-  stream = stream && uintptr_t(out.data) % 4 == 0 && run * sizeof(T) % 4 == 0 && sizeof(T) >= 4;
-  if (stream) {
+  if (stream && sizeof(T) >= 4) {  // single 16-bit elements, at the ends of runs, have no streaming store
     e ? scale_plane<true, true>(x, d, e, out) : scale_plane<true, false>(x, d, e, out);
     stream_fence();
   } else {

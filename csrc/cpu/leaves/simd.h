@@ -60,6 +60,32 @@ struct Vec {
   DLA_HOST_DEVICE Vec& operator+=(Vec b) { return v += b.v, *this; }
 };
 
+// a * b + c with one rounding wherever the machine can. Asked for outright where different paths must
+// give the same bits: left to the compiler, one path is fused and another is not.
+template <class A>
+DLA_HOST_DEVICE Vec<A> multiply_add(Vec<A> a, Vec<A> b, Vec<A> c) {
+  return a * b + c;
+}
+#if defined(__AVX512F__)
+template <>
+DLA_HOST_DEVICE Vec<float> multiply_add<float>(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return Vec<float>::Lanes(_mm512_fmadd_ps((__m512)a.v, (__m512)b.v, (__m512)c.v));
+}
+template <>
+DLA_HOST_DEVICE Vec<double> multiply_add<double>(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return Vec<double>::Lanes(_mm512_fmadd_pd((__m512d)a.v, (__m512d)b.v, (__m512d)c.v));
+}
+#elif defined(__FMA__)
+template <>
+DLA_HOST_DEVICE Vec<float> multiply_add<float>(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return Vec<float>::Lanes(_mm256_fmadd_ps((__m256)a.v, (__m256)b.v, (__m256)c.v));
+}
+template <>
+DLA_HOST_DEVICE Vec<double> multiply_add<double>(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return Vec<double>::Lanes(_mm256_fmadd_pd((__m256d)a.v, (__m256d)b.v, (__m256d)c.v));
+}
+#endif
+
 // Lane-wise choice; m is -1 (take a) or 0 (take b) in each lane.
 template <class A>
 DLA_HOST_DEVICE Vec<A> select(typename Vec<A>::Mask m, Vec<A> a, Vec<A> b) {

@@ -1,0 +1,153 @@
+"""Over random shapes: parity with the reference, and identities that hold whatever the numbers are."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dla_kernels as dla
+
+from .calls import check_parity, named, outcome
+from .cases import (
+    CELLS,
+    DENSE_LAYOUTS,
+    DTYPES,
+    LAYOUT_NAMES,
+    OPS,
+    OPS_WITH_CELL,
+    Shape,
+    inputs_of,
+    lay_out,
+    options_of,
+    state_forms,
+)
+from .tolerances import assert_same_bits
+
+# The same examples in every run; derandomize also keeps torch's seed meaningful.
+settings.register_profile("dla", deadline=None, derandomize=True, max_examples=40)
+settings.load_profile("dla")
+
+SIDES = st.one_of(st.integers(1, 9), st.sampled_from([16, 31, 65]))
+# Most interesting widths lie beside a multiple of a vector's.
+CHANNELS = st.one_of(st.integers(1, 20), st.sampled_from([31, 32, 33, 47, 64, 65, 129]))
+
+
+@st.composite
+def shapes(draw):
+    T = draw(st.integers(1, 6))
+    sizes = draw(st.lists(st.tuples(SIDES, SIDES), min_size=1, max_size=T))
+    return Shape(T, draw(st.integers(1, 10)), draw(CHANNELS), draw(st.integers(1, 40)), tuple(sizes))
+
+
+@st.composite
+def calls(draw, ops):
+    """(op, shape, cell, how its inputs are made)"""
+    op, shape, cell = draw(st.sampled_from(ops)), draw(shapes()), draw(st.sampled_from(CELLS))
+    dtype, layout = draw(st.sampled_from(DTYPES)), draw(st.sampled_from(LAYOUT_NAMES))
+    weight_dtypes = [dtype] if dtype == torch.float64 else [dtype, torch.float32]
+    choices = {"dtype": dtype, "layout": layout, "weight_dtype": draw(st.sampled_from(weight_dtypes))}
+    if op in OPS_WITH_CELL:
+        forms = state_forms(cell) if op == "refresh" else (None, *state_forms(cell))
+        choices["form"] = draw(st.sampled_from(forms))
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    return op, shape, cell, choices
+
+
+def same(ours, theirs):
+    for (name, x), (_, y) in zip(named("", ours), named("", theirs)):
+        assert_same_bits(x, y, name)
+
+
+@pytest.mark.parametrize("op", OPS)
+@given(data=st.data())
+def test_parity(backend, op, data):
+    op, shape, cell, choices = data.draw(calls([op]))
+    inputs = inputs_of(op, shape, cell, **choices, device=backend.device)
+    check_parity(op, backend, inputs, shape.longest_sum, **options_of(op, cell))
+
+
+@given(call=calls(["rescale"]))
+def test_a_rescale_by_one_changes_nothing(backend, call):
+    op, shape, _, choices = call
+    xs, d = inputs_of(op, shape, None, **choices, device=backend.device).values()
+    same(dla.rescale(xs, torch.ones_like(d), backend=backend.name), xs)
+
+
+@given(call=calls(["rescale"]), exponent=st.integers(-3, 3))
+def test_a_rescale_by_a_power_of_two_is_undone_by_its_inverse(backend, call, exponent):
+    op, shape, _, choices = call
+    xs, d = inputs_of(op, shape, None, **choices, device=backend.device).values()
+    d = torch.full_like(d, 2.0**exponent)
+    # Subnormal halves would lose bits on the way.
+    xs = [torch.where(x.abs() < 2.0**-6, 1.0, x).to(x.dtype) for x in xs]
+    same(dla.rescale(dla.rescale(xs, d, backend=backend.name), 1 / d, backend=backend.name), xs)
+
+
+@given(call=calls(["gap"]), value=st.sampled_from([0.0, 1.0, -3.0, 0.375, -1.75]))
+def test_the_mean_of_a_constant_map_is_the_constant(backend, call, value):
+    """These values and their sums are exact, so only the division by HW may round."""
+    op, shape, _, choices = call
+    xs = inputs_of(op, shape, None, **choices, device=backend.device)["xs"]
+    xs = lay_out([torch.full_like(x, value) for x in xs], choices["layout"])
+    y = dla.gap(xs, backend=backend.name)
+    eps = torch.finfo(y.dtype).eps
+    torch.testing.assert_close(y, torch.full_like(y, value), rtol=eps, atol=0)
+
+
+@pytest.mark.parametrize("op", OPS)
+@given(data=st.data())
+def test_permuting_the_batch_permutes_the_result(backend, op, data):
+    op, shape, cell, choices = data.draw(calls([op]))
+    inputs = inputs_of(op, shape, cell, **choices, device=backend.device)
+    order = torch.tensor(data.draw(st.permutations(range(shape.B))), device=backend.device)
+    batch_axis = {4: 0, 3: 1, 2: 0}  # maps, rows [T, B, C], states
+
+    def permuted(x):
+        return x.index_select(batch_axis[x.dim()], order)
+
+    moved = {}
+    for name, value in inputs.items():
+        if name == "weights" or value is None:
+            moved[name] = value
+        elif name == "xs":
+            moved[name] = lay_out([permuted(x) for x in value], choices["layout"])
+        else:
+            moved[name] = permuted(value) if isinstance(value, torch.Tensor) else tuple(map(permuted, value))
+    options = options_of(op, cell) | {"backend": backend.name}
+    expected = outcome(getattr(dla, op), inputs, **options)
+    for name, result in outcome(getattr(dla, op), moved, **options).items():
+        assert_same_bits(result, permuted(expected[name]), name)
+
+
+@given(call=calls(["scan"]), data=st.data())
+def test_a_scan_in_two_pieces_is_one_scan(backend, call, data):
+    op, shape, cell, choices = call
+    y, weights, state = inputs_of(op, shape, cell, **choices, device=backend.device).values()
+    options = {"cell": cell, "backend": backend.name}
+    whole = dla.scan(y, weights, state=state, **options)
+    cut = data.draw(st.integers(1, max(1, shape.T - 1)))
+    head = dla.scan(y[:cut], weights, state=state, **options)
+    pieces = [head]
+    if cut < shape.T:
+        pieces.append(dla.scan(y[cut:], weights, state=tuple(s[-1] for s in head), **options))
+    for ours, parts in zip(whole, zip(*pieces)):
+        if cell.kind == "dsu":  # h = act(c) is torch's between the pieces, the kernel's within one
+            eps = torch.finfo(ours.dtype).eps
+            torch.testing.assert_close(ours, torch.cat(parts), rtol=64 * eps, atol=64 * eps)
+        else:
+            assert_same_bits(ours, torch.cat(parts))
+
+
+@given(call=calls(["layer_update"]), layout=st.sampled_from(list(DENSE_LAYOUTS)))
+def test_where_a_map_lies_hardly_matters(backend, call, layout):
+    """Layouts differ in how the pooling sum is folded and in nothing else."""
+    op, shape, cell, choices = call
+    choices["layout"] = "nchw"
+    inputs = inputs_of(op, shape, cell, **choices, device=backend.device)
+    elsewhere = inputs | {"xs": lay_out(inputs["xs"], layout)}
+    options = {"cell": cell, "backend": backend.name}
+    eps = torch.finfo(inputs["xs"][0].dtype).eps
+    tolerance = {"rtol": 64 * eps, "atol": 64 * eps}
+    torch.testing.assert_close(
+        dla.layer_update(**elsewhere, **options), dla.layer_update(**inputs, **options), **tolerance
+    )
