@@ -165,11 +165,18 @@ DLA_HOST_DEVICE Vec<float> sigmoid(Vec<float> x) {
   const SplitExp e = split_exp(at_least(at_most(Vec<float>(0.0f) - x, 87.0f), -87.0f));
   return reciprocal(Vec<float>(1.0f) + scale_by_power(Vec<float>(1.0f) + e.tail, e.n));
 }
+// tanh |x| = t / (t + 2) = 1 - 2 / (t + 2) with t = exp(2|x|) - 1. Near 0 the first form keeps the relative
+// precision; further out the second leaves only the rounding of the subtraction.
 DLA_HOST_DEVICE Vec<float> tanh(Vec<float> x) {
-  const SplitExp e = split_exp(at_least(at_most(x + x, 20.0f), -20.0f));
-  const Vec<float> power = scale_by_power(Vec<float>(1.0f), e.n);
-  const Vec<float> t = power * e.tail + (power - Vec<float>(1.0f));  // exp(2x) - 1
-  return t * reciprocal(t + Vec<float>(2.0f));
+  using V = Vec<float>;
+  const V::Mask sign = V::Mask(x.v) & int32_t(0x80000000);
+  const V magnitude = V::Lanes(V::Mask(x.v) ^ sign);
+  const SplitExp e = split_exp(at_most(magnitude + magnitude, 20.0f));
+  const V power = scale_by_power(V(1.0f), e.n);
+  const V t = multiply_add(power, e.tail, power - V(1.0f));
+  const V r = reciprocal(t + V(2.0f));
+  const V result = select<float>(magnitude.v < V(0.4f).v, t * r, multiply_add(V(-2.0f), r, V(1.0f)));
+  return V::Lanes(V::Mask(result.v) | sign);
 }
 
 // fp64 is for checking, not for speed: the C library, lane by lane.
