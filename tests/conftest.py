@@ -8,7 +8,9 @@ import torch
 
 from dla_kernels.backends import BACKENDS
 
-# cuBLAS needs this for its deterministic algorithms, and reads it when it starts.
+# Both are read once, at the first use: by the CPU kernels, whose scratch memory then starts as NaN, and by
+# cuBLAS, which has no deterministic algorithms without it.
+os.environ.setdefault("DLA_KERNELS_POISON", "1")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 

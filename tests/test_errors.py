@@ -35,6 +35,7 @@ def dense(NG=4, **changes):
 
 Y = torch.ones(T, B, C)
 STATE = torch.ones(B, C)
+DSU = dla.PAPER_DSU.rule
 
 # A call, and what its error says: type, argument, expected, came.
 WRONG = {
@@ -227,21 +228,26 @@ def test_an_empty_batch_gives_empty_results_and_zero_weight_gradients(any_backen
     assert dla.refresh(c, (c[0],), weights, backend=any_backend.name).shape == (T, 0, C)
 
 
+# A call, and what its RuntimeError says.
 BAD_OPERATOR_CALLS = {
-    "empty list": lambda ops: ops.rescale([], Y),
-    "map of three dimensions": lambda ops: ops.gap([torch.ones(2, 3, 4)]),
-    "integer maps": lambda ops: ops.gap(maps(dtype=torch.int32)),
-    "unknown rule": lambda ops: ops.scan(Y, list(joint()), [], "gru"),
-    "two weights": lambda ops: ops.scan(Y, list(joint())[:2], [], "rnn"),
-    "weights of another shape": lambda ops: ops.scan(Y, list(joint(w1=torch.ones(R, C))), [], "dsu-sigmoid-context"),
-    "state of one tensor": lambda ops: ops.refresh(Y, [STATE], list(joint()), "dsu-sigmoid-context"),
-    "half y": lambda ops: ops.scan(Y.half(), list(joint()), [], "dsu-sigmoid-context"),
-    "d of another shape": lambda ops: ops.rescale(maps(), Y[:, :1]),
-    "gradients of another shape": lambda ops: ops.rescale_bwd(maps()[:1], maps(), Y),
+    "empty list": (lambda ops: ops.rescale([], Y), "xs: expected at least one map, got an empty list"),
+    "map of three dimensions": (lambda ops: ops.gap([torch.ones(2, 3, 4)]), "xs: expected maps .*, got 3 dimensions"),
+    "integer maps": (lambda ops: ops.gap(maps(dtype=torch.int32)), "xs: expected fp32, fp64, bf16 or fp16, got Int"),
+    "unknown rule": (lambda ops: ops.scan(Y, list(joint()), [], "gru"), "rule: expected one of rnn, .*, got 'gru'"),
+    "two weights": (lambda ops: ops.scan(Y, list(joint())[:2], [], DSU), "weights: expected 3 .* tensors, got 2"),
+    "weights of another shape": (
+        lambda ops: ops.scan(Y, list(joint(w1=torch.ones(R, C))), [], DSU),
+        "weights: expected size 12 in dimension 1, got 6",
+    ),
+    "state of one tensor": (lambda ops: ops.refresh(Y, [STATE], list(joint()), DSU), "state: expected 2 .*, got 1"),
+    "half y": (lambda ops: ops.scan(Y.half(), list(joint()), [], DSU), "y: expected fp32 or fp64, got Half"),
+    "d of another shape": (lambda ops: ops.rescale(maps(), Y[:, :1]), "d: expected size 2 in dimension 1, got 1"),
+    "gradients of another shape": (lambda ops: ops.rescale_bwd(maps()[:1], maps(), Y), "dout: expected 2 .*, got 1"),
 }
 
 
 @pytest.mark.parametrize("bad", BAD_OPERATOR_CALLS)
 def test_operators_called_directly_refuse_too(backend, bad):
-    with pytest.raises((RuntimeError, NotImplementedError), match="."):
-        BAD_OPERATOR_CALLS[bad](backends.BACKENDS[backend.name].ops)
+    call, words = BAD_OPERATOR_CALLS[bad]
+    with pytest.raises(RuntimeError, match=words):
+        call(backends.BACKENDS[backend.name].ops)

@@ -16,8 +16,8 @@ DLA_HOST_DEVICE double tanh(double x) { return ::tanh(x); }
 // Written so that NaN passes through, as torch.relu does.
 DLA_HOST_DEVICE float relu(float x) { return x < 0.0f ? 0.0f : x; }
 DLA_HOST_DEVICE double relu(double x) { return x < 0.0 ? 0.0 : x; }
-// d relu(x)/dx * dy, with slope 0 at x = 0.
-DLA_HOST_DEVICE float relu_grad(float x, float dy) { return x > 0.0f ? dy : 0.0f; }
-DLA_HOST_DEVICE double relu_grad(double x, double dy) { return x > 0.0 ? dy : 0.0; }
+// d relu(x)/dx * dy, with slope 0 at x = 0; at NaN it passes dy, as torch does.
+DLA_HOST_DEVICE float relu_grad(float x, float dy) { return x <= 0.0f ? 0.0f : dy; }
+DLA_HOST_DEVICE double relu_grad(double x, double dy) { return x <= 0.0 ? 0.0 : dy; }
 
 }  // namespace dla

@@ -224,7 +224,7 @@ class RecurrenceBwd {
   }
   void mask(int64_t M, Rows<const A> u, Rows<A> ds) const {
     for (int64_t m = 0; m < M; ++m)
-      for (int64_t r = 0; r < R_; ++r) ds[m][r] = u[m][r] > A(0) ? ds[m][r] : A(0);
+      for (int64_t r = 0; r < R_; ++r) ds[m][r] = u[m][r] <= A(0) ? A(0) : ds[m][r];
   }
   void add(int64_t nb, Rows<A> from, Rows<A> to) const {
     if (!from.data) return;

@@ -98,7 +98,7 @@ DLA_HOST_DEVICE Vec<A> relu(Vec<A> x) {
 }
 template <class A>
 DLA_HOST_DEVICE Vec<A> relu_grad(Vec<A> x, Vec<A> dy) {
-  return select<A>(x.v > Vec<A>(A(0)).v, dy, A(0));
+  return select<A>(x.v <= Vec<A>(A(0)).v, A(0), dy);
 }
 // NaN passes through both, as comparisons with it are false.
 template <class A>
