@@ -61,7 +61,8 @@ class CMakeBuild(build_ext):
         import torch
 
         build = HERE / "build" / "cmake"
-        generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+        fresh = not (build / "CMakeCache.txt").exists()  # an old build folder keeps its generator
+        generator = ["-G", "Ninja"] if fresh and shutil.which("ninja") else []
         subprocess.check_call(
             ["cmake", "-S", HERE, "-B", build, f"-DTORCH_DIR={torch.__path__[0]}", *generator], stdout=sys.stderr
         )

@@ -120,7 +120,7 @@ _warned: set[str] = set()
 
 
 def _warn_once(device_type: str) -> None:
-    if device_type in _warned:
+    if device_type in _warned or torch.compiler.is_compiling():
         return
     _warned.add(device_type)
     serving = [b for b in BACKENDS.values() if device_type in b.device_types]

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -234,3 +236,18 @@ def test_python_threads_do_not_disturb_each_other(backend, op):
         jobs = [pool.submit(outcome, *calls[n % 2]) for n in range(60)]
     for n, job in enumerate(jobs):
         assert_same_outcome(job.result(), expected[n % 2])
+
+
+def test_forward_mode_is_refused_not_dropped(backend):
+    y = torch.randn(2, 3, 4, device=backend.device)
+    with pytest.raises(NotImplementedError, match="jvp"):
+        torch.func.jvp(lambda d: dla.rescale([d[0, :, :, None, None]], d[:1], backend=backend.name)[0], (y,), (y,))
+
+
+def test_compiles_whole_as_the_first_call_of_a_process():
+    code = (
+        "import torch, dla_kernels as dla\n"
+        "f = torch.compile(lambda xs: dla.gap(xs), fullgraph=True, backend='aot_eager')\n"
+        "assert f([torch.ones(1, 2, 3, 3)]).eq(1).all()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..backends import BACKENDS
 from ..cells import Cell
@@ -29,6 +30,10 @@ def kernels(backend: str) -> Any:
 
 
 def needs_grad(*groups: Sequence[Tensor]) -> bool:
+    # Forward-mode AD enters too, and is told there that it is not supported: past autograd, its tangents
+    # would be dropped without a word.
+    if forward_ad._current_level >= 0:
+        return True
     return torch.is_grad_enabled() and any(x.requires_grad for group in groups for x in group)
 
 
