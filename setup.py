@@ -6,6 +6,7 @@ reason; none builds nothing.
 """
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -40,7 +41,8 @@ def missing() -> str:
         )
     if tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 11):
         return f"torch {torch.__version__} is too old; pip install 'torch>=2.11'"
-    if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+    chosen = shlex.split(os.environ.get("CXX", "")) or ["c++"]
+    if not any(shutil.which(name) for name in (*chosen[:1], "g++", "clang++")):
         return "a C++17 compiler is missing; install g++ or clang++, e.g. apt-get install g++"
     if not shutil.which("cmake"):
         return "CMake is missing; pip install cmake"
@@ -52,17 +54,24 @@ class CMakeBuild(build_ext):
         if CHOICE not in CHOICES:
             raise SystemExit(f"DLA_KERNELS_BUILD: expected one of {', '.join(CHOICES)}, got {CHOICE!r}")
         reason = "DLA_KERNELS_BUILD=none" if CHOICE == "none" else missing()
-        if reason and CHOICE == "cpu":
+        if not reason:
+            try:
+                return self.build_libraries()
+            except subprocess.CalledProcessError as error:
+                reason = f"{shlex.join(map(str, error.cmd[:2]))} failed; pip install -v shows why"
+        if CHOICE == "cpu":
             raise SystemExit(f"dla-kernels: cannot build the CPU kernels: {reason}")
-        if reason:
-            say(f"dla-kernels: installing the pure-Python package without compiled kernels: {reason}")
-            self.extensions = []
-            return
+        say(f"dla-kernels: installing the pure-Python package without compiled kernels: {reason}")
+        self.extensions = []
+
+    def build_libraries(self) -> None:
         import torch
 
         build = HERE / "build" / "cmake"
-        fresh = not (build / "CMakeCache.txt").exists()  # an old build folder keeps its generator
-        generator = ["-G", "Ninja"] if fresh and shutil.which("ninja") else []
+        cache = build / "CMakeCache.txt"
+        if cache.exists() and f"CMAKE_HOME_DIRECTORY:INTERNAL={HERE}\n" not in cache.read_text():
+            shutil.rmtree(build)  # the tree was moved or copied: CMake would refuse it
+        generator = ["-G", "Ninja"] if not cache.exists() and shutil.which("ninja") else []
         subprocess.check_call(
             ["cmake", "-S", HERE, "-B", build, f"-DTORCH_DIR={torch.__path__[0]}", *generator], stdout=sys.stderr
         )

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from . import fakes
+
 _HERE = Path(__file__).parent
 
 
@@ -31,8 +33,6 @@ def _load_library(name: str, mend: str) -> Any:
         torch.ops.load_library(path)
     except (OSError, RuntimeError) as error:
         raise Unavailable(f"{path.name} does not load with torch {torch.__version__}: {error}") from error
-    from .ops import fakes
-
     fakes.register()
     return torch.ops.dla
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -43,6 +44,12 @@ class Dense(NamedTuple):
 
 
 Weights = Joint | Split | Dense
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of y, states, d and of all arithmetic: float64 for float64, else float32."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
 
 PROJECTIONS = {"joint": Joint, "split": Split, "dense": Dense}
 NUM_GATES = {"rnn": 1, "lstm": 4, "dia": 4, "dsu": 3}  # NG
@@ -103,6 +110,16 @@ class Cell:
     def state_names(self) -> tuple[str, ...]:
         """What ``scan`` returns, one tensor [T, B, C] each."""
         return _STATE_NAMES[self.kind]
+
+    @property
+    def state_forms(self) -> tuple[tuple[str, ...], ...]:
+        """The names of the tensors in which a state may be given: all of it, or without an h = act(c)."""
+        return (("c",), ("h", "c")) if self.h_is_act_of_c else (self.state_names,)
+
+    @property
+    def h_is_act_of_c(self) -> bool:
+        """Whether h follows from c, so that ``scan`` returns c alone."""
+        return self.state_names == ("c",)
 
     @property
     def rule(self) -> str:

@@ -63,10 +63,10 @@ void check(const char* name) {
     for (int gate = 0; gate < Rule::NG; ++gate) expect(name, "da of step", da[gate], slope(a[gate], new_state));
     expect(name, "0, as no rule reads h but through the gates,", 0, slope(s.h, new_state));
 
-    const auto output = [&] { return Rule::output(s) * dd; };
-    const State<double> from_output = Rule::output_bwd(s, dd);
-    expect(name, "dh of output", from_output.h, slope(s.h, output));
-    expect(name, "dc of output", from_output.c, slope(s.c, output));
+    const auto output = [&] { return Rule::output(Rule::step(a, s)) * dd; };
+    for (double& gate : da) gate = NAN;
+    expect(name, "dc of output", Rule::output_bwd(a, s, dd, da), slope(s.c, output));
+    for (int gate = 0; gate < Rule::NG; ++gate) expect(name, "da of output", da[gate], slope(a[gate], output));
 
     // h can be recomputed wherever it is not saved.
     const State<double> to = Rule::step(a, s);
@@ -92,7 +92,8 @@ __global__ void call_everything(const A* a, State<A>* s, A* da, A* out) {
   const State<A> to = Rule::step(a, s[0]);
   out[0] = Rule::output(to) + Rule::feed(to.c) + Rule::template start_h<A>();
   out[1] = Rule::step_bwd(a, s[0], to, da);
-  s[1] = Rule::output_bwd(to, out[0]);
+  s[1] = to;
+  out[2] = Rule::output_bwd(a, s[0], out[0], da + Rule::NG);
 }
 
 #define INSTANTIATE(name, ...)                                                                    \

@@ -44,6 +44,14 @@ WRONG = {
     "not a tensor": (lambda: dla.gap([*maps(), 3]), TypeError, "xs[2]", "tensor", "int"),
     "integers": (lambda: dla.gap(maps(dtype=torch.int32)), TypeError, "xs[0]", "float32", "torch.int32"),
     "complex": (lambda: dla.gap(maps(dtype=torch.complex64)), TypeError, "xs[0]", "float32", "torch.complex64"),
+    "sparse": (lambda: dla.scan(Y.to_sparse(), joint()), TypeError, "y", "dense", "torch.sparse_coo"),
+    "sparse map": (
+        lambda: dla.gap([maps()[0], torch.ones(B, C, 3, 4).to_sparse()]),
+        TypeError,
+        "xs[1]",
+        "dense",
+        "torch.sparse_coo",
+    ),
     "mixed dtypes": (
         lambda: dla.rescale([maps()[0], maps(dtype=torch.float64)[1]], Y),
         TypeError,
@@ -212,6 +220,14 @@ def test_falls_back_to_the_reference_with_one_warning(monkeypatch):
         warnings.simplefilter("error")
         second = dla.gap(maps())
     torch.testing.assert_close(first, second)
+
+
+@pytest.mark.filterwarnings("ignore:dla_kernels. no compiled backend for meta")
+def test_meta_tensors_tell_the_shapes_of_results():
+    weights = dla.Joint(*(w.to("meta") for w in joint()))
+    out, (c,) = dla.layer_update(maps(device="meta"), weights)
+    assert [x.shape for x in out] == [(B, C, 3, 4), (B, C, 2, 2)]
+    assert (c.shape, c.device.type) == ((T, B, C), "meta")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

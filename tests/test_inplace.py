@@ -103,3 +103,76 @@ def test_autograd_notices_that_a_saved_map_was_overwritten(any_backend, op):
         run(op, inputs | {"xs": [saved.detach(), *inputs["xs"][1:]]}, any_backend, inplace=True, **options_of(op, CELL))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_forward_mode_is_refused(any_backend, op):
+    inputs = inputs_of(op, MIDDLE, CELL, torch.float32, device=any_backend.device)
+    with (
+        torch.no_grad(),
+        torch.autograd.forward_ad.dual_level(),
+        pytest.raises(ValueError, match="inplace: expected no forward-mode AD"),
+    ):
+        run(op, inputs, any_backend, inplace=True, **options_of(op, CELL))
+
+
+# ---- maps that share memory; each makes two maps [2, 6, 4, 4] ----
+
+
+def windows(device, offset, stride=(96, 16, 4, 1)):
+    memory = torch.randn(4000, device=device)
+    return [memory.as_strided((2, 6, 4, 4), stride, at) for at in (0, offset)]
+
+
+APART = {
+    "one after the other": lambda device: windows(device, 192),
+    "halves of one map's channels": lambda device: list(torch.randn(2, 12, 4, 4, device=device).chunk(2, 1)),
+    "every second channel": lambda device: windows(device, 16, (192, 32, 4, 1)),
+    "every second sample": lambda device: windows(device, 96, (192, 16, 4, 1)),
+    "channels last halves of the batch": lambda device: windows(device, 192, (96, 1, 24, 6)),
+}
+SHARED = {
+    "the same": lambda device: windows(device, 0),
+    "one element in common": lambda device: windows(device, 191),
+    "half in common": lambda device: windows(device, 96),
+    "a channel further": lambda device: windows(device, 32, (192, 32, 4, 1)),
+    "other strides in between": lambda device: [
+        torch.as_strided(m := torch.randn(4000, device=device), (2, 6, 4, 4), (96, 16, 4, 1)),
+        m.as_strided((2, 6, 4, 4), (96, 1, 24, 6), 40),
+    ],
+}
+
+
+def of_two_maps(make, backend):
+    xs = make(backend.device)
+    return {"xs": xs, "d": torch.randn(2, 2, 6, device=backend.device)}
+
+
+@pytest.mark.parametrize("make", APART.values(), ids=APART)
+def test_maps_side_by_side_in_one_memory_are_taken(any_backend, make):
+    assert_in_place("rescale", of_two_maps(make, any_backend), any_backend)
+
+
+@pytest.mark.parametrize("make", SHARED.values(), ids=SHARED)
+def test_maps_that_share_memory_are_refused(any_backend, make):
+    inputs = of_two_maps(make, any_backend)
+    with (
+        torch.no_grad(),
+        pytest.raises(ValueError, match=r"xs\[1\]: inplace expected maps of separate memory.*overlaps xs\[0\]"),
+    ):
+        dla.rescale(**inputs, inplace=True, backend=any_backend.name)
+
+
+@pytest.mark.parametrize("stride", [(96, 16, 3, 1), (96, 8, 4, 1), (48, 16, 4, 1), (0, 16, 4, 1)])
+def test_a_map_that_shares_memory_with_itself_is_refused(any_backend, stride):
+    x = torch.randn(400).to(any_backend.device).as_strided((2, 6, 4, 4), stride)
+    with torch.no_grad(), pytest.raises(ValueError, match=r"xs\[0\]: inplace expected a map "):
+        dla.rescale([x], torch.ones(1, 2, 6, device=any_backend.device), inplace=True, backend=any_backend.name)
+
+
+def test_a_negated_view_is_refused(any_backend):
+    x = torch.zeros(2, 6, 4, 4, dtype=torch.complex64, device=any_backend.device).conj().imag
+    x = torch.as_strided(x, (2, 6, 4, 4), (96, 16, 4, 1))
+    assert x.is_neg()
+    with torch.no_grad(), pytest.raises(ValueError, match=r"xs\[0\]: inplace expected (plain|a map)"):
+        dla.rescale([x], torch.ones(1, 2, 6, device=any_backend.device), inplace=True, backend=any_backend.name)

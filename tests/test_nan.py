@@ -77,3 +77,15 @@ def test_relu_passes_nan_on(backend, act, dtype):
     inputs["y"][0, SICK, 3] = torch.nan
     (c,) = dla.scan(**inputs, cell=cell, backend=backend.name)
     assert c[:, SICK].isnan().all()  # every row of W1 sees the NaN, and its relu keeps it
+
+
+def test_a_nan_context_stays_out_of_its_own_gradient(backend):
+    """dc = dd * sig(f) knows nothing of c; 0 * act'(c), for an h that no output is read off, would."""
+    cell = Cell("dsu")
+    inputs = inputs_of("refresh", SHAPE, cell, torch.float64, device=backend.device)
+    inputs["state"][1][SICK, 3] = torch.nan
+    cotangents = cotangents_for("refresh", inputs, cell=cell)
+    ours = outcome(dla.refresh, inputs, cotangents, backend=backend.name, cell=cell)
+    theirs = outcome(dla.reference.refresh, inputs, cotangents, cell=cell)
+    assert theirs["d state[1]"][SICK, 3].isfinite()
+    torch.testing.assert_close(ours["d state[1]"], theirs["d state[1]"])

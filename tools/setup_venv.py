@@ -1,8 +1,9 @@
 """Makes a working virtual environment with the package built in place: what `make setup` runs.
 
 Where a torch of at least 2.11 is importable from this Python (a GPU machine, perhaps with no
-network), the environment sees the system's packages and fetches only what is missing; otherwise it
-installs torch 2.13.0. Running it again costs a second or two: it rebuilds only what changed.
+network), the environment sees the packages of this Python and fetches only what is missing or too
+old; otherwise it installs torch 2.13.0. Running it again costs a second or two: it rebuilds only what
+changed, and makes anew an environment that was left half made.
 """
 
 from __future__ import annotations
@@ -12,17 +13,30 @@ import hashlib
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 HERE = Path(__file__).parent.parent.resolve()
 TORCH = "torch==2.13.0"
 OLDEST_TORCH = (2, 11)
 SUFFICES = "import torch, sys; sys.exit(tuple(int(n) for n in torch.__version__.split('.')[:2]) < {})"
+MISSING = """
+import re, sys, importlib.metadata
+def numbers(version): return [int(n) for n in re.findall(r"\\d+", version)[:3]]
+for requirement in sys.argv[1:]:
+    name, _, oldest = requirement.partition(">=")
+    try:
+        if numbers(importlib.metadata.version(name)) < numbers(oldest): print(requirement)
+    except importlib.metadata.PackageNotFoundError: print(requirement)
+"""
+
+
+def runs(*command: object) -> bool:
+    return subprocess.run([str(part) for part in command], capture_output=True, check=False).returncode == 0
 
 
 def has_torch(python: str | Path) -> bool:
-    check = [python, "-c", SUFFICES.format(OLDEST_TORCH)]
-    return subprocess.run(check, capture_output=True, check=False).returncode == 0
+    return runs(python, "-c", SUFFICES.format(OLDEST_TORCH))
 
 
 def dev_requirements() -> list[str]:
@@ -34,15 +48,9 @@ def dev_requirements() -> list[str]:
 
 
 def missing(python: Path, requirements: list[str]) -> list[str]:
-    """Those of the requirements that are not installed in any version."""
-    code = (
-        "import sys, re, importlib.metadata as m\n"
-        "for r in sys.argv[1:]:\n"
-        "    try: m.version(re.split('[<>=]', r)[0])\n"
-        "    except m.PackageNotFoundError: print(r)"
-    )
+    """Those of the requirements, all `name` or `name>=version`, that are not installed or too old."""
     return subprocess.run(
-        [python, "-c", code, *requirements], capture_output=True, text=True, check=True
+        [python, "-c", MISSING, *requirements], capture_output=True, text=True, check=True
     ).stdout.split()
 
 
@@ -50,17 +58,22 @@ def run(*command: object) -> None:
     subprocess.run([str(part) for part in command], check=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("venv", type=Path, nargs="?", default=Path(".venv"), help="where to make it (default: .venv)")
-    venv = parser.parse_args().venv
-    if sys.version_info < (3, 10):  # noqa: UP036 (this file runs before anything has checked)
-        raise SystemExit(f"dla-kernels needs Python 3.10 or newer, this is {sys.version.split()[0]}; set PYTHON=...")
+def make_venv(venv: Path) -> None:
+    """With this Python's packages in sight where these include a torch that serves."""
+    inherits = has_torch(sys.executable)
+    run(sys.executable, "-m", "venv", "--clear", *["--system-site-packages"] * inherits, venv)
+    if inherits and sys.prefix != sys.base_prefix:
+        # This Python is itself a virtual environment, and "system" means the Python below it.
+        site = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+        paths = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
+        (venv / site / "parent.pth").write_text("".join(f"{path}\n" for path in paths))
+
+
+def setup(venv: Path) -> None:
     python = venv / "bin" / "python"
-    if not python.exists():
-        options = ["--system-site-packages"] if has_torch(sys.executable) else []
-        run(sys.executable, "-m", "venv", *options, venv)
     pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
+    if not python.exists() or not runs(*pip[:-2], "--version"):
+        make_venv(venv)
     if not has_torch(python):
         print(f"installing {TORCH}, the largest download", flush=True)
         run(*pip, TORCH)
@@ -78,9 +91,23 @@ def main() -> None:
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     if not stamp.exists() or stamp.read_text() != digest or not list(HERE.glob("dla_kernels/_C_*.so")):
         print("building the kernels", flush=True)
+        os.environ.setdefault("DLA_KERNELS_BUILD", "cpu")  # fail with the reason rather than go on without kernels
         os.environ["PATH"] = f"{(venv / 'bin').resolve()}{os.pathsep}{os.environ['PATH']}"
         run(*pip, "--no-build-isolation", "--no-deps", "-e", HERE)
         stamp.write_text(digest)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("venv", type=Path, nargs="?", default=Path(".venv"), help="where to make it (default: .venv)")
+    venv = parser.parse_args().venv
+    if sys.version_info < (3, 10):  # noqa: UP036 (this file runs before anything has checked)
+        raise SystemExit(f"dla-kernels needs Python 3.10 or newer, this is {sys.version.split()[0]}; set PYTHON=...")
+    try:
+        setup(venv)
+    except subprocess.CalledProcessError as error:
+        command = " ".join(map(str, error.cmd))
+        raise SystemExit(f"setup stopped: this command failed with status {error.returncode}: {command}") from None
 
 
 if __name__ == "__main__":

@@ -35,10 +35,10 @@ struct Dsu {
     const A c = Memory::step(a, s.c);
     return Memory::step_bwd(a, s.c, ds.c + Act::grad(c, ds.h), da);
   }
-  // The output is read off c, so nothing arrives at h. ds.c of an unused h costs Act::grad(c, 0).
+  // The output is read off c, so nothing arrives at h.
   template <class A>
-  static DLA_HOST_DEVICE State<A> output_bwd(State<A> s, A dd) {
-    return {A(0), Out::grad(s.c, dd)};
+  static DLA_HOST_DEVICE A output_bwd(const A* a, State<A> s, A dd, A* da) {
+    return Memory::step_bwd(a, s.c, Out::grad(Memory::step(a, s.c), dd), da);
   }
 };
 

@@ -32,8 +32,8 @@ struct Rnn {
     return A(0);
   }
   template <class A>
-  static DLA_HOST_DEVICE State<A> output_bwd(State<A>, A dd) {
-    return {dd, A(0)};
+  static DLA_HOST_DEVICE A output_bwd(const A* a, State<A> s, A dd, A* da) {
+    return step_bwd(a, s, {dd, A(0)}, da);
   }
 };
 

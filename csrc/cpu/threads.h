@@ -22,7 +22,11 @@ inline int64_t num_threads() { return torch::stable::get_num_threads(); }
 // Three quarters of a core's second-level cache: what a block may hope to keep there.
 inline int64_t cache_bytes() {
   static const int64_t bytes = [] {
+#ifdef _SC_LEVEL2_CACHE_SIZE
     const long size = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#else
+    const long size = 0;  // macOS and musl do not tell
+#endif
     return (size > 0 ? int64_t(size) : 1 << 20) / 4 * 3;
   }();
   return bytes;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,9 +12,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..backends import BACKENDS
-from ..cells import Cell
+from ..cells import Cell, accumulate_dtype
 from ..reference.cells import ACT
-from .checks import accumulate_dtype
 
 Tensors = tuple[Tensor, ...]
 
@@ -48,13 +48,14 @@ def start_state(state: Tensors | None, cell: Cell, like: Tensor) -> list[Tensor]
     if state is None:
         return []
     full = accumulated(state, like)
-    return [ACT[cell.act](full[0]), full[0]] if cell.kind == "dsu" and len(full) == 1 else full
+    return [ACT[cell.act](full[0]), full[0]] if cell.h_is_act_of_c and len(full) == 1 else full
 
 
-def mark_written(xs: Sequence[Tensor]) -> None:
-    """Tells autograd, as torch's own in-place ops do, so that it refuses to use what it had saved."""
-    if not torch.compiler.is_compiling():  # compiled code keeps track of mutations by itself
-        torch.autograd.graph.increment_version([x for x in xs if not x.is_inference()])
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """The arithmetic of y, states and d keeps its dtype under autocast; not every device knows autocast."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def split_at(flat: Sequence[Any], *counts: int) -> list[list[Any]]:
@@ -91,6 +92,6 @@ def double_backward(
         cotangents = args[len(inputs) :]
         return vjp(tuple(g.to(v.dtype) for g, v in zip(cotangents, values, strict=True)))
 
-    with torch.autocast(inputs[0].device.type, enabled=False):
+    with without_autocast(inputs[0].device):
         values, vjp = torch.func.vjp(backward, *inputs, *grads)  # type: ignore[misc]
         return vjp(tuple(filled(ggs, values)))

@@ -7,15 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..cells import PROJECTIONS, Cell, Weights, weight_shapes
+from ..cells import PROJECTIONS, Cell, Weights, accumulate_dtype, weight_shapes
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _FLOAT_NAMES = "float32, float64, bfloat16 or float16"
-
-
-def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of y, states, d and of all arithmetic: float64 for float64, else float32."""
-    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 def shape_of(x: Tensor) -> str:
@@ -27,6 +22,8 @@ def check_tensor(name: str, x: object) -> None:
         raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
     if x.dtype not in FLOATS:
         raise TypeError(f"{name}: expected {_FLOAT_NAMES}, got {x.dtype}; convert it first, e.g. {name}.float()")
+    if x.layout is not torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got {x.layout}; convert it first, e.g. {name}.to_dense()")
 
 
 def check_maps(xs: Sequence[Tensor]) -> None:
@@ -40,6 +37,7 @@ def check_maps(xs: Sequence[Tensor]) -> None:
     for t, x in enumerate(xs):
         # One quick look at each map; only what looks wrong is looked at closely.
         fine = isinstance(x, Tensor) and x.dtype is dtype and x.device == device and x.dim() == 4
+        fine = fine and x.layout is torch.strided
         if not fine or x.shape[0] != B or x.shape[1] != C or 0 in x.shape[1:]:
             _check_map(t, x, xs[0])
 
@@ -115,34 +113,13 @@ def check_cell(weights: Weights, cell: Cell, C: int, like_name: str, like: Tenso
 
 
 def check_state(state: tuple[Tensor, ...], cell: Cell, B: int, C: int, like_name: str, like: Tensor) -> None:
-    """A state to start from: (h,) rnn | (h, c) lstm, dia | (c,) or (h, c) dsu, each [B, C]."""
-    names = {"rnn": "(h,)", "dsu": "(c,) or (h, c)"}.get(cell.kind, "(h, c)")
-    allowed = {"rnn": (1,), "dsu": (1, 2)}.get(cell.kind, (2,))
-    if isinstance(state, Tensor) or not isinstance(state, Sequence) or len(state) not in allowed:
+    """A state to start from, in one of ``cell.state_forms``, each [B, C]."""
+    forms = cell.state_forms
+    if isinstance(state, Tensor) or not isinstance(state, Sequence) or len(state) not in map(len, forms):
+        names = " or ".join(f"({', '.join(form)}{',' * (len(form) == 1)})" for form in forms)
         got = f"{len(state)} tensors" if isinstance(state, (tuple, list)) else type(state).__name__
         raise ValueError(f"state: expected a tuple {names} for a {cell.kind} cell, got {got}")
     for i, s in enumerate(state):
         _check_company(f"state[{i}]", s, like_name, like)
         if tuple(s.shape) != (B, C):
             raise ValueError(f"state[{i}]: expected [B, C] = [{B}, {C}], got {shape_of(s)}")
-
-
-def check_inplace(xs: Sequence[Tensor]) -> None:
-    if torch.is_grad_enabled():
-        raise ValueError(
-            "inplace: expected torch.no_grad() or torch.inference_mode(), got gradients enabled; "
-            "call it under one of these, or leave inplace=False"
-        )
-    for t, x in enumerate(xs):
-        _, _, H, W = x.shape
-        one_run = H == 1 or W == 1 or x.stride(2) == W * x.stride(3)
-        step = x.stride(3) if W > 1 else x.stride(2) if H > 1 else 1
-        if not one_run or step == 0 or (step != 1 and x.stride(1) != 1 and x.shape[1] != 1):
-            raise ValueError(
-                f"xs[{t}]: inplace expected a map that is NCHW or channels_last in memory, "
-                f"got strides {tuple(x.stride())}"
-            )
-        if any(n > 1 and s == 0 for n, s in zip(x.shape, x.stride())):
-            raise ValueError(f"xs[{t}]: inplace expected a map of its own memory, got an expanded view")
-        if not torch.compiler.is_compiling() and x.numel() and x.data_ptr() in (e.data_ptr() for e in xs[:t]):
-            raise ValueError(f"xs[{t}]: inplace expected maps of separate memory, got one that comes earlier in xs")

@@ -8,20 +8,21 @@ from torch import Tensor
 
 from .. import reference
 from ..backends import REFERENCE, select
-from ..cells import PAPER_DSU, PROJECTIONS, Cell, Weights
+from ..cells import PAPER_DSU, PROJECTIONS, Cell, Weights, accumulate_dtype
 from .autograd import (
     accumulated,
     double_backward,
     filled,
     filled_or_none,
     kernels,
-    mark_written,
     needs_grad,
     split_at,
     start_state,
     with_signature,
+    without_autocast,
 )
-from .checks import accumulate_dtype, check_cell, check_inplace, check_maps, check_state
+from .checks import check_cell, check_maps, check_state
+from .inplace import check_inplace, mark_written
 
 
 def layer_update(
@@ -51,7 +52,7 @@ def layer_update(
         check_inplace(xs)
     chosen = select(backend, xs[0].device)
     if chosen == REFERENCE:
-        with torch.autocast(xs[0].device.type, enabled=False):
+        with without_autocast(xs[0].device):
             return reference.layer_update(xs, weights, cell=cell, state=state, inplace=inplace)
     w, start = accumulated(weights, xs[0]), start_state(state, cell, xs[0])
     if inplace:

@@ -8,7 +8,16 @@ from torch import Tensor
 from .. import reference
 from ..backends import REFERENCE, select
 from ..cells import PAPER_DSU, PROJECTIONS, Cell, Weights
-from .autograd import accumulated, double_backward, kernels, needs_grad, split_at, start_state, with_signature
+from .autograd import (
+    accumulated,
+    double_backward,
+    kernels,
+    needs_grad,
+    split_at,
+    start_state,
+    with_signature,
+    without_autocast,
+)
 from .checks import check_cell, check_rows, check_state
 
 
@@ -34,7 +43,7 @@ def refresh(
     check_state(state, cell, B, C, "y", y)
     chosen = select(backend, y.device)
     if chosen == REFERENCE:
-        with torch.autocast(y.device.type, enabled=False):
+        with without_autocast(y.device):
             return reference.refresh(y, state, weights, cell=cell)
     (y,), w, last = accumulated([y], y), accumulated(weights, y), start_state(state, cell, y)
     if needs_grad([y], w, last):

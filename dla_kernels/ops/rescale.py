@@ -8,8 +8,9 @@ from torch import Tensor
 
 from .. import reference
 from ..backends import REFERENCE, select
-from .autograd import accumulated, double_backward, filled, kernels, mark_written, needs_grad, split_at, with_signature
-from .checks import check_gates, check_inplace, check_maps
+from .autograd import accumulated, double_backward, filled, kernels, needs_grad, split_at, with_signature
+from .checks import check_gates, check_maps
+from .inplace import check_inplace, mark_written
 
 
 def rescale(xs: Sequence[Tensor], d: Tensor, *, inplace: bool = False, backend: str | None = None) -> list[Tensor]:

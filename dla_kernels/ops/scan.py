@@ -17,6 +17,7 @@ from .autograd import (
     split_at,
     start_state,
     with_signature,
+    without_autocast,
 )
 from .checks import check_cell, check_rows, check_state
 
@@ -45,7 +46,7 @@ def scan(
         check_state(state, cell, B, C, "y", y)
     chosen = select(backend, y.device)
     if chosen == REFERENCE:
-        with torch.autocast(y.device.type, enabled=False):
+        with without_autocast(y.device):
             return reference.scan(y, weights, cell=cell, state=state)
     (y,), w, start = accumulated([y], y), accumulated(weights, y), start_state(state, cell, y)
     if needs_grad([y], w, start):

@@ -11,11 +11,6 @@ from ..cells import Cell, Dense, Joint, Split, Weights
 ACT = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu, "identity": lambda c: c}
 
 
-def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """fp64 is computed in fp64, everything else in fp32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def gates(y: Tensor, h: Tensor, weights: Weights) -> Tensor:
     """The pre-activations ``a [..., NG*C]`` from ``y`` and ``h [..., C]``."""
     w = type(weights)(*(weight.to(y.dtype) for weight in weights))
@@ -51,9 +46,9 @@ def unpack_state(state: tuple[Tensor, ...] | None, like: Tensor, cell: Cell) -> 
     """(h, c) from a state as users hold it: (h,) rnn | (h, c) lstm, dia | (c,) or (h, c) dsu."""
     if state is None:
         c = torch.zeros_like(like)
-        from_c = cell.kind == "dsu" and cell.output == "context"
+        from_c = cell.h_is_act_of_c and cell.output == "context"
         return (ACT[cell.act](c) if from_c else c), c
     state = tuple(s.to(like.dtype) for s in state)
     if len(state) == 2:
         return state[0], state[1]
-    return (ACT[cell.act](state[0]), state[0]) if cell.kind == "dsu" else (state[0], state[0])
+    return (ACT[cell.act](state[0]), state[0]) if cell.h_is_act_of_c else (state[0], state[0])

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .cells import accumulate_dtype
+from ..cells import accumulate_dtype
 
 
 def gap(xs: Sequence[Tensor]) -> Tensor:

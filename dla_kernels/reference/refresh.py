@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..cells import PAPER_DSU, Cell, Weights
-from .cells import accumulate_dtype, step, unpack_state
+from ..cells import PAPER_DSU, Cell, Weights, accumulate_dtype
+from .cells import step, unpack_state
 
 
 def refresh(y: Tensor, state: tuple[Tensor, ...], weights: Weights, *, cell: Cell = PAPER_DSU) -> Tensor:

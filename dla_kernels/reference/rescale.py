@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .cells import accumulate_dtype
+from ..cells import accumulate_dtype
 
 
 def rescale(xs: Sequence[Tensor], d: Tensor, *, inplace: bool = False) -> list[Tensor]:

@@ -3,8 +3,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..cells import PAPER_DSU, Cell, Weights
-from .cells import accumulate_dtype, step, unpack_state
+from ..cells import PAPER_DSU, Cell, Weights, accumulate_dtype
+from .cells import step, unpack_state
 
 
 def scan(

@@ -82,11 +82,9 @@ struct Pointwise {
       for_channels<A>(n, [&](int64_t i, int lanes) __attribute__((always_inline)) {
         const Gates gates = read_gates(a[m], C, i, lanes);
         const S s = read_state(h[m], c[m], i, lanes);
-        const S s_new = Rule::step(gates.a, s);
-        if (out.data) write(out[m] + i, Rule::output(s_new), lanes);
-        const S ds = Rule::output_bwd(s_new, read(dd[m] + i, lanes));
+        if (out.data) write(out[m] + i, Rule::output(Rule::step(gates.a, s)), lanes);
         Gates grads;
-        const V dc_old = Rule::step_bwd(gates.a, s, ds, grads.a);
+        const V dc_old = Rule::output_bwd(gates.a, s, read(dd[m] + i, lanes), grads.a);
         write_gates(da[m], C, i, lanes, grads);
         write(dc[m] + i, read(dc[m] + i, lanes) + dc_old, lanes);
       });

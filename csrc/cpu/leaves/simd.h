@@ -120,8 +120,7 @@ DLA_HOST_DEVICE Vec<float> at_least<float>(Vec<float> x, float low) {
 }
 #endif
 
-// exp(x) = 2^n (1 + tail) with tail = exp(r) - 1, |r| <= ln(2)/2. Kept in parts: exp(x) - 1 is then
-// 2^n tail + (2^n - 1), which loses nothing near 0.
+// exp(x) = 2^n (1 + tail) with tail = exp(r) - 1, |r| <= ln(2)/2.
 struct SplitExp {
   Vec<float> n, tail;
 };
@@ -165,17 +164,22 @@ DLA_HOST_DEVICE Vec<float> sigmoid(Vec<float> x) {
   const SplitExp e = split_exp(at_least(at_most(Vec<float>(0.0f) - x, 87.0f), -87.0f));
   return reciprocal(Vec<float>(1.0f) + scale_by_power(Vec<float>(1.0f) + e.tail, e.n));
 }
-// tanh |x| = t / (t + 2) = 1 - 2 / (t + 2) with t = exp(2|x|) - 1. Near 0 the first form keeps the relative
-// precision; further out the second leaves only the rounding of the subtraction.
+// tanh |x| = 1 - 2 / (exp(2|x|) + 1) leaves only the rounding of the subtraction far from 0. Near 0 that
+// would cancel: there it is x + x^3 P(x^2), fitted, off by at most 1.1e-8 of itself.
 DLA_HOST_DEVICE Vec<float> tanh(Vec<float> x) {
   using V = Vec<float>;
   const V::Mask sign = V::Mask(x.v) & int32_t(0x80000000);
   const V magnitude = V::Lanes(V::Mask(x.v) ^ sign);
   const SplitExp e = split_exp(at_most(magnitude + magnitude, 20.0f));
-  const V power = scale_by_power(V(1.0f), e.n);
-  const V t = multiply_add(power, e.tail, power - V(1.0f));
-  const V r = reciprocal(t + V(2.0f));
-  const V result = select<float>(magnitude.v < V(0.4f).v, t * r, multiply_add(V(-2.0f), r, V(1.0f)));
+  const V r = reciprocal(scale_by_power(V(1.0f) + e.tail, e.n) + V(1.0f));
+  const V z = magnitude * magnitude;
+  V P = -0.00626912f;
+  P = multiply_add(P, z, V(0.021110959f));
+  P = multiply_add(P, z, V(-0.05387395f));
+  P = multiply_add(P, z, V(0.13332915f));
+  P = multiply_add(P, z, V(-0.3333333f));
+  const V near_zero = multiply_add(magnitude * z, P, magnitude);
+  const V result = select<float>(magnitude.v < V(0.6f).v, near_zero, multiply_add(V(-2.0f), r, V(1.0f)));
   return V::Lanes(V::Mask(result.v) | sign);
 }
 

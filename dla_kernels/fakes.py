@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..cells import ALL_RULES
-from .checks import accumulate_dtype
+from .cells import ALL_RULES, accumulate_dtype
 
 _registered = False
 _STATES = {cell.rule: cell.state_names for cell in ALL_RULES}
