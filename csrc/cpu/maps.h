@@ -1,99 +1,19 @@
-// Lists of feature maps as the leaves see them: planes of one sample, in either layout.
+// Feature maps over the threads, as planes of one sample.
 #pragma once
 
 #include <algorithm>
 #include <vector>
 
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include "../checks.h"
+#include "../maps.h"
 #include "leaves.h"
 #include "threads.h"
 
 namespace dla {
 namespace cpu {
 
-// A map [B, C, H, W] whose channels or pixels are neighbours in memory.
 template <class T>
-struct MapView {
-  T* data;
-  int64_t C, HW, sb, sc, sp;
-  bool interleaved;
-
-  Plane<T> sample(int64_t b) const { return {data + b * sb, C, HW, sc, sp}; }
-};
-
-// Distance between neighbouring pixels if H and W can be walked as one axis, else 0.
-inline int64_t pixel_stride(const Tensor& x) {
-  const int64_t H = x.size(2), W = x.size(3);
-  if (W == 1) return H == 1 ? 1 : x.stride(2);
-  return H == 1 || x.stride(2) == W * x.stride(3) ? x.stride(3) : 0;
-}
-
-inline bool fits(const Tensor& x, bool interleaved) {
-  return interleaved ? pixel_stride(x) > 0 && (x.stride(1) == 1 || x.size(1) == 1) : pixel_stride(x) == 1;
-}
-// A single pixel or channel fits both layouts: then walk the axis that is longer.
-inline bool is_interleaved(const Tensor& x) { return fits(x, true) && (x.size(2) * x.size(3) == 1 || !fits(x, false)); }
-
-template <class T>
-MapView<T> view(const Tensor& x, bool interleaved) {
-  return {
-      static_cast<T*>(x.data_ptr()),     x.size(1),  x.size(2) * x.size(3), x.stride(0), interleaved ? 1 : x.stride(1),
-      interleaved ? pixel_stride(x) : 1, interleaved};
-}
-
-// Maps to read. Those in neither layout (expanded gradients, transposed views), or not in the layout
-// of the maps they are read together with, are copied first.
-template <class T>
-struct ReadMaps {
-  Tensors held;
-  std::vector<MapView<const T>> views;
-
-  explicit ReadMaps(const Tensors& xs, const ReadMaps* beside = nullptr) {
-    for (size_t t = 0; t < xs.size(); ++t) {
-      const bool interleaved = beside ? beside->views[t].interleaved : is_interleaved(xs[t]);
-      using torch::headeronly::MemoryFormat;
-      held.push_back(
-          fits(xs[t], interleaved)
-              ? xs[t]
-              : torch::stable::contiguous(xs[t], interleaved ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous));
-      views.push_back(view<const T>(held.back(), interleaved));
-    }
-  }
-};
-
-// New maps, each with the layout of its model.
-template <class T>
-std::vector<MapView<T>> empty_maps(const ReadMaps<T>& like, Tensors& out) {
-  std::vector<MapView<T>> views;
-  for (size_t t = 0; t < like.held.size(); ++t) {
-    out.push_back(torch::stable::empty_like(like.held[t]));
-    views.push_back(view<T>(out.back(), like.views[t].interleaved));
-  }
-  return views;
-}
-
-// Outputs come back in the layout of the inputs, also of those that had to be copied to be read.
-inline void restore_layout(const Tensors& xs, Tensors& out) {
-  for (size_t t = 0; t < xs.size(); ++t) {
-    if (fits(xs[t], is_interleaved(xs[t]))) continue;
-    Tensor restored = torch::stable::empty_like(xs[t]);
-    torch::stable::copy_(restored, out[t]);
-    out[t] = restored;
-  }
-}
-
-// Maps to write where they are.
-template <class T>
-std::vector<MapView<T>> mutable_maps(const Tensors& xs) {
-  std::vector<MapView<T>> views;
-  for (const Tensor& x : xs) {
-    STD_TORCH_CHECK(fits(x, is_interleaved(x)), "xs: in place, expected maps that are NCHW or channels_last in memory");
-    views.push_back(view<T>(x, is_interleaved(x)));
-  }
-  return views;
+Plane<T> sample(const MapView<T>& map, int64_t b) {
+  return {map.data + b * map.sb, map.C, map.HW, map.sc, map.sp};
 }
 
 template <class T>

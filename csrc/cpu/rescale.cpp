@@ -16,8 +16,8 @@ void scale_maps(const std::vector<MapView<const T>>& x, const Tensor& d, const s
   using A = accumulate_t<T>;
   const int64_t B = d.size(1), C = d.size(2);
   for_each_plane(x.size(), B, C, [&](int64_t t, int64_t b, int64_t c0, int64_t c1) {
-    map_leaves<T>().scale(x[t].sample(b).channels(c0, c1), read<A>(d) + (t * B + b) * C + c0, nullptr,
-                          out[t].sample(b).channels(c0, c1), stream);
+    map_leaves<T>().scale(sample(x[t], b).channels(c0, c1), read<A>(d) + (t * B + b) * C + c0, nullptr,
+                          sample(out[t], b).channels(c0, c1), stream);
   });
 }
 
@@ -70,9 +70,9 @@ std::tuple<Tensors, Tensor> rescale_bwd(const Tensors& dout, const Tensors& xs, 
       const int64_t step = x.views[t].interleaved ? end - begin : std::max<int64_t>(few, 1);
       for (int64_t c0 = begin; c0 < end; c0 += step) {
         const int64_t c1 = std::min(end, c0 + step), row = (t * B + b) * C + c0;
-        const auto grad = dy.views[t].sample(b).channels(c0, c1);
-        map_leaves<T>().dot(grad, x.views[t].sample(b).channels(c0, c1), write<A>(dd) + row);
-        map_leaves<T>().scale(grad, read<A>(d) + row, nullptr, dx[t].sample(b).channels(c0, c1), stream);
+        const auto grad = sample(dy.views[t], b).channels(c0, c1);
+        map_leaves<T>().dot(grad, sample(x.views[t], b).channels(c0, c1), write<A>(dd) + row);
+        map_leaves<T>().scale(grad, read<A>(d) + row, nullptr, sample(dx[t], b).channels(c0, c1), stream);
       }
     });
     restore_layout(xs, dxs);

@@ -14,6 +14,7 @@
 #endif
 
 #include "../../cells/cells.h"
+#include "../../half.h"
 
 #if defined(__AVX512F__)
 #define DLA_VECTOR_BYTES 64
@@ -194,68 +195,6 @@ DLA_HOST_DEVICE Vec<double> tanh(Vec<double> x) {
 }
 
 // ---- loads and stores -------------------------------------------------------------------------
-
-DLA_HOST_DEVICE float widen(float x) { return x; }
-DLA_HOST_DEVICE double widen(double x) { return x; }
-DLA_HOST_DEVICE float widen(BFloat16 x) {
-  const uint32_t bits = uint32_t(x.bits) << 16;
-  float f;
-  return memcpy(&f, &bits, sizeof f), f;
-}
-DLA_HOST_DEVICE float widen(Half x) {
-#if defined(__F16C__)
-  return _cvtsh_ss(x.bits);
-#else
-  const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, magnitude = x.bits & 0x7fff;
-  uint32_t bits;
-  float f;
-  if (magnitude >= 0x7c00) {  // infinity, NaN
-    bits = sign | 0x7f800000 | (magnitude & 0x3ff) << 13;
-  } else if (magnitude >= 0x400) {  // normal: rebias the exponent
-    bits = sign | ((magnitude << 13) + (112u << 23));
-  } else {  // subnormal: magnitude * 2^-24
-    f = float(magnitude) * 5.9604644775390625e-8f;
-    memcpy(&bits, &f, sizeof f);
-    bits |= sign;
-  }
-  return memcpy(&f, &bits, sizeof f), f;
-#endif
-}
-
-// Round to nearest, ties to even, as torch does.
-template <class T>
-DLA_HOST_DEVICE T narrow(accumulate_t<T> x) {
-  return x;
-}
-template <>
-DLA_HOST_DEVICE BFloat16 narrow<BFloat16>(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, sizeof bits);
-  if (x != x) return {uint16_t(0x7fc0)};
-  return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
-}
-template <>
-DLA_HOST_DEVICE Half narrow<Half>(float x) {
-#if defined(__F16C__)
-  return {uint16_t(_cvtss_sh(x, 0))};
-#else
-  uint32_t bits;
-  memcpy(&bits, &x, sizeof bits);
-  const uint16_t sign = uint16_t(bits >> 16 & 0x8000);
-  bits &= 0x7fffffff;
-  if (bits > 0x7f800000) return {uint16_t(sign | 0x7e00)};   // NaN
-  if (bits >= 0x477ff000) return {uint16_t(sign | 0x7c00)};  // rounds to infinity
-  if (bits < 0x38800000) {                                   // subnormal: let fp32 addition round
-    float magnitude;
-    memcpy(&magnitude, &bits, sizeof bits);
-    magnitude += 0.5f;
-    memcpy(&bits, &magnitude, sizeof bits);
-    return {uint16_t(sign | (bits - 0x3f000000))};
-  }
-  bits += 0xfff + (bits >> 13 & 1);
-  return {uint16_t(sign | (bits - (112u << 23)) >> 13)};
-#endif
-}
 
 template <class A>
 DLA_HOST_DEVICE Vec<A> load(const A* p) {

@@ -1,0 +1,84 @@
+// Between the 16-bit storage types and the accumulate types, for host, SIMD leaves and device alike.
+#pragma once
+
+#include <cstring>
+
+#include "common.h"
+
+#if defined(__CUDACC__)
+#include <cuda_fp16.h>
+#elif defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+namespace dla {
+
+// Always inlined, so that each instruction set of the CPU leaves gets its own.
+
+DLA_HOST_DEVICE float widen(float x) { return x; }
+DLA_HOST_DEVICE double widen(double x) { return x; }
+DLA_HOST_DEVICE float widen(BFloat16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float f;
+  return memcpy(&f, &bits, sizeof f), f;
+}
+DLA_HOST_DEVICE float widen(Half x) {
+#if defined(__CUDA_ARCH__)
+  return __half2float(__ushort_as_half(x.bits));
+#elif defined(__F16C__)
+  return _cvtsh_ss(x.bits);
+#else
+  const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, magnitude = x.bits & 0x7fff;
+  uint32_t bits;
+  float f;
+  if (magnitude >= 0x7c00) {  // infinity, NaN
+    bits = sign | 0x7f800000 | (magnitude & 0x3ff) << 13;
+  } else if (magnitude >= 0x400) {  // normal: rebias the exponent
+    bits = sign | ((magnitude << 13) + (112u << 23));
+  } else {  // subnormal: magnitude * 2^-24
+    f = float(magnitude) * 5.9604644775390625e-8f;
+    memcpy(&bits, &f, sizeof f);
+    bits |= sign;
+  }
+  return memcpy(&f, &bits, sizeof f), f;
+#endif
+}
+
+// Round to nearest, ties to even, as torch does.
+template <class T>
+DLA_HOST_DEVICE T narrow(accumulate_t<T> x) {
+  return x;
+}
+template <>
+DLA_HOST_DEVICE BFloat16 narrow<BFloat16>(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  if (x != x) return {uint16_t(0x7fc0)};
+  return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+template <>
+DLA_HOST_DEVICE Half narrow<Half>(float x) {
+#if defined(__CUDA_ARCH__)
+  return {__half_as_ushort(__float2half_rn(x))};
+#elif defined(__F16C__)
+  return {uint16_t(_cvtss_sh(x, 0))};
+#else
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  const uint16_t sign = uint16_t(bits >> 16 & 0x8000);
+  bits &= 0x7fffffff;
+  if (bits > 0x7f800000) return {uint16_t(sign | 0x7e00)};   // NaN
+  if (bits >= 0x477ff000) return {uint16_t(sign | 0x7c00)};  // rounds to infinity
+  if (bits < 0x38800000) {                                   // subnormal: let fp32 addition round
+    float magnitude;
+    memcpy(&magnitude, &bits, sizeof bits);
+    magnitude += 0.5f;
+    memcpy(&bits, &magnitude, sizeof bits);
+    return {uint16_t(sign | (bits - 0x3f000000))};
+  }
+  bits += 0xfff + (bits >> 13 & 1);
+  return {uint16_t(sign | (bits - (112u << 23)) >> 13)};
+#endif
+}
+
+}  // namespace dla
