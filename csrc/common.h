@@ -19,6 +19,9 @@ struct Half {
   uint16_t bits;
 };
 
+// How y and h become gate pre-activations: docs/notation.md.
+enum class Projection { kJoint, kSplit, kDense };
+
 // fp64 accumulates in fp64, everything else in fp32.
 template <class T>
 struct Accumulate {

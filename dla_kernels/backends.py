@@ -8,6 +8,7 @@ mend. Loading happens on first use; the outcome is kept.
 from __future__ import annotations
 
 import importlib
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ class Unavailable(Exception):
     """Why a backend cannot serve, and what to do about it."""
 
 
-def _load_library(name: str, mend: str) -> Any:
+def _load_library(name: str, mend: str, namespace: str = "dla") -> Any:
     path = _HERE / f"{name}.so"
     if not path.exists():
         raise Unavailable(f"{path.name} is not built; {mend}")
@@ -33,8 +34,8 @@ def _load_library(name: str, mend: str) -> Any:
         torch.ops.load_library(path)
     except (OSError, RuntimeError) as error:
         raise Unavailable(f"{path.name} does not load with torch {torch.__version__}: {error}") from error
-    fakes.register()
-    return torch.ops.dla
+    fakes.register(namespace)
+    return getattr(torch.ops, namespace)
 
 
 def _load_cpu() -> Any:
@@ -43,12 +44,21 @@ def _load_cpu() -> Any:
     )
 
 
+# The CUDA kernels executed on CPU tensors, thread by thread: for tests and debugging without a GPU.
+SIMT = os.environ.get("DLA_KERNELS_SIMT", "0") not in ("", "0")
+
+
 def _load_cuda() -> Any:
+    if SIMT:
+        return _load_library(
+            "_C_simt", "from a checkout, run: DLA_KERNELS_SIMT=1 pip install --no-build-isolation -e .", "dla_simt"
+        )
     if torch.version.cuda is None:
         raise Unavailable("this torch is built without CUDA; install a CUDA build of torch >= 2.11")
     if not torch.cuda.is_available():
         raise Unavailable("torch sees no CUDA device")
-    return _load_library("_C_cuda", "this version of dla-kernels has no CUDA kernels")
+    _load_cpu()  # it declares the operators
+    return _load_library("_C_cuda", "with nvcc on PATH, run: pip install --no-build-isolation -e .")
 
 
 def _load_triton() -> Any:
@@ -86,7 +96,7 @@ BACKENDS = {
     backend.name: backend
     for backend in (
         Backend("cpu", ("cpu",), _load_cpu),
-        Backend("cuda", ("cuda",), _load_cuda),
+        Backend("cuda", ("cpu" if SIMT else "cuda",), _load_cuda),
         Backend("triton", ("cuda",), _load_triton),
     )
 }

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from .cells import ALL_RULES, accumulate_dtype
 
-_registered = False
+_registered: set[str] = set()
 _STATES = {cell.rule: cell.state_names for cell in ALL_RULES}
 
 
-def register() -> None:
-    global _registered
-    if _registered:
+def register(namespace: str) -> None:
+    """For the operators of ``csrc/bindings.cpp`` under this name."""
+    if namespace in _registered:
         return
-    _registered = True
-    fake = torch.library.register_fake
+    _registered.add(namespace)
+
+    def fake(op: str) -> Callable:
+        return torch.library.register_fake(f"{namespace}::{op}")
 
     def rows(xs: list[Tensor]) -> Tensor:  # [T, B, C]
         B, C = xs[0].shape[:2]
@@ -28,46 +32,46 @@ def register() -> None:
     def dense(tensors: list[Tensor]) -> list[Tensor]:
         return [x.new_empty(x.shape) for x in tensors]
 
-    @fake("dla::gap")
+    @fake("gap")
     def _(xs):
         return rows(xs)
 
-    @fake("dla::scan")
+    @fake("scan")
     def _(y, weights, state, rule):
         return [y.new_empty(y.shape) for _ in _STATES[rule]]
 
-    @fake("dla::scan_bwd")
+    @fake("scan_bwd")
     def _(dstates, y, weights, state, states, rule):
         return y.new_empty(y.shape), dense(weights), dense(state)
 
-    @fake("dla::refresh")
+    @fake("refresh")
     def _(y, state, weights, rule):
         return y.new_empty(y.shape)
 
-    @fake("dla::refresh_bwd")
+    @fake("refresh_bwd")
     def _(dd, y, state, weights, rule):
         return y.new_empty(y.shape), dense(state), dense(weights)
 
-    @fake("dla::rescale")
+    @fake("rescale")
     def _(xs, d):
         return like(xs)
 
-    @fake("dla::rescale_")
+    @fake("rescale_")
     def _(xs, d):
         return None
 
-    @fake("dla::rescale_bwd")
+    @fake("rescale_bwd")
     def _(dout, xs, d):
         return like(xs), d.new_empty(d.shape)
 
-    @fake("dla::layer_update")
+    @fake("layer_update")
     def _(xs, weights, state, rule):
         return like(xs), [rows(xs) for _ in _STATES[rule]], rows(xs)
 
-    @fake("dla::layer_update_")
+    @fake("layer_update_")
     def _(xs, states, weights, state, rule):
         return None
 
-    @fake("dla::layer_update_bwd")
+    @fake("layer_update_bwd")
     def _(dout, dstates, xs, weights, state, y, states, rule):
         return like(xs), dense(weights), dense(state)

@@ -1,0 +1,200 @@
+// What the kernels are told, and how they are asked for: host code without CUDA and without torch, between the
+// operators (<op>.cpp) and the launches (<op>.cu).
+#pragma once
+
+#include <cstdint>
+
+#include "../common.h"
+#include "plan.h"
+
+namespace dla {
+namespace cuda {
+
+// ---- launching ----
+
+struct Launch {
+  int64_t blocks;
+  int cluster, threads;
+  int64_t shared_bytes;
+};
+// Launches the kernel that takes these arguments; returns what went wrong, or null. Each <op>.cu has its own.
+template <class Args>
+const char* launch(const Args& args, const Launch& how, void* stream);
+// How many clusters of such a launch the current device can hold at once.
+template <class Args>
+int clusters_that_fit(const Launch& how);
+
+Device current_device();
+
+// ---- maps ----
+
+// stride: between channels of a planar map, between pixels of an interleaved one.
+struct MapPointer {
+  void* data;
+  int64_t sample, stride;
+};
+// The maps of one layer; which is which, an op says. `piece`: the widest access, in bytes, at which every row
+// of every one of them begins.
+constexpr int kMapsPerLayer = 3;
+struct Layer {
+  MapPointer map[kMapsPerLayer];
+  int HW, piece;
+  bool interleaved;
+};
+struct Layers {
+  Layer at[kMaxLayers];
+};
+
+// The blocks of an op on maps alone: for each layer and sample, pieces of `channels` channels.
+struct Pieces {
+  int64_t T, B, C;
+  int channels;
+
+  int64_t blocks() const { return T * B * divide_up(C, channels); }
+};
+template <class T>
+struct GapArgs {
+  Pieces pieces;
+  accumulate_t<T>* y;  // [T, B, C] written
+  Layers layers;
+};
+
+template <class T>
+struct RescaleArgs {
+  Pieces pieces;
+  const accumulate_t<T>* d;  // [T, B, C]
+  Layers layers;
+};
+
+template <class T>
+struct RescaleBwdArgs {
+  Pieces pieces;
+  const accumulate_t<T>* d;  // [T, B, C]
+  accumulate_t<T>* dd;       // [T, B, C] written
+  Layers layers;
+};
+
+// ---- recurrences ----
+
+// What every kernel with a recurrence is told. Tensors of rows are [T, B, C], states before the first
+// layer [B, C]; pointers may be null where a comment says so.
+template <class A>
+struct CellArgs {
+  Plan plan;
+  A* workspace;
+  int rule, NG;
+  Projection projection;
+  int64_t T, B, C, R;
+  const A *w1h, *w1y;  // [R, C] in rows of ld_w1; dense: Wh, Wy [NG*C, C]
+  int64_t ld_w1;
+  const A *w2h, *w2y;  // [NG*C, R]
+  const A *b1h, *b1y;  // [R] split only
+  const A *q0, *q1;    // [NG*C] what q holds besides y; q1 may be null
+  const A *h0, *c0;    // null: the cell's own start
+  A start_h;
+  bool saves_h, saves_c;
+};
+
+// Factors of the weight gradients, rows [T, B]; null where the pass or the projection has none.
+template <class A>
+struct Factors {
+  A* h;                        // [T, B, C] what each layer's projection saw
+  A *da_scan, *da_refresh;     // [T, B, NG*C]
+  A *u_scan, *u_refresh, *uy;  // [T, B, R]
+  A *ds_scan, *ds_refresh, *dsy;
+  A *h_last, *last_sum;  // [B, C], and [B, R] (dense: [B, NG*C]): over the layers, what refresh sent to W1h h
+};
+
+template <class A>
+struct RecurrenceGrads {
+  bool has_scan, has_refresh;
+  const A *states_h, *states_c;    // [T, B, C] as saved
+  const A *dstates_h, *dstates_c;  // [T, B, C]; may be null
+  A *dh0, *dc0;                    // [B, C] written; may be null
+  Factors<A> factors;
+};
+
+template <class A>
+struct ScanArgs {
+  CellArgs<A> cell;
+  const A* y;              // [T, B, C]
+  A *states_h, *states_c;  // [T, B, C] written
+};
+
+template <class A>
+struct ScanBwdArgs {
+  CellArgs<A> cell;
+  RecurrenceGrads<A> grads;
+  const A* y;  // [T, B, C]
+  A* dy;       // [T, B, C] written
+};
+
+template <class A>
+struct RefreshArgs {
+  CellArgs<A> cell;
+  const A* y;  // [T, B, C]
+  A* d;        // [T, B, C] written
+};
+
+template <class A>
+struct RefreshBwdArgs {
+  CellArgs<A> cell;
+  RecurrenceGrads<A> grads;
+  const A *y, *dd;  // [T, B, C]
+  A* dy;            // [T, B, C] written
+};
+
+template <class T>
+struct LayerUpdateArgs {
+  using A = accumulate_t<T>;
+  CellArgs<A> cell;
+  A *y, *states_h, *states_c;  // [T, B, C] written
+  Layers layers;
+};
+
+template <class T>
+struct LayerUpdateBwdArgs {
+  using A = accumulate_t<T>;
+  CellArgs<A> cell;
+  RecurrenceGrads<A> grads;
+  const A* y;  // [T, B, C]
+  Layers layers;
+};
+
+// ---- weight gradients ----
+
+// sum over K rows of g[k][m] * x[k][n]; x null: of g[k][m] alone, for a bias.
+template <class A>
+struct Product {
+  const A *g, *x;
+  int64_t ldg, ldx, K;
+};
+template <class A>
+struct WeightGradient {
+  A* out;  // [M, N] in rows of ld
+  int64_t M, N, ld;
+  Product<A> term[2];
+  int64_t first_block;  // of those that share its tiles
+};
+constexpr int kMostWeights = 9;  // split has eight tensors; joint's w1 counts twice
+template <class A>
+struct WeightGradientArgs {
+  int count;
+  WeightGradient<A> of[kMostWeights];
+};
+
+constexpr int kTile = 32;  // a block's output is kTile x kTile
+constexpr int kPatch = 4;  // a thread's kPatch x kPatch
+constexpr int kSlab = 32;  // rows that are staged at once
+constexpr int kParts = 4;  // of the block, which share the rows of a slab
+constexpr int kPartThreads = (kTile / kPatch) * (kTile / kPatch);
+constexpr int kGradientThreads = kParts * kPartThreads;
+
+template <class A>
+constexpr int64_t gradient_shared_bytes() {
+  return (2 * kSlab * kTile > kParts * kTile * kTile ? 2 * kSlab * kTile : kParts * kTile * kTile) * sizeof(A);
+}
+inline int64_t tiles_of(int64_t M, int64_t N) { return ((M + kTile - 1) / kTile) * ((N + kTile - 1) / kTile); }
+
+}  // namespace cuda
+}  // namespace dla

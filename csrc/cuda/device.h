@@ -1,0 +1,157 @@
+// The one header between the kernels and the machine they run on: CUDA on a device, or the SIMT shim
+// (tests/simt) on a host without one. Kernels use nothing of either but what stands here. Blocks and grids
+// are one-dimensional; the blocks of a cluster form a *group* that works on one tile of samples.
+#pragma once
+
+#include <cstdint>
+
+#include "../common.h"
+
+#if defined(DLA_SIMT)
+#include "simt.h"
+
+#define DLA_DEVICE inline
+#define DLA_KERNEL(name, Args) void name(const Args& args)
+
+namespace dla {
+namespace cuda {
+
+using simt::block_index;
+using simt::cluster_rank;
+using simt::cluster_size;
+using simt::num_blocks;
+using simt::num_threads;
+using simt::peer;
+using simt::shared_memory;
+using simt::shuffle_xor;
+using simt::thread_index;
+
+inline void block_barrier() { simt::barrier(); }
+inline void cluster_barrier() { simt::cluster_barrier(); }
+
+template <class V>
+V load_last(const V* p) {
+  return *p;
+}
+template <class V>
+void store_streaming(V* p, V x) {
+  *p = x;
+}
+inline float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
+
+struct alignas(16) Words4 {
+  uint32_t x, y, z, w;
+};
+struct alignas(8) Words2 {
+  uint32_t x, y;
+};
+
+}  // namespace cuda
+}  // namespace dla
+#else
+#include <cuda_runtime.h>
+
+#define DLA_DEVICE __device__ __forceinline__
+// Two blocks of 256 threads on a multiprocessor, so that one streams maps while the other scans.
+#define DLA_KERNEL(name, Args) __global__ void __launch_bounds__(256, 2) name(const __grid_constant__ Args args)
+
+namespace dla {
+namespace cuda {
+
+DLA_DEVICE int thread_index() { return threadIdx.x; }
+DLA_DEVICE int num_threads() { return blockDim.x; }
+DLA_DEVICE int block_index() { return blockIdx.x; }
+DLA_DEVICE int num_blocks() { return gridDim.x; }
+DLA_DEVICE unsigned char* shared_memory() {
+  extern __shared__ __align__(128) unsigned char dynamic_shared[];
+  return dynamic_shared;
+}
+DLA_DEVICE void block_barrier() { __syncthreads(); }
+
+// Clusters begin with sm_90; before, a group is one block.
+DLA_DEVICE int cluster_rank() {
+#if __CUDA_ARCH__ >= 900
+  return int(__clusterRelativeBlockRank());
+#else
+  return 0;
+#endif
+}
+DLA_DEVICE int cluster_size() {
+#if __CUDA_ARCH__ >= 900
+  return int(__clusterSizeInBlocks());
+#else
+  return 1;
+#endif
+}
+DLA_DEVICE void cluster_barrier() {
+#if __CUDA_ARCH__ >= 900
+  __cluster_barrier_arrive();  // release and acquire, for shared and global memory
+  __cluster_barrier_wait();
+#else
+  __syncthreads();
+#endif
+}
+// The same place in the shared memory of another block of the cluster.
+template <class T>
+DLA_DEVICE T* peer(T* p, int rank) {
+#if __CUDA_ARCH__ >= 900
+  return static_cast<T*>(__cluster_map_shared_rank(p, rank));
+#else
+  return p;
+#endif
+}
+template <class T>
+DLA_DEVICE T shuffle_xor(T x, int mask) {
+  return __shfl_xor_sync(0xffffffffu, x, mask);
+}
+
+// A map's second reading is its last, and what is written is not read again here: neither should push
+// the maps of samples in flight out of the second-level cache.
+template <class V>
+DLA_DEVICE V load_last(const V* p) {
+  return __ldcs(p);
+}
+template <class V>
+DLA_DEVICE void store_streaming(V* p, V x) {
+  __stcs(p, x);
+}
+DLA_DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+DLA_DEVICE double fma(double a, double b, double c) { return __fma_rn(a, b, c); }
+
+using Words4 = uint4;
+using Words2 = uint2;
+
+}  // namespace cuda
+}  // namespace dla
+#endif
+
+namespace dla {
+namespace cuda {
+
+DLA_DEVICE void group_barrier() {
+  if (cluster_size() > 1)
+    cluster_barrier();
+  else
+    block_barrier();
+}
+
+constexpr int kWarp = 32;
+
+DLA_HOST_DEVICE int at_most(int x, int limit) { return x < limit ? x : limit; }
+// The smallest power of two that is at least n, up to `most`, itself a power of two.
+DLA_HOST_DEVICE int power_of_two(int n, int most) {
+  int p = 1;
+  while (p < n && p < most) p *= 2;
+  return p;
+}
+
+// Sum over the `lanes` neighbouring threads, a power of two of at most a warp; every one gets it.
+template <class A>
+DLA_DEVICE A sum_lanes(A x, int lanes) {
+  for (int mask = lanes / 2; mask > 0; mask /= 2) x += shuffle_xor(x, mask);
+  return x;
+}
+
+}  // namespace cuda
+}  // namespace dla

@@ -1,0 +1,28 @@
+#include "operators.h"
+
+namespace dla {
+namespace cuda {
+
+Tensor gap(const Tensors& xs) {
+  check_maps("xs", xs);
+  check_layers(xs);
+  return dispatch_maps(xs[0].scalar_type(), [&](auto element) {
+    using T = decltype(element);
+    using A = accumulate_t<T>;
+    const OnDevice device(xs[0]);
+    const int64_t B = xs[0].size(0);
+    const ReadMaps<T> x(xs);
+    GapArgs<T> args{};
+    args.pieces = pieces_of(x.views, B);
+    const Tensor y = empty<A>(xs[0], {args.pieces.T, B, args.pieces.C});
+    args.y = data<A>(y);
+    enter_maps(x.views, 0, B, args.layers);
+    run(device, args, launch_of<T>(args.pieces));
+    return y;
+  });
+}
+
+DLA_OPERATORS(m) { m.impl("gap", TORCH_BOX(&gap)); }
+
+}  // namespace cuda
+}  // namespace dla

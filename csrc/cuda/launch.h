@@ -1,0 +1,93 @@
+// Launching a kernel, on a device or through the SIMT shim. Included by the <op>.cu alone.
+#pragma once
+
+#include "args.h"
+#include "device.h"
+
+#if defined(DLA_SIMT)
+#include <stdexcept>
+#include <string>
+#endif
+
+namespace dla {
+namespace cuda {
+
+#if defined(DLA_SIMT)
+
+template <class Args, class Kernel>
+const char* launch_kernel(Kernel kernel, const Args& args, const Launch& how, void*) {
+  static thread_local std::string error;
+  try {
+    simt::launch(kernel, int(how.blocks), how.cluster, how.threads, size_t(how.shared_bytes), args);
+    return nullptr;
+  } catch (const std::exception& e) {
+    error = e.what();
+    return error.c_str();
+  }
+}
+template <class Kernel>
+int clusters_of_kernel(Kernel, const Launch&) {
+  return 1;
+}
+
+#else
+
+inline cudaLaunchConfig_t config_of(const Launch& how, cudaLaunchAttribute* attribute, void* stream) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(unsigned(how.blocks));
+  config.blockDim = dim3(unsigned(how.threads));
+  config.dynamicSmemBytes = size_t(how.shared_bytes);
+  config.stream = static_cast<cudaStream_t>(stream);
+  if (how.cluster > 1) {
+    attribute->id = cudaLaunchAttributeClusterDimension;
+    attribute->val.clusterDim = {unsigned(how.cluster), 1, 1};
+    config.attrs = attribute;
+    config.numAttrs = 1;
+  }
+  return config;
+}
+// More than 48 KB of shared memory is given only to those who ask.
+template <class Kernel>
+cudaError_t ask_for_shared(Kernel kernel, int64_t bytes) {
+  if (bytes <= 48 << 10) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
+}
+
+template <class Args, class Kernel>
+const char* launch_kernel(Kernel kernel, const Args& args, const Launch& how, void* stream) {
+  cudaLaunchAttribute attribute;
+  const cudaLaunchConfig_t config = config_of(how, &attribute, stream);
+  cudaError_t error = ask_for_shared(kernel, how.shared_bytes);
+  if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, args);
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+template <class Kernel>
+int clusters_of_kernel(Kernel kernel, const Launch& how) {
+  cudaLaunchAttribute attribute;
+  const cudaLaunchConfig_t config = config_of(how, &attribute, nullptr);
+  int clusters = 0;
+  if (ask_for_shared(kernel, how.shared_bytes) != cudaSuccess ||
+      cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) != cudaSuccess) {
+    cudaGetLastError();  // it was a question
+    return 0;
+  }
+  return clusters;
+}
+
+#endif
+
+#define DLA_LAUNCH(kernel, Args, T)                                                   \
+  template <>                                                                         \
+  const char* launch<Args<T>>(const Args<T>& args, const Launch& how, void* stream) { \
+    return launch_kernel(kernel<T>, args, how, stream);                               \
+  }                                                                                   \
+  template <>                                                                         \
+  int clusters_that_fit<Args<T>>(const Launch& how) {                                 \
+    return clusters_of_kernel(kernel<T>, how);                                        \
+  }
+#define DLA_LAUNCH_ROWS(kernel, Args) DLA_LAUNCH(kernel, Args, float) DLA_LAUNCH(kernel, Args, double)
+#define DLA_LAUNCH_MAPS(kernel, Args) \
+  DLA_LAUNCH_ROWS(kernel, Args) DLA_LAUNCH(kernel, Args, BFloat16) DLA_LAUNCH(kernel, Args, Half)
+
+}  // namespace cuda
+}  // namespace dla

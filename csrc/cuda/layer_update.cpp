@@ -1,0 +1,120 @@
+#include <tuple>
+
+#include "operators.h"
+
+namespace dla {
+namespace cuda {
+namespace {
+
+template <class T>
+int64_t sample_bytes(const std::vector<MapView<const T>>& maps) {
+  int64_t pixels = 0;
+  for (const auto& map : maps) pixels += map.HW;
+  return pixels * maps[0].C * int64_t(sizeof(T));
+}
+
+// Fills out and states, which exist; returns y.
+template <class T>
+Tensor forward(const Tensors& xs, const ReadMaps<T>& x, const std::vector<MapView<T>>& out, Cell<accumulate_t<T>>& cell,
+               const Tensors& states) {
+  using A = accumulate_t<T>;
+  using Args = LayerUpdateArgs<T>;
+  const OnDevice device(xs[0]);
+  const int64_t B = cell.args.B;
+  const Tensor y = empty<A>(xs[0], {cell.args.T, B, cell.args.C});
+  const Launch how = cell.template prepare<Args>(Pass::kForward, sample_bytes(x.views), xs[0]);
+  Args args{cell.args, data<A>(y), cell.h_of(states), cell.c_of(states), {}};
+  enter_maps(x.views, 0, B, args.layers);
+  enter_maps(out, 1, B, args.layers);
+  run(device, args, how);
+  return y;
+}
+
+template <class A>
+Cell<A> cell_of(const Tensors& xs, const Tensors& weights, const Tensors& state, const std::string& rule) {
+  return Cell<A>(rule, weights, state, int64_t(xs.size()), xs[0].size(0), xs[0].size(1), true, xs[0]);
+}
+
+}  // namespace
+
+std::tuple<Tensors, Tensors, Tensor> layer_update(const Tensors& xs, const Tensors& weights, const Tensors& state,
+                                                  const std::string& rule) {
+  check_maps("xs", xs);
+  check_layers(xs);
+  return dispatch_maps(xs[0].scalar_type(), [&](auto element) -> std::tuple<Tensors, Tensors, Tensor> {
+    using T = decltype(element);
+    const OnDevice device(xs[0]);
+    Cell<accumulate_t<T>> cell = cell_of<accumulate_t<T>>(xs, weights, state, rule);
+    const ReadMaps<T> x(xs);
+    Tensors out;
+    const auto views = empty_maps(x, out);
+    const Tensors states = cell.empty_states(xs[0]);
+    const Tensor y = forward<T>(xs, x, views, cell, states);
+    restore_layout(xs, out);
+    return {out, states, y};
+  });
+}
+
+void layer_update_(const Tensors& xs, const Tensors& states, const Tensors& weights, const Tensors& state,
+                   const std::string& rule) {
+  check_maps("xs", xs);
+  check_layers(xs);
+  dispatch_maps(xs[0].scalar_type(), [&](auto element) {
+    using T = decltype(element);
+    using A = accumulate_t<T>;
+    const OnDevice device(xs[0]);
+    Cell<A> cell = cell_of<A>(xs, weights, state, rule);
+    check_states("states", states, cell.rule.num_states(), false, cell.args.T, cell.args.B, cell.args.C, dtype_of<A>(),
+                 xs[0]);
+    for (const Tensor& s : states) STD_TORCH_CHECK(s.is_contiguous(), "states: expected contiguous tensors");
+    const auto views = mutable_maps<T>(xs);
+    forward<T>(xs, ReadMaps<T>(xs), views, cell, states);
+  });
+}
+
+std::tuple<Tensors, Tensors, Tensors> layer_update_bwd(const Tensors& dout, const Tensors& dstates_in,
+                                                       const Tensors& xs, const Tensors& weights, const Tensors& state,
+                                                       const Tensor& y_in, const Tensors& states_in,
+                                                       const std::string& rule) {
+  check_maps("xs", xs);
+  check_layers(xs);
+  check_like_maps("dout", dout, xs);
+  return dispatch_maps(xs[0].scalar_type(), [&](auto element) -> std::tuple<Tensors, Tensors, Tensors> {
+    using T = decltype(element);
+    using A = accumulate_t<T>;
+    using Args = LayerUpdateBwdArgs<T>;
+    const OnDevice device(xs[0]);
+    Cell<A> cell = cell_of<A>(xs, weights, state, rule);
+    const int64_t layers = cell.args.T, B = cell.args.B, C = cell.args.C;
+    check_tensor("y", y_in, {layers, B, C}, dtype_of<A>(), xs[0]);
+    check_states("states", states_in, cell.rule.num_states(), false, layers, B, C, dtype_of<A>(), xs[0]);
+    check_states("dstates", dstates_in, cell.rule.num_states(), true, layers, B, C, dtype_of<A>(), xs[0]);
+    const Tensor y = dense(y_in);
+    const Tensors states = dense(states_in), dstates = dense(dstates_in);
+    const ReadMaps<T> x(xs), dy(dout, &x);
+    Tensors dxs;
+    const auto dx = empty_maps(x, dxs);
+
+    Gradients<A> grads(cell, /*has_scan=*/true, /*has_refresh=*/true, state.size(), xs[0]);
+    grads.args.states_h = cell.h_of(states), grads.args.states_c = cell.c_of(states);
+    grads.args.dstates_h = cell.h_of(dstates), grads.args.dstates_c = cell.c_of(dstates);
+    const Launch how = cell.template prepare<Args>(Pass::kBackward, 2 * sample_bytes(x.views), xs[0]);
+    Args args{cell.args, grads.args, data<A>(y), {}};
+    enter_maps(x.views, 0, B, args.layers);
+    enter_maps(dy.views, 1, B, args.layers);
+    enter_maps(dx, 2, B, args.layers);
+    run(device, args, how);
+    grads.weight_gradients(device, data<A>(y));
+    restore_layout(xs, dxs);
+    return {dxs, grads.dweights, grads.dstate};
+  });
+}
+
+DLA_OPERATORS(m) {
+  m.impl("layer_update", TORCH_BOX(&layer_update));
+  m.impl("layer_update_", TORCH_BOX(&layer_update_));
+  m.impl("layer_update_bwd", TORCH_BOX(&layer_update_bwd));
+}
+
+}  // namespace cuda
+}  // namespace dla

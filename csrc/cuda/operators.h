@@ -1,0 +1,303 @@
+// What the operators (<op>.cpp) share: from tensors to the kernels' arguments. Compiled for CUDA tensors, or,
+// with DLA_SIMT, for CPU tensors that the shim works on, in a library of operators of its own.
+#pragma once
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include <torch/csrc/stable/library.h>
+
+#if defined(DLA_SIMT)
+#define DLA_OPERATORS(m) STABLE_TORCH_LIBRARY_IMPL(dla_simt, CPU, m)
+#else
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#define DLA_OPERATORS(m) STABLE_TORCH_LIBRARY_IMPL(dla, CUDA, m)
+#endif
+
+#include "../cells/cells.h"
+#include "../maps.h"
+#include "../tensors.h"
+#include "args.h"
+
+namespace dla {
+namespace cuda {
+
+// While it lives, the device of `like` is the current one, and its current stream is ours.
+class OnDevice {
+ public:
+#if defined(DLA_SIMT)
+  explicit OnDevice(const Tensor&) {}
+  void* stream() const { return nullptr; }
+#else
+  explicit OnDevice(const Tensor& like) : index_(like.get_device_index()), guard_(index_) {}
+  void* stream() const {
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
+    return stream;
+  }
+
+ private:
+  int32_t index_;
+  torch::stable::accelerator::DeviceGuard guard_;
+#endif
+};
+
+template <class Args>
+void run(const OnDevice& device, const Args& args, const Launch& how) {
+  if (how.blocks == 0) return;
+  const char* error = launch(args, how, device.stream());
+  STD_TORCH_CHECK(error == nullptr, "dla_kernels: a CUDA launch of ", how.blocks, " blocks of ", how.threads,
+                  " threads with ", how.shared_bytes, " bytes of shared memory failed: ", error);
+}
+
+template <class A>
+Tensor empty(const Tensor& like, std::vector<int64_t> shape) {
+  return torch::stable::new_empty(like, shape, dtype_of<A>());
+}
+template <class A>
+A* data(const Tensor& x) {  // x is contiguous
+  return static_cast<A*>(x.data_ptr());
+}
+template <class A>
+A* data_or_null(const Tensors& xs, size_t i) {
+  return i < xs.size() ? data<A>(xs[i]) : nullptr;
+}
+
+// ---- maps ----
+
+inline void check_layers(const Tensors& xs) {
+  STD_TORCH_CHECK(xs.size() <= size_t(kMaxLayers), "xs: expected at most ", kMaxLayers,
+                  " layers in one launch on CUDA, got ", xs.size());
+}
+
+// Enters the maps of all layers as number `which`, and narrows the layers' pieces to what these allow.
+template <class T>
+void enter_maps(const std::vector<MapView<T>>& maps, int which, int64_t B, Layers& layers) {
+  for (size_t t = 0; t < maps.size(); ++t) {
+    const MapView<T>& map = maps[t];
+    Layer& layer = layers.at[t];
+    const int64_t stride = map.interleaved ? map.sp : map.sc;
+    const bool one_row = (map.interleaved ? map.HW : map.C) == 1;
+    layer.map[which] = {const_cast<void*>(static_cast<const void*>(map.data)), map.sb, stride};
+    layer.HW = int(map.HW);
+    layer.interleaved = map.interleaved;
+    int piece = which == 0 ? 16 : layer.piece;
+    const auto narrow_to = [&](uint64_t bytes) {
+      while (bytes % piece != 0) piece /= 2;
+    };
+    narrow_to(reinterpret_cast<uintptr_t>(map.data));
+    if (B > 1) narrow_to(uint64_t(map.sb) * sizeof(T));
+    if (!one_row) narrow_to(uint64_t(stride) * sizeof(T));
+    layer.piece = piece;
+  }
+}
+
+// Blocks of an op on maps alone take about 64 KB each; pieces of whole vectors of channels.
+template <class T>
+Pieces pieces_of(const std::vector<MapView<const T>>& maps, int64_t B) {
+  int64_t HW = 1;
+  for (const auto& map : maps) HW = std::max(HW, map.HW);
+  const int64_t C = maps[0].C, wanted = (64 << 10) / int64_t(sizeof(T)) / HW;
+  const int64_t channels = std::min(divide_up(std::max<int64_t>(wanted, 1), 8) * 8, divide_up(C, 8) * 8);
+  return {int64_t(maps.size()), B, C, int(channels)};
+}
+template <class T>
+Launch launch_of(const Pieces& pieces) {
+  const int threads = current_device().threads;
+  return {pieces.blocks(), 1, threads, threads * 8 * int64_t(sizeof(accumulate_t<T>))};
+}
+
+// ---- recurrences ----
+
+struct Rule {
+  int number, NG;
+  bool saves_h, saves_c;
+
+  explicit Rule(const std::string& name) : number(rule_number(name.c_str())) {
+    std::string known;
+    for (const char* rule : kRuleNames) known += std::string(known.empty() ? "" : ", ") + rule;
+    STD_TORCH_CHECK(number < kNumRules, "rule: expected one of ", known, ", got '", name, "'");
+    with_rule(number, [&](auto rule) {
+      using Of = decltype(rule);
+      NG = Of::NG, saves_h = Of::kSavesH, saves_c = Of::kSavesC;
+    });
+  }
+  size_t num_states() const { return size_t(saves_h + saves_c); }
+  size_t state_size() const { return saves_c ? 2 : 1; }
+  template <class A>
+  A start_h() const {
+    A h = A(0);
+    with_rule(number, [&](auto rule) { h = decltype(rule)::template start_h<A>(); });
+    return h;
+  }
+};
+
+// The cell of a call: its arguments, and the tensors that these point into.
+template <class A>
+struct Cell {
+  Rule rule;
+  CellArgs<A> args{};
+  Tensors weights, state;
+  Tensor workspace;
+
+  Cell(const std::string& name, const Tensors& given, const Tensors& start, int64_t T, int64_t B, int64_t C,
+       bool start_may_be_absent, const Tensor& like)
+      : rule(name) {
+    check_weights(given, rule.NG, C, dtype_of<A>(), like);
+    check_state("state", start, rule.state_size(), start_may_be_absent, B, C, dtype_of<A>(), like);
+    weights = dense(given), state = dense(start);
+    args.rule = rule.number, args.NG = rule.NG, args.saves_h = rule.saves_h, args.saves_c = rule.saves_c;
+    args.projection = projection_of(given);
+    args.T = T, args.B = B, args.C = C;
+    args.h0 = data_or_null<A>(state, 0), args.c0 = data_or_null<A>(state, 1);
+    args.start_h = rule.template start_h<A>();
+    const auto at = [&](size_t i) { return data<A>(weights[i]); };
+    switch (args.projection) {
+      case Projection::kJoint:
+        args.R = weights[0].size(0), args.ld_w1 = 2 * C;
+        args.w1h = at(0), args.w1y = at(0) + C, args.w2h = at(1), args.q0 = at(2);
+        break;
+      case Projection::kSplit:
+        args.R = weights[0].size(0), args.ld_w1 = C;
+        args.w1y = at(0), args.b1y = at(1), args.w2y = at(2), args.q0 = at(3);
+        args.w1h = at(4), args.b1h = at(5), args.w2h = at(6), args.q1 = at(7);
+        break;
+      case Projection::kDense:
+        args.ld_w1 = C;
+        args.w1y = at(0), args.q0 = at(1), args.w1h = at(2), args.q1 = at(3);
+        break;
+    }
+  }
+
+  // Decides how a kernel with these Args runs, and gives it its workspace.
+  template <class Args>
+  Launch prepare(Pass pass, int64_t sample_bytes, const Tensor& like) {
+    const Problem problem{pass, args.projection, args.NG, args.T, args.B, args.C, args.R, sample_bytes, sizeof(A)};
+    const Device device = current_device();
+    Launch how{};
+    for (int largest_group = 1 << 30;; largest_group = args.plan.blocks_per_tile / 2) {
+      const Plan& plan = args.plan = make_plan(problem, device, largest_group);
+      const int group = plan.blocks_per_tile;
+      how = {args.B == 0 ? 0 : int64_t(plan.tiles_in_flight) * group, group, plan.threads, plan.shared_bytes};
+      if (group == 1 || how.blocks == 0 || clusters_that_fit<Args>(how) > 0) break;  // else take smaller ones
+    }
+    workspace = empty<A>(like, {how.blocks * args.plan.workspace_bytes / int64_t(sizeof(A))});
+    args.workspace = data<A>(workspace);
+    return how;
+  }
+
+  Tensors empty_states(const Tensor& like) const {
+    Tensors out;
+    for (size_t i = 0; i < rule.num_states(); ++i) out.push_back(empty<A>(like, {args.T, args.B, args.C}));
+    return out;
+  }
+  // Of states as they are saved.
+  A* h_of(const Tensors& states) const { return rule.saves_h && !states.empty() ? data<A>(states.front()) : nullptr; }
+  A* c_of(const Tensors& states) const { return rule.saves_c && !states.empty() ? data<A>(states.back()) : nullptr; }
+};
+
+// A backward pass: its gradients, the factors of the weight gradients, and their products.
+template <class A>
+struct Gradients {
+  RecurrenceGrads<A> args{};
+  Tensors dstate, dweights;
+
+  Gradients(const Cell<A>& cell, bool has_scan, bool has_refresh, size_t state_count, const Tensor& like)
+      : cell_(cell), like_(like) {
+    const int64_t B = cell.args.B, C = cell.args.C, R = cell.args.R, N = cell.args.NG * C, rows = cell.args.T * B;
+    const bool low = cell.args.projection != Projection::kDense, split = cell.args.projection == Projection::kSplit;
+    args.has_scan = has_scan, args.has_refresh = has_refresh;
+    for (size_t i = 0; i < state_count; ++i) dstate.push_back(empty<A>(like, {B, C}));
+    args.dh0 = data_or_null<A>(dstate, 0), args.dc0 = data_or_null<A>(dstate, 1);
+
+    Factors<A>& f = args.factors;
+    std::vector<std::pair<A**, int64_t>> wanted;
+    const auto want = [&](bool needed, A** pointer, int64_t size) {
+      if (needed) wanted.emplace_back(pointer, size);
+    };
+    want(has_scan, &f.h, rows * C);
+    want(has_scan, &f.da_scan, rows * N);
+    want(has_refresh, &f.da_refresh, rows * N);
+    want(has_scan && low, &f.u_scan, rows * R);
+    want(has_scan && low, &f.ds_scan, rows * R);
+    want(has_refresh && low, &f.u_refresh, rows * R);
+    want(has_refresh && low, &f.ds_refresh, rows * R);
+    want(split, &f.uy, rows * R);
+    want(split, &f.dsy, rows * R);
+    want(has_refresh, &f.h_last, B * C);
+    want(has_refresh, &f.last_sum, B * (low ? R : N));
+    int64_t size = 0;
+    for (const auto& factor : wanted) size += factor.second;
+    held_ = empty<A>(like, {size});
+    int64_t at = 0;
+    for (const auto& factor : wanted) *factor.first = data<A>(held_) + at, at += factor.second;
+  }
+
+  // dweights, in the order of the weights; y [T, B, C].
+  void weight_gradients(const OnDevice& device, const A* y) {
+    const CellArgs<A>& cell = cell_.args;
+    const Factors<A>& f = args.factors;
+    const int64_t C = cell.C, R = cell.R, N = cell.NG * C, rows = cell.T * cell.B;
+    const int64_t scan = args.has_scan ? rows : 0, refresh = args.has_refresh ? rows : 0;
+    const int64_t last = args.has_refresh ? cell.B : 0;
+    for (const Tensor& w : cell_.weights) dweights.push_back(torch::stable::new_empty(w, sizes_of(w)));
+    const auto out = [&](size_t i) { return data<A>(dweights[i]); };
+
+    WeightGradientArgs<A> products{};
+    int64_t blocks = 0;
+    const auto add = [&](A* to, int64_t M, int64_t N, int64_t ld, Product<A> a, Product<A> b) {
+      products.of[products.count++] = {to, M, N, ld, {a, b}, blocks};
+      blocks += tiles_of(M, N);
+    };
+    const auto both = [&](const A* g_scan, const A* g_refresh, int64_t ldg, const A* x_scan, const A* x_refresh,
+                          int64_t ldx, A* to, int64_t ld) {
+      add(to, ldg, ldx, ld, {g_scan, x_scan, ldg, ldx, scan}, {g_refresh, x_refresh, ldg, ldx, refresh});
+    };
+    const auto with_h = [&](const A* g_scan, int64_t ldg, A* to, int64_t ld) {
+      add(to, ldg, C, ld, {g_scan, f.h, ldg, C, scan}, {f.last_sum, f.h_last, ldg, C, last});
+    };
+    const auto column_sums = [&](const A* g_scan, const A* g_refresh, int64_t ldg, A* to) {
+      add(to, ldg, 1, 1, {g_scan, nullptr, ldg, 0, scan}, {g_refresh, nullptr, ldg, 0, refresh});
+    };
+    switch (cell.projection) {
+      case Projection::kJoint:
+        with_h(f.ds_scan, R, out(0), 2 * C);
+        both(f.ds_scan, f.ds_refresh, R, y, y, C, out(0) + C, 2 * C);
+        both(f.da_scan, f.da_refresh, N, f.u_scan, f.u_refresh, R, out(1), R);
+        column_sums(f.da_scan, f.da_refresh, N, out(2));
+        break;
+      case Projection::kSplit:
+        add(out(0), R, C, C, {f.dsy, y, R, C, rows}, {});
+        add(out(1), R, 1, 1, {f.dsy, nullptr, R, 0, rows}, {});
+        both(f.da_scan, f.da_refresh, N, f.uy, f.uy, R, out(2), R);
+        column_sums(f.da_scan, f.da_refresh, N, out(3));
+        with_h(f.ds_scan, R, out(4), C);
+        column_sums(f.ds_scan, f.ds_refresh, R, out(5));
+        both(f.da_scan, f.da_refresh, N, f.u_scan, f.u_refresh, R, out(6), R);
+        column_sums(f.da_scan, f.da_refresh, N, out(7));
+        break;
+      case Projection::kDense:
+        both(f.da_scan, f.da_refresh, N, y, y, C, out(0), C);
+        column_sums(f.da_scan, f.da_refresh, N, out(1));
+        with_h(f.da_scan, N, out(2), C);
+        column_sums(f.da_scan, f.da_refresh, N, out(3));
+        break;
+    }
+    run(device, products, Launch{blocks, 1, kGradientThreads, gradient_shared_bytes<A>()});
+  }
+
+ private:
+  const Cell<A>& cell_;
+  Tensor like_, held_;
+
+  static std::vector<int64_t> sizes_of(const Tensor& x) {
+    std::vector<int64_t> sizes;
+    for (int64_t i = 0; i < x.dim(); ++i) sizes.push_back(x.size(i));
+    return sizes;
+  }
+};
+
+}  // namespace cuda
+}  // namespace dla

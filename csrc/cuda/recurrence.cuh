@@ -1,0 +1,290 @@
+// The cell over one tile of samples, as one group of blocks runs it. Each block owns `cs` neighbouring
+// channels from c0 on: their y, state and gates, and with them a column slice of W1 and a row slice of W2. All
+// that a group has to exchange is the bottleneck: partial sums of W1h h + p, R numbers a sample and layer.
+// In a tile rows are layer-major, row (t, i) = t * nb + i; a gate is a[m][g][c], g * cs + c in a row.
+#pragma once
+
+#include "../cells/cells.h"
+#include "args.h"
+#include "products.cuh"
+
+namespace dla {
+namespace cuda {
+
+template <class A>
+DLA_DEVICE A relu_of(A x) {  // NaN passes
+  return x < A(0) ? A(0) : x;
+}
+
+template <class A>
+class Recurrence {
+ public:
+  const CellArgs<A>& args;
+  const int T, R, NG;
+  const int64_t B, C;
+  const int rank, ranks;
+  const int64_t c0;  // the block's first channel
+  const int cs;      // and how many it has; perhaps none
+  int nb;            // samples of the tile, from b0 on
+  int64_t b0;
+
+  DLA_DEVICE explicit Recurrence(const CellArgs<A>& args)
+      : args(args),
+        T(int(args.T)),
+        R(int(args.R)),
+        NG(args.NG),
+        B(args.B),
+        C(args.C),
+        rank(cluster_rank()),
+        ranks(cluster_size()),
+        c0(int64_t(cluster_rank()) * args.plan.channels),
+        cs(own_channels(args)),
+        nb(0),
+        b0(0) {
+    stage_weights();
+  }
+
+  // f() for every tile that this group takes; all blocks of a group do the same ones.
+  template <class F>
+  DLA_DEVICE void for_each_tile(F f) {
+    const int per_tile = args.plan.samples_per_tile;
+    const int groups = num_blocks() / ranks;
+    for (int64_t b = int64_t(block_index() / ranks) * per_tile; b < B; b += int64_t(groups) * per_tile) {
+      b0 = b;
+      nb = int(B - b < per_tile ? B - b : per_tile);
+      f();
+      block_barrier();
+    }
+    group_barrier();  // nobody leaves while others may read what it had to exchange
+  }
+
+  DLA_DEVICE A* buffer(Buffer b) const {
+    const int64_t place = args.plan.place[b];
+    if (place >= 0) return reinterpret_cast<A*>(shared_memory() + place);
+    char* mine = reinterpret_cast<char*>(args.workspace) + block_index() * args.plan.workspace_bytes;
+    return reinterpret_cast<A*>(mine + (-1 - place));
+  }
+  DLA_DEVICE bool bottleneck() const { return args.projection != Projection::kDense; }
+  DLA_DEVICE int rows() const { return T * nb; }
+  DLA_DEVICE int gates() const { return NG * cs; }
+  // Where row m of the tile, channel c of the block, lies in a tensor [T, B, C].
+  DLA_DEVICE int64_t at(int m, int c) const { return (int64_t(m / nb) * B + b0 + m % nb) * C + c0 + c; }
+  // And sample i, channel c in a tensor [B, C].
+  DLA_DEVICE int64_t at_sample(int i, int c) const { return (b0 + i) * C + c0 + c; }
+
+  // f(row, column) for all of [M, N], shared over the threads.
+  template <class F>
+  DLA_DEVICE void for_each(int M, int N, F f) const {
+    for (int i = thread_index(); i < M * N; i += num_threads()) f(i / N, i % N);
+  }
+
+  // The columns of W1 and the rows of W2 that this block owns.
+  DLA_DEVICE WeightRows<A> w1h() const { return w1h_; }
+  DLA_DEVICE WeightRows<A> w2h() const { return w2h_; }
+  DLA_DEVICE WeightRows<A> w1y() const { return {args.w1y + c0, args.ld_w1, R, 0}; }
+  DLA_DEVICE WeightRows<A> w2y() const { return gate_rows(args.w2y, R); }
+  // Dense: all columns, and the rows of all gates.
+  DLA_DEVICE WeightRows<A> wh() const { return gate_rows(args.w1h, C); }
+  DLA_DEVICE WeightRows<A> wy() const { return gate_rows(args.w1y, C); }
+
+  DLA_DEVICE void load_rows(const A* from, A* to) const {  // [T, B, C] to [rows, cs]
+    for_each(rows(), cs, [&](int m, int c) { to[m * cs + c] = from[at(m, c)]; });
+  }
+  DLA_DEVICE void load_start(A* h, A* c) const {
+    for_each(nb, cs, [&](int i, int j) {
+      h[i * cs + j] = args.h0 ? args.h0[at_sample(i, j)] : args.start_h;
+      c[i * cs + j] = args.c0 ? args.c0[at_sample(i, j)] : A(0);
+    });
+  }
+
+  // ---- the exchange ----
+
+  // Where the partial sums of the next exchange go, [M, R].
+  DLA_DEVICE A* partials() const {
+    return buffer(kExchange) + parity_ * args.plan.chunk_layers * args.plan.samples_per_tile * R;
+  }
+  // f(m, r, sum over the group's blocks, in their order), in every block alike. Two buffers take turns, so that
+  // one barrier is enough: who writes a buffer again has passed the next one, and so has everyone who read it.
+  template <class F>
+  DLA_DEVICE void exchange(int M, F f) {
+    A* const mine = partials();
+    parity_ ^= 1;
+    group_barrier();
+    for_each(M, R, [&](int m, int r) {
+      A sum = A(0);
+      for (int other = 0; other < ranks; ++other) sum += (ranks > 1 ? peer(mine, other) : mine)[m * R + r];
+      f(m, r, sum);
+    });
+    block_barrier();
+  }
+  // f(m0, M) for as many rows as can be exchanged at once, whole layers; backwards if so wanted.
+  template <class F>
+  DLA_DEVICE void for_chunks(bool backwards, F f) const {
+    const int layers = args.plan.chunk_layers, chunks = (T + layers - 1) / layers;
+    for (int i = 0; i < chunks; ++i) {
+      const int t = (backwards ? chunks - 1 - i : i) * layers;
+      f(t * nb, at_most(layers, T - t) * nb);
+    }
+  }
+
+  // ---- what y alone decides ----
+
+  // From kY: kP, this block's part of p, or kQ. Keeps uy [rows, R] where it is wanted.
+  DLA_DEVICE void hoist(A* uy_kept) {
+    const A* y = buffer(kY);
+    if (args.projection == Projection::kJoint) {
+      A* p = buffer(kP);
+      dots(rows(), R, cs, y, cs, w1y(), [&](int m, int r, A sum) { p[m * R + r] = sum; });
+    } else if (args.projection == Projection::kSplit) {
+      A* q = buffer(kQ);
+      for_chunks(false, [&](int m0, int M) {
+        A* const part = partials();
+        dots(M, R, cs, y + m0 * cs, cs, w1y(), [&](int m, int r, A sum) { part[m * R + r] = sum; });
+        A* const uy = uy_kept ? uy_kept + m0 * R : buffer(kU);
+        exchange(M, [&](int m, int r, A sum) { uy[m * R + r] = relu_of(sum + args.b1y[r]); });
+        dots(M, gates(), R, uy, R, w2y(), [&](int m, int n, A sum) { q[(m0 + m) * gates() + n] = sum + bias(n); });
+        block_barrier();
+      });
+    } else {
+      A* q = buffer(kQ);
+      dots(rows(), gates(), int(C), y, cs, wy(), [&](int m, int n, A sum) { q[m * gates() + n] = sum + bias(n); });
+    }
+    block_barrier();
+  }
+
+  // ---- gates ----
+
+  // Row m's part of p, which this block adds to its part of W1h h.
+  DLA_DEVICE A p_part(int m, int r) const {
+    return args.projection == Projection::kJoint ? buffer(kP)[m * R + r] : A(0);
+  }
+  DLA_DEVICE A relu_p(int r, A sum) const {  // u from the whole sum
+    return relu_of(args.projection == Projection::kSplit ? sum + args.b1h[r] : sum);
+  }
+  DLA_DEVICE A q(int m, int n) const {
+    return args.projection == Projection::kJoint ? bias(n) : buffer(kQ)[m * gates() + n];
+  }
+  // a = W2h u + q for M rows from m0 on; u and a hold just these.
+  DLA_DEVICE void gates_from(int m0, int M, const A* u, A* a) const {
+    dots(M, gates(), R, u, R, w2h(), [&](int m, int n, A sum) { a[m * gates() + n] = sum + q(m0 + m, n); });
+  }
+  // a for rows m0 .. m0 + M from h [M, cs], each row with its own. Bottleneck: u [M, R] as well.
+  DLA_DEVICE void gates_of(int m0, int M, const A* h, A* u, A* a) {
+    if (!bottleneck()) {
+      dots(M, gates(), int(C), h, cs, wh(), [&](int m, int n, A sum) { a[m * gates() + n] = sum + q(m0 + m, n); });
+    } else {
+      A* const part = partials();
+      dots(M, R, cs, h, cs, w1h(), [&](int m, int r, A sum) { part[m * R + r] = sum + p_part(m0 + m, r); });
+      exchange(M, [&](int m, int r, A sum) { u[m * R + r] = relu_p(r, sum); });
+      gates_from(m0, M, u, a);
+    }
+    block_barrier();
+  }
+  // The same from one h [nb, cs] for all layers, whose product is taken once: share_last(), then by chunks.
+  DLA_DEVICE void share_last(const A* h) const {
+    A* const shared = buffer(kShared);
+    if (bottleneck())
+      dots(nb, R, cs, h, cs, w1h(), [&](int i, int r, A sum) { shared[i * R + r] = sum; });
+    else
+      dots(nb, gates(), int(C), h, cs, wh(), [&](int i, int n, A sum) { shared[i * gates() + n] = sum; });
+    block_barrier();
+  }
+  DLA_DEVICE void gates_from_last(int m0, int M, A* u, A* a) {
+    const A* const shared = buffer(kShared);
+    if (bottleneck()) {
+      A* const part = partials();
+      for_each(M, R, [&](int m, int r) { part[m * R + r] = shared[(m0 + m) % nb * R + r] + p_part(m0 + m, r); });
+      exchange(M, [&](int m, int r, A sum) { u[m * R + r] = relu_p(r, sum); });
+      gates_from(m0, M, u, a);
+    } else {
+      for_each(M, gates(),
+               [&](int m, int n) { a[m * gates() + n] = shared[(m0 + m) % nb * gates() + n] + q(m0 + m, n); });
+    }
+    block_barrier();
+  }
+  template <class Rule>
+  DLA_DEVICE void read_gates(const A* a, int m, int c, A* out) const {
+#pragma unroll
+    for (int g = 0; g < Rule::NG; ++g) out[g] = a[m * gates() + g * cs + c];
+  }
+
+  // ---- forward ----
+
+  // From kH, kC to the state after the last layer; states_h and states_c are filled where they are saved.
+  DLA_DEVICE void scan(A* states_h, A* states_c) {
+    A *const h = buffer(kH), *const c = buffer(kC), *const a = buffer(kGates);
+    for (int t = 0; t < T; ++t) {
+      gates_of(t * nb, nb, h, bottleneck() ? buffer(kU) : nullptr, a);
+      with_rule(args.rule, [&](auto rule) {
+        using Rule = decltype(rule);
+        for_each(nb, cs, [&](int i, int j) {
+          A gates[Rule::NG];
+          read_gates<Rule>(a, i, j, gates);
+          const int at_ij = i * cs + j;
+          const State<A> s = Rule::step(gates, State<A>{h[at_ij], c[at_ij]});
+          h[at_ij] = s.h, c[at_ij] = s.c;
+          if (Rule::kSavesH) states_h[at(t * nb + i, j)] = s.h;
+          if (Rule::kSavesC) states_c[at(t * nb + i, j)] = s.c;
+        });
+      });
+      block_barrier();
+    }
+  }
+
+  // From the state in kH, kC: f(m0, M, d [M, cs]) for chunks of rows, the last layers first, since these were
+  // read last and are nearest.
+  template <class F>
+  DLA_DEVICE void refresh(F f) {
+    A *const h = buffer(kH), *const c = buffer(kC), *const a = buffer(kGates), *const d = buffer(kD);
+    share_last(h);
+    for_chunks(true, [&](int m0, int M) {
+      gates_from_last(m0, M, bottleneck() ? buffer(kU) : nullptr, a);
+      with_rule(args.rule, [&](auto rule) {
+        using Rule = decltype(rule);
+        for_each(M, cs, [&](int m, int j) {
+          A gates[Rule::NG];
+          read_gates<Rule>(a, m, j, gates);
+          const int at_ij = m % nb * cs + j;  // chunks begin with a layer
+          d[m * cs + j] = Rule::output(Rule::step(gates, State<A>{h[at_ij], c[at_ij]}));
+        });
+      });
+      block_barrier();
+      f(m0, M, d);
+      block_barrier();
+    });
+  }
+
+ private:
+  WeightRows<A> w1h_, w2h_;
+  int parity_ = 0;
+
+  static DLA_DEVICE int own_channels(const CellArgs<A>& args) {
+    const int64_t left = args.C - int64_t(cluster_rank()) * args.plan.channels;
+    return left <= 0 ? 0 : left < args.plan.channels ? int(left) : args.plan.channels;
+  }
+  DLA_DEVICE WeightRows<A> gate_rows(const A* w, int64_t K) const { return {w + c0 * K, K, cs > 0 ? cs : 1, C * K}; }
+  DLA_DEVICE A bias(int n) const {
+    const int64_t at = (n / cs) * C + c0 + n % cs;
+    return args.q1 ? args.q0[at] + args.q1[at] : args.q0[at];
+  }
+  // Copies of the weights of every step, where the plan found room for them.
+  DLA_DEVICE void stage_weights() {
+    w1h_ = {args.w1h + c0, args.ld_w1, R > 0 ? R : 1, 0};
+    w2h_ = gate_rows(args.w2h, R);
+    if (!bottleneck()) return;
+    if (args.plan.place[kW1h] != Plan::kAbsent) {
+      A* const copy = buffer(kW1h);
+      for_each(R, cs, [&](int r, int c) { copy[r * cs + c] = w1h_(r)[c]; });
+      w1h_ = {copy, cs, R, 0};
+    }
+    if (args.plan.place[kW2h] != Plan::kAbsent) {
+      A* const copy = buffer(kW2h);
+      for_each(gates(), R, [&](int n, int r) { copy[n * R + r] = w2h_(n)[r]; });
+      w2h_ = {copy, R, gates() > 0 ? gates() : 1, 0};
+    }
+    block_barrier();
+  }
+};
+
+}  // namespace cuda
+}  // namespace dla

@@ -1,0 +1,214 @@
+// Gradients of the recurrence over one tile: refresh, then scan, then y. Gates are recomputed from y and the
+// saved states. What the weight gradients need of every row goes to global memory; weight_gradients.cuh
+// multiplies it. Docs: docs/backward.md.
+#pragma once
+
+#include "recurrence.cuh"
+
+namespace dla {
+namespace cuda {
+
+template <class A>
+class RecurrenceBwd : public Recurrence<A> {
+  using Base = Recurrence<A>;
+
+ public:
+  using Base::B, Base::C, Base::NG, Base::R, Base::T, Base::args, Base::at, Base::at_sample, Base::b0;
+  using Base::bottleneck, Base::buffer, Base::c0, Base::cs, Base::exchange, Base::for_chunks, Base::for_each;
+  using Base::gates, Base::nb, Base::partials, Base::rank, Base::ranks, Base::rows, Base::w1h, Base::w1y;
+  using Base::w2h, Base::w2y, Base::wh, Base::wy;
+
+  const RecurrenceGrads<A>& grads;
+
+  DLA_DEVICE RecurrenceBwd(const CellArgs<A>& args, const RecurrenceGrads<A>& grads) : Base(args), grads(grads) {}
+
+  // From kY: all that follows needs of y; and gradients of the state that are still zero.
+  DLA_DEVICE void begin() {
+    A* const uy = args.projection == Projection::kSplit ? buffer(kUY) : nullptr;
+    this->hoist(uy);
+    if (uy) keep(rows(), 0, uy, grads.factors.uy);
+    A *const dh = buffer(kDH), *const dc = buffer(kDC);
+    for_each(nb, cs, [&](int i, int j) { dh[i * cs + j] = dc[i * cs + j] = A(0); });
+    block_barrier();
+  }
+
+  // The state after the last layer, to kH, kC.
+  DLA_DEVICE void load_last() const {
+    A *const h = buffer(kH), *const c = buffer(kC);
+    with_rule(args.rule, [&](auto rule) {
+      using Rule = decltype(rule);
+      for_each(nb, cs, [&](int i, int j) {
+        const int64_t last = at((T - 1) * nb + i, j);
+        c[i * cs + j] = Rule::kSavesC ? grads.states_c[last] : A(0);
+        h[i * cs + j] = Rule::kSavesH ? grads.states_h[last] : Rule::feed(grads.states_c[last]);
+      });
+    });
+    block_barrier();
+  }
+
+  // From kDD and the state in kH, kC: da, and the gradient of that state in kDH, kDC; d itself to kD.
+  DLA_DEVICE void refresh() {
+    A *const h = buffer(kH), *const c = buffer(kC), *const dc = buffer(kDC), *const a = buffer(kGates);
+    A *const dd = buffer(kDD), *const d = buffer(kD);
+    const Factors<A>& factors = grads.factors;
+    this->share_last(h);
+    for_each(nb, cs, [&](int i, int j) { factors.h_last[at_sample(i, j)] = h[i * cs + j]; });
+    for_chunks(false, [&](int m0, int M) {
+      A* const u = bottleneck() ? buffer(kURefresh) + m0 * R : nullptr;
+      this->gates_from_last(m0, M, u, a);
+      with_rule(args.rule, [&](auto rule) {
+        using Rule = decltype(rule);
+        for_each(nb, cs, [&](int i, int j) {  // a thread sums over the layers, so dc has one writer
+          const State<A> s{h[i * cs + j], c[i * cs + j]};
+          for (int m = i; m < M; m += nb) {
+            A of[Rule::NG], da[Rule::NG];
+            this->template read_gates<Rule>(a, m, j, of);
+            d[(m0 + m) * cs + j] = Rule::output(Rule::step(of, s));
+            dc[i * cs + j] += Rule::output_bwd(of, s, dd[(m0 + m) * cs + j], da);
+            write_gates<Rule>(a, m, j, da);
+            keep_gates<Rule>(m0 + m, j, da, factors.da_refresh, /*add=*/false);
+          }
+        });
+      });
+      block_barrier();
+      if (bottleneck()) through_bottleneck(m0, M, a, u, buffer(kDP) + m0 * R, factors.u_refresh, factors.ds_refresh);
+    });
+    // W1h h was shared by the layers: so is its gradient.
+    const int K = bottleneck() ? R : gates();
+    const A* const each = bottleneck() ? buffer(kDP) : buffer(kDQ);
+    A* const sum = buffer(kLast);
+    for_each(nb, K, [&](int i, int k) {
+      A total = A(0);
+      for (int m = i; m < rows(); m += nb) total += each[m * K + k];
+      sum[i * K + k] = total;
+      if (rank == i % ranks) factors.last_sum[(b0 + i) * K + k] = total;
+    });
+    block_barrier();
+    back_to_h(sum);
+  }
+
+  // From kDH, kDC and the gradients of all states to the gradient of the state before layer 1.
+  DLA_DEVICE void scan() {
+    A *const before = buffer(kHBefore), *const a = buffer(kGates);
+    A *const dh = buffer(kDH), *const dc = buffer(kDC);
+    const Factors<A>& factors = grads.factors;
+    with_rule(args.rule, [&](auto rule) {
+      using Rule = decltype(rule);
+      for_each(rows(), cs, [&](int m, int j) {
+        const A h = m < nb          ? (args.h0 ? args.h0[at_sample(m, j)] : args.start_h)
+                    : Rule::kSavesH ? grads.states_h[at(m - nb, j)]
+                                    : Rule::feed(grads.states_c[at(m - nb, j)]);
+        before[m * cs + j] = factors.h[at(m, j)] = h;
+      });
+    });
+    block_barrier();
+    for_chunks(false, [&](int m0, int M) {
+      A* const u = bottleneck() ? buffer(kUScan) + m0 * R : nullptr;
+      this->gates_of(m0, M, before + m0 * cs, u, a + m0 * gates());
+    });
+    for (int t = T - 1; t >= 0; --t) {
+      const int m0 = t * nb;
+      A* const a_t = a + m0 * gates();
+      with_rule(args.rule, [&](auto rule) {
+        using Rule = decltype(rule);
+        for_each(nb, cs, [&](int i, int j) {
+          const int at_ij = i * cs + j, m = m0 + i;
+          State<A> s{before[m * cs + j], A(0)}, ds{dh[at_ij], dc[at_ij]};
+          if (Rule::kSavesC) s.c = t > 0 ? grads.states_c[at(m - nb, j)] : args.c0 ? args.c0[at_sample(i, j)] : A(0);
+          if (grads.dstates_h) ds.h += grads.dstates_h[at(m, j)];
+          if (grads.dstates_c) ds.c += grads.dstates_c[at(m, j)];
+          A of[Rule::NG], da[Rule::NG];
+          this->template read_gates<Rule>(a_t, i, j, of);
+          dc[at_ij] = Rule::step_bwd(of, s, ds, da);
+          write_gates<Rule>(a_t, i, j, da);
+          keep_gates<Rule>(m, j, da, factors.da_scan, /*add=*/grads.has_refresh);
+        });
+      });
+      block_barrier();
+      A* ds = a_t;
+      if (bottleneck()) {
+        ds = buffer(kU);
+        through_bottleneck(m0, nb, a_t, buffer(kUScan) + m0 * R, ds, factors.u_scan, factors.ds_scan);
+        A* const dp = buffer(kDP) + m0 * R;
+        for_each(nb, R, [&](int i, int r) {
+          dp[i * R + r] = grads.has_refresh ? dp[i * R + r] + ds[i * R + r] : ds[i * R + r];
+        });
+      }
+      back_to_h(ds);
+    }
+    for_each(nb, cs, [&](int i, int j) {
+      if (grads.dh0) grads.dh0[at_sample(i, j)] = dh[i * cs + j];
+      if (grads.dc0) grads.dc0[at_sample(i, j)] = dc[i * cs + j];
+    });
+  }
+
+  // The gradient of y, to kDY.
+  DLA_DEVICE void finish() {
+    A *const dy = buffer(kDY), *const scratch = buffer(kScratch);
+    block_barrier();
+    if (args.projection == Projection::kJoint) {
+      axpys(rows(), cs, R, buffer(kDP), R, w1y(), scratch, [&](int m, int j, A sum) { dy[m * cs + j] = sum; });
+    } else if (args.projection == Projection::kSplit) {
+      A *const dq = buffer(kDQ), *const uy = buffer(kUY), *const dsy = buffer(kU);
+      for_chunks(false, [&](int m0, int M) {
+        A* const part = partials();
+        axpys(M, R, gates(), dq + m0 * gates(), gates(), w2y(), scratch,
+              [&](int m, int r, A sum) { part[m * R + r] = sum; });
+        exchange(M, [&](int m, int r, A sum) { dsy[m * R + r] = relu_grad(uy[(m0 + m) * R + r], sum); });
+        keep(M, m0, dsy, grads.factors.dsy);
+        axpys(M, cs, R, dsy, R, w1y(), scratch, [&](int m, int j, A sum) { dy[(m0 + m) * cs + j] = sum; });
+        block_barrier();
+      });
+    } else {
+      axpys(rows(), int(C), gates(), buffer(kDQ), gates(), wy(), scratch,
+            [&](int m, int j, A sum) { dy[m * cs + j] = sum; });
+    }
+    block_barrier();
+  }
+
+ private:
+  template <class Rule>
+  DLA_DEVICE void write_gates(A* a, int m, int c, const A* da) const {
+#pragma unroll
+    for (int g = 0; g < Rule::NG; ++g) a[m * gates() + g * cs + c] = da[g];
+  }
+  // Of row m of the tile: the factor, and dq where a projection needs the sum over scan and refresh.
+  template <class Rule>
+  DLA_DEVICE void keep_gates(int m, int c, const A* da, A* factor, bool add) const {
+    A* const dq = args.projection == Projection::kJoint ? nullptr : buffer(kDQ) + m * gates() + c;
+    const int64_t row = (at(m, c) - c0 - c) * NG + c0 + c;
+#pragma unroll
+    for (int g = 0; g < Rule::NG; ++g) {
+      factor[row + g * C] = da[g];
+      if (dq) dq[g * cs] = add ? dq[g * cs] + da[g] : da[g];
+    }
+  }
+  // M rows [M, R], alike in all blocks, into a factor: the blocks take turns.
+  DLA_DEVICE void keep(int M, int m0, const A* from, A* factor) const {
+    for_each(M, R, [&](int m, int r) {
+      const int row = m0 + m;
+      if (row % ranks == rank) factor[(int64_t(row / nb) * B + b0 + row % nb) * R + r] = from[m * R + r];
+    });
+  }
+  // ds = (W2h^T da) where u > 0, in every block of the group.
+  DLA_DEVICE void through_bottleneck(int m0, int M, const A* da, const A* u, A* ds, A* u_factor, A* ds_factor) {
+    A* const part = partials();
+    axpys(M, R, gates(), da, gates(), w2h(), buffer(kScratch), [&](int m, int r, A sum) { part[m * R + r] = sum; });
+    exchange(M, [&](int m, int r, A sum) { ds[m * R + r] = relu_grad(u[m * R + r], sum); });
+    keep(M, m0, u, u_factor);
+    keep(M, m0, ds, ds_factor);
+  }
+  // dh from ds [nb, R]; dense: from da.
+  DLA_DEVICE void back_to_h(const A* ds) const {
+    A* const dh = buffer(kDH);
+    const auto store = [&](int i, int j, A sum) { dh[i * cs + j] = sum; };
+    if (bottleneck())
+      axpys(nb, cs, R, ds, R, w1h(), buffer(kScratch), store);
+    else
+      axpys(nb, int(C), gates(), ds, gates(), wh(), buffer(kScratch), store);
+    block_barrier();
+  }
+};
+
+}  // namespace cuda
+}  // namespace dla

@@ -1,0 +1,44 @@
+// refresh: d_t = Dyn(y_t, c_T) for all layers at once; and its gradients. The state, [B, C], is CellArgs' h0, c0.
+#pragma once
+
+#include "recurrence_bwd.cuh"
+
+namespace dla {
+namespace cuda {
+
+template <class A>
+DLA_KERNEL(refresh_kernel, RefreshArgs<A>) {
+  Recurrence<A> tile(args.cell);
+  tile.for_each_tile([&] {
+    tile.load_rows(args.y, tile.buffer(kY));
+    tile.load_start(tile.buffer(kH), tile.buffer(kC));
+    block_barrier();
+    tile.hoist(nullptr);
+    tile.refresh([&](int m0, int M, const A* d) {
+      tile.for_each(M, tile.cs, [&](int m, int c) { args.d[tile.at(m0 + m, c)] = d[m * tile.cs + c]; });
+    });
+  });
+}
+
+template <class A>
+DLA_KERNEL(refresh_bwd_kernel, RefreshBwdArgs<A>) {
+  RecurrenceBwd<A> tile(args.cell, args.grads);
+  tile.for_each_tile([&] {
+    const A *const dy = tile.buffer(kDY), *const dh = tile.buffer(kDH), *const dc = tile.buffer(kDC);
+    tile.load_rows(args.y, tile.buffer(kY));
+    tile.load_rows(args.dd, tile.buffer(kDD));
+    tile.load_start(tile.buffer(kH), tile.buffer(kC));
+    block_barrier();
+    tile.begin();
+    tile.refresh();
+    tile.finish();
+    tile.for_each(tile.rows(), tile.cs, [&](int m, int c) { args.dy[tile.at(m, c)] = dy[m * tile.cs + c]; });
+    tile.for_each(tile.nb, tile.cs, [&](int i, int c) {
+      args.grads.dh0[tile.at_sample(i, c)] = dh[i * tile.cs + c];
+      if (args.grads.dc0) args.grads.dc0[tile.at_sample(i, c)] = dc[i * tile.cs + c];
+    });
+  });
+}
+
+}  // namespace cuda
+}  // namespace dla

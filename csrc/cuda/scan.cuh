@@ -1,0 +1,36 @@
+// scan: c_t = Dyn(y_t, c_{t-1}); and its gradients.
+#pragma once
+
+#include "recurrence_bwd.cuh"
+
+namespace dla {
+namespace cuda {
+
+template <class A>
+DLA_KERNEL(scan_kernel, ScanArgs<A>) {
+  Recurrence<A> tile(args.cell);
+  tile.for_each_tile([&] {
+    tile.load_rows(args.y, tile.buffer(kY));
+    tile.load_start(tile.buffer(kH), tile.buffer(kC));
+    block_barrier();
+    tile.hoist(nullptr);
+    tile.scan(args.states_h, args.states_c);
+  });
+}
+
+template <class A>
+DLA_KERNEL(scan_bwd_kernel, ScanBwdArgs<A>) {
+  RecurrenceBwd<A> tile(args.cell, args.grads);
+  tile.for_each_tile([&] {
+    const A* const dy = tile.buffer(kDY);
+    tile.load_rows(args.y, tile.buffer(kY));
+    block_barrier();
+    tile.begin();
+    tile.scan();
+    tile.finish();
+    tile.for_each(tile.rows(), tile.cs, [&](int m, int c) { args.dy[tile.at(m, c)] = dy[m * tile.cs + c]; });
+  });
+}
+
+}  // namespace cuda
+}  // namespace dla

@@ -1,0 +1,59 @@
+// The weight gradients: sums of products g^T x over the rows of the whole batch, every output a tile of one
+// block, every sum in one fixed order.
+#pragma once
+
+#include "args.h"
+#include "device.h"
+
+namespace dla {
+namespace cuda {
+
+template <class A>
+DLA_KERNEL(weight_gradients_kernel, WeightGradientArgs<A>) {
+  int which = 0;
+  while (which + 1 < args.count && block_index() >= args.of[which + 1].first_block) ++which;
+  const WeightGradient<A>& of = args.of[which];
+  const int64_t tile = block_index() - of.first_block, across = (of.N + kTile - 1) / kTile;
+  const int64_t m0 = tile / across * kTile, n0 = tile % across * kTile;
+  const int M = int(of.M - m0 < kTile ? of.M - m0 : kTile), N = int(of.N - n0 < kTile ? of.N - n0 : kTile);
+
+  A* const gs = reinterpret_cast<A*>(shared_memory());  // [kSlab, kTile]
+  A* const xs = gs + kSlab * kTile;                     // [kSlab, kTile]
+  const int part = thread_index() / kPartThreads, own = thread_index() % kPartThreads;
+  const int pm = own / (kTile / kPatch) * kPatch, pn = own % (kTile / kPatch) * kPatch;
+  A sum[kPatch][kPatch] = {};
+  for (int i = 0; i < 2; ++i) {
+    const Product<A>& term = of.term[i];
+    for (int64_t k0 = 0; k0 < term.K; k0 += kSlab) {
+      block_barrier();
+      for (int j = thread_index(); j < kSlab * kTile; j += num_threads()) {
+        const int64_t k = k0 + j / kTile;
+        const int c = j % kTile;
+        gs[j] = k < term.K && c < M ? term.g[k * term.ldg + m0 + c] : A(0);
+        xs[j] = k < term.K && c < N ? (term.x ? term.x[k * term.ldx + n0 + c] : A(1)) : A(0);
+      }
+      block_barrier();
+      for (int k = part; k < kSlab; k += kParts)
+#pragma unroll
+        for (int m = 0; m < kPatch; ++m)
+#pragma unroll
+          for (int n = 0; n < kPatch; ++n) sum[m][n] = fma(gs[k * kTile + pm + m], xs[k * kTile + pn + n], sum[m][n]);
+    }
+  }
+  block_barrier();
+  A* const parts = gs;  // [kParts, kTile, kTile], over what was staged
+#pragma unroll
+  for (int m = 0; m < kPatch; ++m)
+#pragma unroll
+    for (int n = 0; n < kPatch; ++n) parts[(part * kTile + pm + m) * kTile + pn + n] = sum[m][n];
+  block_barrier();
+  for (int j = thread_index(); j < kTile * kTile; j += num_threads()) {
+    const int m = j / kTile, n = j % kTile;
+    A total = A(0);
+    for (int p = 0; p < kParts; ++p) total += parts[p * kTile * kTile + j];
+    if (m < M && n < N) of.out[(m0 + m) * of.ld + n0 + n] = total;
+  }
+}
+
+}  // namespace cuda
+}  // namespace dla

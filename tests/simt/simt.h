@@ -1,0 +1,450 @@
+// Runs CUDA-style kernels on the CPU: one fiber per CUDA thread, scheduled in an order that a seed draws.
+//
+// What a GPU leaves open (who runs first between two synchronisation points) is random here, and what it leaves
+// undefined shows: shared memory starts as NaN and is NaN again once its block has exited, and a barrier that not
+// everybody reaches is an exception. A fiber gives way only where it synchronises: a kernel that spins on a value
+// which another thread is to write never ends. All state is per OS thread, so several of them may launch at once.
+#pragma once
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <new>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define __SANITIZE_ADDRESS__ 1  // as GCC says it
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#define SIMT_ASAN(...) __VA_ARGS__
+#else
+#define SIMT_ASAN(...)
+#endif
+
+// SIMT_UCONTEXT chooses the portable switch, which is many times slower, on x86-64 too: so that it can be tested.
+#if defined(SIMT_UCONTEXT) || !defined(__x86_64__)
+#define SIMT_UCONTEXT 1
+#include <ucontext.h>
+#endif
+
+namespace simt {
+namespace detail {
+
+constexpr int kWarp = 32, kMaxThreads = 1024, kMaxShuffled = 16;
+constexpr int kPoison = 0xFF;  // in every byte of a float of any width: NaN
+constexpr std::align_val_t kSharedAlignment{128};
+constexpr size_t kStackBytes = 64 * 1024 SIMT_ASAN(*4);  // red zones make frames several times larger
+
+// splitmix64: cheap, and a good stream from any seed, 0 included.
+struct Random {
+  uint64_t state = 0;
+  uint32_t below(uint32_t n) {
+    uint64_t z = state += 0x9E3779B97F4A7C15u;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return static_cast<uint32_t>(((z >> 32) * n) >> 32);
+  }
+  template <class Iterator>
+  void shuffle(Iterator begin, Iterator end) {
+    for (auto n = end - begin; n > 1; --n) std::swap(begin[n - 1], begin[below(static_cast<uint32_t>(n))]);
+  }
+};
+
+// ---- Stacks and the switch between them ----
+
+#if defined(SIMT_UCONTEXT)
+using Suspended = ucontext_t;
+
+inline void switch_stack(Suspended* save, Suspended* go_on) { swapcontext(save, go_on); }
+
+inline void prepare(Suspended& suspended, unsigned char* stack, void (*entry)()) {
+  getcontext(&suspended);
+  suspended.uc_stack.ss_sp = stack;
+  suspended.uc_stack.ss_size = kStackBytes;
+  makecontext(&suspended, entry, 0);
+}
+#else
+using Suspended = void*;  // the stack pointer; all else is on the stack
+
+// Saves what the System V ABI wants kept, and its stack pointer through rdi; continues at the one that rsi points to.
+// It must be a call that the compiler knows nothing about: with -fipa-ra GCC trusts a callee that it has seen to leave
+// other registers alone. It ends in `ret`, not in a jump: nearly all calls come from one place, so it is predicted.
+#if __has_attribute(noipa)
+__attribute__((noipa))
+#endif
+__attribute__((naked, noinline)) inline void switch_stack(Suspended* /*save*/, Suspended* /*go_on*/) {
+  asm volatile(
+      "pushq %rbp; pushq %rbx; pushq %r12; pushq %r13; pushq %r14; pushq %r15;"
+      "movq %rsp, (%rdi); movq (%rsi), %rsp;"
+      "popq %r15; popq %r14; popq %r13; popq %r12; popq %rbx; popq %rbp; ret");
+}
+
+// As switch_stack leaves a stack: six registers (rbp = 0 ends a backtrace), then where to go on. Above that is what
+// entry takes for its own return address; with it, the stack is aligned as after a call.
+inline void prepare(Suspended& suspended, unsigned char* stack, void (*entry)()) {
+  void** top = reinterpret_cast<void**>(stack + kStackBytes) - 8;
+  std::fill_n(top, 8, nullptr);
+  top[6] = reinterpret_cast<void*>(entry);
+  suspended = top;
+}
+#endif
+
+// A suspended stack, and what ASan wants to be told about it.
+struct Context {
+  Suspended suspended;
+  void* fake_stack;
+  const void* stack;
+  size_t stack_bytes;
+};
+
+// Suspends `from` and continues `to`. A stack left for good gives its ASan fake stack back.
+inline void jump(Context& from, Context& to, [[maybe_unused]] bool for_good) {
+  SIMT_ASAN(__sanitizer_start_switch_fiber(for_good ? nullptr : &from.fake_stack, to.stack, to.stack_bytes);)
+  switch_stack(&from.suspended, &to.suspended);
+  SIMT_ASAN(__sanitizer_finish_switch_fiber(from.fake_stack, nullptr, nullptr);)
+}
+
+// Stacks, each above an inaccessible page; kept between launches.
+class Stacks {
+ public:
+  ~Stacks() {
+    for (unsigned char* mapped : mapped_) {
+      SIMT_ASAN(__asan_unpoison_memory_region(mapped, guard_ + kStackBytes);)  // whatever is mapped here next
+      munmap(mapped, guard_ + kStackBytes);
+    }
+  }
+  void reserve(size_t count) {
+    mapped_.reserve(count);
+    while (mapped_.size() < count) {
+      void* mapped = mmap(nullptr, guard_ + kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (mapped == MAP_FAILED) throw std::bad_alloc();
+      mapped_.push_back(static_cast<unsigned char*>(mapped));
+      if (mprotect(mapped, guard_, PROT_NONE) != 0) throw std::bad_alloc();
+    }
+  }
+  unsigned char* operator[](size_t i) const { return mapped_[i] + guard_; }
+
+ private:
+  const size_t guard_ = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  std::vector<unsigned char*> mapped_;
+};
+
+// ---- Who runs next ----
+
+// The threads that can run. Each pop draws one, uniformly among those that are not late; the late ones starve until
+// nobody else can run. So a favoured thread gets as far ahead of a late one as synchronisation lets it.
+class RunQueue {
+ public:
+  void start(std::vector<unsigned char> late) {
+    late_ = std::move(late);
+    for (int i : {0, 1}) ready_[i].resize(late_.size()), size_[i] = 0;
+  }
+  void stop() { size_[0] = size_[1] = 0; }
+  bool empty() const { return size_[0] + size_[1] == 0; }
+  void push(int first, int count) {
+    for (int i = first; i < first + count; ++i) ready_[late_[i]][size_[late_[i]]++] = i;
+  }
+  int pop(Random& random) {
+    const int late = size_[0] == 0;
+    const int drawn = random.below(size_[late]);
+    return std::exchange(ready_[late][drawn], ready_[late][--size_[late]]);
+  }
+
+ private:
+  std::vector<unsigned char> late_;  // for each thread, 0 or 1
+  std::vector<int> ready_[2];
+  int size_[2];
+};
+
+// ---- Threads, warps, blocks ----
+
+enum State { kAtBarrier, kAtWarpBarrier, kAtClusterBarrier, kInShuffle, kFinished, kStates };
+constexpr const char* kNames[] = {"at barrier", "at warp_barrier", "at cluster_barrier", "in shuffle_xor", "finished"};
+
+// Where threads first .. first + count - 1 of the cluster meet. All must come, so once the last one does, it is known
+// who waits, and nobody had to be listed. Every kind of synchronisation has gates of its own.
+struct Gate {
+  int first = 0, count = 0, arrived = 0;
+};
+
+struct Warp {
+  Gate barrier, shuffle;
+  int buffer = 0;  // of two, in turn: some may be in the next shuffle before all have read from this one
+  alignas(kMaxShuffled) unsigned char values[2][kWarp][kMaxShuffled];
+};
+
+struct Block {
+  int index, rank, live;
+  unsigned char* shared;
+  Gate barrier;
+};
+
+struct Machine;
+struct Fiber {
+  Context context;
+  Machine* machine;
+  Block* block;
+  Warp* warp;
+  int thread, lane;
+  State state;  // what it waits for; of no meaning while it can run
+};
+
+inline thread_local Fiber* me = nullptr;  // the fiber that runs on this OS thread
+[[noreturn]] void fiber_main();
+
+// All that one OS thread needs for its launches.
+struct Machine {
+  Random random;
+  RunQueue queue;
+  Stacks stacks;
+  Context host, unused;       // host: the caller of launch
+  std::vector<Fiber> fibers;  // these three: of the cluster that runs
+  std::vector<Warp> warps;
+  std::vector<Block> blocks;
+  Gate cluster_barrier;
+  int num_blocks = 0, threads = 0;
+  size_t shared_bytes = 0;
+  void (*call)(const void* kernel, const void* args) = nullptr;
+  const void *kernel = nullptr, *args = nullptr;
+  std::exception_ptr error;
+
+  Machine() {
+    if (const char* seed = std::getenv("DLA_SIMT_SEED")) random.state = std::strtoull(seed, nullptr, 0);
+  }
+
+  // Gives way to the next fiber, or to the host if there is none. Not inlined: see switch_stack on `ret`.
+  __attribute__((noinline)) void suspend(Fiber& self, bool for_good) {
+    Fiber* next = queue.empty() ? nullptr : &fibers[queue.pop(random)];
+    if (next == &self) return;
+    me = next;
+    jump(self.context, next != nullptr ? next->context : host, for_good);
+  }
+
+  // True for the last to come. It is queued like the others, so that it has no advantage.
+  bool arrive(Fiber& self, Gate& gate, State state) {
+    self.state = state;
+    if (++gate.arrived < gate.count) return false;
+    gate.arrived = 0;
+    queue.push(gate.first, gate.count);
+    return true;
+  }
+  void wait(Fiber& self, Gate& gate, State state) {
+    arrive(self, gate, state);
+    suspend(self, false);
+  }
+
+  void finish(Fiber& self) {
+    self.state = kFinished;
+    if (--self.block->live == 0) std::memset(self.block->shared, kPoison, shared_bytes);  // peers must not look now
+    if (error) queue.stop();
+    suspend(self, true);
+  }
+
+  // Different mistakes show under different schedules; each cluster draws the kind of its own.
+  std::vector<unsigned char> choose_late() {
+    enum { kNobody, kOne, kAllButOne, kEachByCoin, kKinds };
+    std::vector<unsigned char> late(fibers.size());
+    const int all = static_cast<int>(late.size()), size = random.below(2) ? kWarp : threads;  // of warps, or of blocks
+    const int kind = random.below(kKinds), one = random.below((all + size - 1) / size);
+    for (int i = 0; i < all; ++i) {
+      const bool by_coin = i % size == 0 ? random.below(2) : late[i - 1];
+      late[i] = kind == kEachByCoin ? by_coin : kind != kNobody && (i / size == one) == (kind == kOne);
+    }
+    return late;
+  }
+
+  void start_cluster(int first_block) {
+    const int all = static_cast<int>(fibers.size()), warps_per_block = (threads + kWarp - 1) / kWarp;
+    cluster_barrier = {0, all, 0};
+    for (Block& block : blocks) {
+      block.rank = static_cast<int>(&block - blocks.data());
+      block.index = first_block + block.rank;
+      block.live = threads;
+      block.barrier = {block.rank * threads, threads, 0};
+      std::memset(block.shared, kPoison, shared_bytes);
+    }
+    for (Warp& warp : warps) {
+      const int number = static_cast<int>(&warp - warps.data()), first = number % warps_per_block * kWarp;
+      warp.barrier = {number / warps_per_block * threads + first, std::min(kWarp, threads - first), 0};
+      warp.shuffle = warp.barrier;
+      std::memset(warp.values, kPoison, sizeof(warp.values));
+    }
+    for (int i = 0; i < all; ++i) {
+      Fiber& fiber = fibers[i];
+      fiber.machine = this;
+      fiber.thread = i % threads;
+      fiber.lane = fiber.thread % kWarp;
+      fiber.block = &blocks[i / threads];
+      fiber.warp = &warps[i / threads * warps_per_block + fiber.thread / kWarp];
+      fiber.context = {{}, nullptr, stacks[i], kStackBytes};
+      // The red zones of frames that were never left: those around fiber_main, or any if the launch was given up.
+      SIMT_ASAN(const size_t dirty = fiber.state == kFinished ? 4096 : kStackBytes;)
+      SIMT_ASAN(__asan_unpoison_memory_region(stacks[i] + kStackBytes - dirty, dirty);)
+      prepare(fiber.context.suspended, stacks[i], fiber_main);
+    }
+  }
+
+  void run_cluster(int first_block) {
+    start_cluster(first_block);
+    queue.start(choose_late());
+    queue.push(0, static_cast<int>(fibers.size()));
+    me = &fibers[queue.pop(random)];
+    jump(host, me->context, false);
+    // Back here: all have finished, or one has thrown, or nobody can run. Stacks left halfway are simply reused.
+    if (error) std::rethrow_exception(std::exchange(error, nullptr));
+    for (const Block& block : blocks) {
+      if (block.live > 0) throw std::runtime_error(describe_deadlock());
+    }
+  }
+
+  std::string describe_deadlock() const {
+    std::string text = "simt: deadlock";
+    for (const Block& block : blocks) {
+      int counts[kStates] = {};
+      for (int i = 0; i < threads; ++i) ++counts[fibers[block.barrier.first + i].state];
+      text += (block.rank == 0 ? ": block " : "; block ") + std::to_string(block.index);
+      const char *before = ": ", *unit = " threads ";
+      for (int state = 0; state < kStates; ++state) {
+        if (counts[state] == 0) continue;
+        text += before + std::to_string(counts[state]) + unit + kNames[state];
+        before = ", ", unit = " ";
+      }
+    }
+    return text;
+  }
+
+  void launch(int grid, int cluster, int block_threads, size_t bytes) {
+    if (me != nullptr) throw std::logic_error("simt: a kernel launches another");
+    if (cluster < 1 || grid < 1 || grid % cluster != 0 || block_threads < 1 || block_threads > kMaxThreads) {
+      throw std::invalid_argument("simt: cannot launch " + std::to_string(grid) + " blocks in clusters of " +
+                                  std::to_string(cluster) + ", of " + std::to_string(block_threads) + " threads");
+    }
+    num_blocks = grid, threads = block_threads, shared_bytes = bytes;
+    blocks.resize(cluster);
+    warps.resize(static_cast<size_t>(cluster) * ((threads + kWarp - 1) / kWarp));
+    fibers.resize(static_cast<size_t>(cluster) * threads);
+    stacks.reserve(fibers.size());
+    host.stack = nullptr;  // see fiber_main
+    // Allocated one by one and to the byte, so that ASan sees who leaves it.
+    const auto release = [](unsigned char* shared) { ::operator delete(shared, kSharedAlignment); };
+    std::vector<std::shared_ptr<unsigned char>> owned;
+    for (Block& block : blocks) {
+      owned.emplace_back(static_cast<unsigned char*>(::operator new(bytes, kSharedAlignment)), release);
+      block.shared = owned.back().get();
+    }
+    std::vector<int> clusters(grid / cluster);
+    std::iota(clusters.begin(), clusters.end(), 0);
+    random.shuffle(clusters.begin(), clusters.end());
+    for (const int i : clusters) run_cluster(i * cluster);
+  }
+};
+
+// Where a fiber begins.
+[[noreturn]] inline void fiber_main() {
+  Machine& machine = *me->machine;
+  // The first of a launch comes from the host, and learns where its stack is.
+  [[maybe_unused]] Context* from = machine.host.stack == nullptr ? &machine.host : &machine.unused;
+  SIMT_ASAN(__sanitizer_finish_switch_fiber(nullptr, &from->stack, &from->stack_bytes);)
+  try {
+    machine.call(machine.kernel, machine.args);
+  } catch (...) {
+    machine.error = std::current_exception();
+  }
+  machine.finish(*me);
+  std::abort();  // nobody continues a finished fiber
+}
+
+inline Machine& this_machine() {
+  static thread_local Machine machine;
+  return machine;
+}
+
+}  // namespace detail
+
+// ---- What kernels call ----
+
+inline int thread_index() { return detail::me->thread; }
+inline int num_threads() { return detail::me->machine->threads; }
+inline int block_index() { return detail::me->block->index; }
+inline int num_blocks() { return detail::me->machine->num_blocks; }
+inline int cluster_rank() { return detail::me->block->rank; }
+inline int cluster_size() { return static_cast<int>(detail::me->machine->blocks.size()); }
+
+// The block's dynamic shared memory, 128-byte aligned.
+inline unsigned char* shared_memory() { return detail::me->block->shared; }
+
+// All threads of the block, of the warp, of all blocks of the cluster.
+inline void barrier() {
+  detail::Fiber& self = *detail::me;
+  self.machine->wait(self, self.block->barrier, detail::kAtBarrier);
+}
+inline void warp_barrier() {
+  detail::Fiber& self = *detail::me;
+  self.machine->wait(self, self.warp->barrier, detail::kAtWarpBarrier);
+}
+inline void cluster_barrier() {
+  detail::Fiber& self = *detail::me;
+  self.machine->wait(self, self.machine->cluster_barrier, detail::kAtClusterBarrier);
+}
+
+// The same place as p, which is in my shared memory, in that of block `rank` of my cluster.
+template <class T>
+T* peer(T* p, int rank) {
+  const detail::Machine& machine = *detail::me->machine;
+  const uintptr_t offset = reinterpret_cast<uintptr_t>(p) - reinterpret_cast<uintptr_t>(shared_memory());
+  if (offset > machine.shared_bytes) throw std::out_of_range("simt: peer() of what is not in my shared memory");
+  return reinterpret_cast<T*>(machine.blocks.at(rank).shared + offset);
+}
+
+// The value of lane `mine ^ mask`. All threads of the warp take part; a lane that the last warp lacks gives NaN.
+template <class T>
+T shuffle_xor(T value, int mask) {
+  static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= detail::kMaxShuffled);
+  detail::Fiber& self = *detail::me;
+  detail::Warp& warp = *self.warp;
+  if (mask < 0 || mask >= detail::kWarp)
+    throw std::out_of_range("simt: shuffle_xor(mask " + std::to_string(mask) + ")");
+  auto& values = warp.values[warp.buffer];
+  std::memcpy(values[self.lane], &value, sizeof(T));
+  if (self.machine->arrive(self, warp.shuffle, detail::kInShuffle)) warp.buffer ^= 1;
+  self.machine->suspend(self, false);
+  std::memcpy(&value, values[self.lane ^ mask], sizeof(T));
+  return value;
+}
+
+// ---- What hosts call ----
+
+// Chooses the schedules of this OS thread's launches from here on; each launch moves on to another. Until the first
+// call it is the environment's DLA_SIMT_SEED, or 0.
+inline void seed(uint64_t value) { detail::this_machine().random.state = value; }
+
+// Runs kernel(args) in `blocks` blocks of `threads` threads, clusters of `cluster` blocks one after the other. Throws
+// what a thread throws, and std::runtime_error("simt: deadlock: ...") once some wait for what cannot happen.
+template <class Kernel, class Args>
+void launch(Kernel kernel, int blocks, int cluster, int threads, size_t shared_bytes, const Args& args) {
+  detail::Machine& machine = detail::this_machine();
+  machine.kernel = &kernel;
+  machine.args = &args;
+  machine.call = [](const void* k, const void* a) { (*static_cast<const Kernel*>(k))(*static_cast<const Args*>(a)); };
+  machine.launch(blocks, cluster, threads, shared_bytes);
+}
+template <class Args>
+void launch(void (*kernel)(Args), int blocks, int cluster, int threads, size_t shared_bytes, const Args& args) {
+  launch<void (*)(Args), Args>(kernel, blocks, cluster, threads, shared_bytes, args);
+}
+
+}  // namespace simt
