@@ -86,6 +86,11 @@ def test_equals_its_parts(backend, cell, shape, layout, dtype):
 
     y = dla.gap(xs, backend=backend.name)
     parts_states = dla.scan(y, weights, state=state, **options)
+    if backend.name != "cpu":  # how many blocks share a sample, and so the order of sums, is each op's own choice
+        d = dla.refresh(y, tuple(s[-1] for s in parts_states), weights, **options)
+        torch.testing.assert_close(states, parts_states)
+        torch.testing.assert_close(out, dla.rescale(xs, d, backend=backend.name))
+        return
     for i, (ours, parts) in enumerate(zip(states, parts_states)):
         assert_same_bits(ours, parts, f"states[{i}]")
 

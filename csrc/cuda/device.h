@@ -11,7 +11,7 @@
 #include "simt.h"
 
 #define DLA_DEVICE inline
-#define DLA_KERNEL(name, Args) void name(const Args& args)
+#define DLA_KERNEL(name, T, Args) void name(const Args& args)
 
 namespace dla {
 namespace cuda {
@@ -53,8 +53,10 @@ struct alignas(8) Words2 {
 #include <cuda_runtime.h>
 
 #define DLA_DEVICE __device__ __forceinline__
-// Two blocks of 256 threads on a multiprocessor, so that one streams maps while the other scans.
-#define DLA_KERNEL(name, Args) __global__ void __launch_bounds__(256, 2) name(const __grid_constant__ Args args)
+// Two blocks of 256 threads on a multiprocessor, so that one streams maps while the other scans. In fp64, which
+// is for checking, one, with twice the registers.
+#define DLA_KERNEL(name, T, Args) \
+  __global__ void __launch_bounds__(256, sizeof(T) == 8 ? 1 : 2) name(const __grid_constant__ Args args)
 
 namespace dla {
 namespace cuda {

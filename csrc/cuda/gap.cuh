@@ -15,7 +15,7 @@ DLA_DEVICE void my_piece(const Pieces& p, F f) {
 }
 
 template <class T>
-DLA_KERNEL(gap_kernel, GapArgs<T>) {
+DLA_KERNEL(gap_kernel, T, GapArgs<T>) {
   using A = accumulate_t<T>;
   my_piece(args.pieces, [&](int t, int64_t b, int64_t c0, int cs) {
     const Layer& layer = args.layers.at[t];

@@ -10,10 +10,10 @@ namespace dla {
 namespace cuda {
 
 template <class T>
-DLA_KERNEL(layer_update_kernel, LayerUpdateArgs<T>) {
+DLA_KERNEL(layer_update_kernel, T, LayerUpdateArgs<T>) {
   using A = accumulate_t<T>;
   Recurrence<A> tile(args.cell);
-  tile.for_each_tile([&] {
+  while (tile.next()) {
     const int nb = tile.nb, cs = tile.cs;
     A* const y = tile.buffer(kY);
     for (int t = 0; t < tile.T; ++t) {
@@ -37,15 +37,15 @@ DLA_KERNEL(layer_update_kernel, LayerUpdateArgs<T>) {
               plane<T>(layer, 1, b, tile.c0), cs);
       }
     });
-  });
+  }
 }
 
 // dd_t = sum over HW of dx'_t * x_t;  dx_t = dx'_t * d_t + dy_t / HW
 template <class T>
-DLA_KERNEL(layer_update_bwd_kernel, LayerUpdateBwdArgs<T>) {
+DLA_KERNEL(layer_update_bwd_kernel, T, LayerUpdateBwdArgs<T>) {
   using A = accumulate_t<T>;
   RecurrenceBwd<A> tile(args.cell, args.grads);
-  tile.for_each_tile([&] {
+  while (tile.next()) {
     const int nb = tile.nb, cs = tile.cs;
     A *const dd = tile.buffer(kDD), *const d = tile.buffer(kD), *const dy = tile.buffer(kDY);
     for (int t = 0; t < tile.T; ++t) {
@@ -71,7 +71,7 @@ DLA_KERNEL(layer_update_bwd_kernel, LayerUpdateBwdArgs<T>) {
       const int64_t b = tile.b0 + m % nb;
       scale(layer, plane<const T>(layer, 1, b, tile.c0), d + m * cs, dy + m * cs, plane<T>(layer, 2, b, tile.c0), cs);
     }
-  });
+  }
 }
 
 }  // namespace cuda

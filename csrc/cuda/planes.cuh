@@ -93,11 +93,12 @@ struct Term {
 template <int kPiece, bool kProduct, int kBatch, class T, class F>
 DLA_DEVICE void planar_sums(Plane<const T> x, Plane<const T> g, int cs, int HW, F f) {
   using A = accumulate_t<T>;
-  constexpr int N = Vector<T>::N;
+  constexpr int N = Vector<T>::N, kFew = 8;
   const int vectors = (HW + N - 1) / N, lanes = power_of_two(vectors, kWarp);
   const int lane = thread_index() % lanes, group = thread_index() / lanes, groups = num_threads() / lanes;
   for (int first = 0; first < cs; first += groups * kBatch) {  // uniform, as the shuffles need
-    A sum[kBatch] = {};
+    A sum[kBatch] = {}, few[kBatch] = {};                      // a long chain of additions is folded now and then
+    int added = 0;
 #pragma unroll 4
     for (int v = lane; v < vectors; v += lanes) {
       const int n = at_most(HW - v * N, N);
@@ -109,11 +110,14 @@ DLA_DEVICE void planar_sums(Plane<const T> x, Plane<const T> g, int cs, int HW, 
         if (kProduct) gs[i] = load<kPiece, false>(g.data + c * g.stride + v * N, n);
       }
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) sum[i] += Term<T, kProduct>::of(xs[i], gs[i]);
+      for (int i = 0; i < kBatch; ++i) few[i] += Term<T, kProduct>::of(xs[i], gs[i]);
+      if (++added % kFew == 0)
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) sum[i] += few[i], few[i] = A(0);
     }
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      const A total = sum_lanes(sum[i], lanes);
+      const A total = sum_lanes(sum[i] + few[i], lanes);
       const int c = first + i * groups + group;
       if (lane == 0 && c < cs) f(c, total);
     }
@@ -169,7 +173,7 @@ DLA_DEVICE void sums(const Layer& layer, Plane<const T> x, Plane<const T> g, int
     if (layer.interleaved)
       interleaved_sums<kPiece, kProduct>(x, g, cs, layer.HW, scratch, f);
     else if (layer.HW <= 2 * kWarp * Vector<T>::N)
-      planar_sums<kPiece, kProduct, 4>(x, g, cs, layer.HW, f);
+      planar_sums<kPiece, kProduct, kProduct ? 2 : 4>(x, g, cs, layer.HW, f);
     else
       planar_sums<kPiece, kProduct, 1>(x, g, cs, layer.HW, f);
   });

@@ -78,10 +78,12 @@ template <class A, class F>
 DLA_DEVICE void dots(int M, int N, int K, const A* x, int ldx, const WeightRows<A>& w, F f) {
   constexpr int V = Quad<A>::N;
   const bool wide = K % V == 0 && in_quads(x, ldx) && in_quads(w.data, w.ld) && w.next % V == 0;
-  if (M == 1)
-    wide ? dots_of<A, 1, V>(M, N, K, x, ldx, w, f) : dots_of<A, 1, 1>(M, N, K, x, ldx, w, f);
+  if (!wide)  // odd sizes: right, but not fast
+    dots_of<A, 1, 1>(M, N, K, x, ldx, w, f);
+  else if (M == 1)
+    dots_of<A, 1, V>(M, N, K, x, ldx, w, f);
   else
-    wide ? dots_of<A, kRows, V>(M, N, K, x, ldx, w, f) : dots_of<A, kRows, 1>(M, N, K, x, ldx, w, f);
+    dots_of<A, kRows, V>(M, N, K, x, ldx, w, f);
 }
 
 template <class A, int M_TILE, class F>

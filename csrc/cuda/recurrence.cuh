@@ -44,18 +44,19 @@ class Recurrence {
     stage_weights();
   }
 
-  // f() for every tile that this group takes; all blocks of a group do the same ones.
-  template <class F>
-  DLA_DEVICE void for_each_tile(F f) {
+  // Moves on to the group's next tile, its first at the first call; false when there is none. All blocks of a
+  // group take the same ones.
+  DLA_DEVICE bool next() {
     const int per_tile = args.plan.samples_per_tile;
-    const int groups = num_blocks() / ranks;
-    for (int64_t b = int64_t(block_index() / ranks) * per_tile; b < B; b += int64_t(groups) * per_tile) {
-      b0 = b;
-      nb = int(B - b < per_tile ? B - b : per_tile);
-      f();
-      block_barrier();
+    const int64_t group = block_index() / ranks, groups = num_blocks() / ranks;
+    block_barrier();  // the buffers are free again
+    b0 = nb == 0 ? group * per_tile : b0 + groups * per_tile;
+    if (b0 >= B) {
+      group_barrier();  // nobody leaves while others may read what it had to exchange
+      return false;
     }
-    group_barrier();  // nobody leaves while others may read what it had to exchange
+    nb = int(B - b0 < per_tile ? B - b0 : per_tile);
+    return true;
   }
 
   DLA_DEVICE A* buffer(Buffer b) const {
@@ -78,14 +79,16 @@ class Recurrence {
     for (int i = thread_index(); i < M * N; i += num_threads()) f(i / N, i % N);
   }
 
-  // The columns of W1 and the rows of W2 that this block owns.
+  // Towards the bottleneck: the columns of W1 that this block owns. Dense: Wh and Wy whole, rows of gates.
   DLA_DEVICE WeightRows<A> w1h() const { return w1h_; }
+  DLA_DEVICE WeightRows<A> w1y() const {
+    return bottleneck() ? WeightRows<A>{args.w1y + c0, args.ld_w1, R, 0} : gate_rows(args.w1y, C);
+  }
+  // From there to the gates of its own channels.
   DLA_DEVICE WeightRows<A> w2h() const { return w2h_; }
-  DLA_DEVICE WeightRows<A> w1y() const { return {args.w1y + c0, args.ld_w1, R, 0}; }
   DLA_DEVICE WeightRows<A> w2y() const { return gate_rows(args.w2y, R); }
-  // Dense: all columns, and the rows of all gates.
-  DLA_DEVICE WeightRows<A> wh() const { return gate_rows(args.w1h, C); }
-  DLA_DEVICE WeightRows<A> wy() const { return gate_rows(args.w1y, C); }
+  // How many rows W1 has: what h and y meet in, and where their gradients come from.
+  DLA_DEVICE int met() const { return bottleneck() ? R : gates(); }
 
   DLA_DEVICE void load_rows(const A* from, A* to) const {  // [T, B, C] to [rows, cs]
     for_each(rows(), cs, [&](int m, int c) { to[m * cs + c] = from[at(m, c)]; });
@@ -131,24 +134,24 @@ class Recurrence {
 
   // From kY: kP, this block's part of p, or kQ. Keeps uy [rows, R] where it is wanted.
   DLA_DEVICE void hoist(A* uy_kept) {
-    const A* y = buffer(kY);
-    if (args.projection == Projection::kJoint) {
-      A* p = buffer(kP);
-      dots(rows(), R, cs, y, cs, w1y(), [&](int m, int r, A sum) { p[m * R + r] = sum; });
-    } else if (args.projection == Projection::kSplit) {
-      A* q = buffer(kQ);
-      for_chunks(false, [&](int m0, int M) {
-        A* const part = partials();
-        dots(M, R, cs, y + m0 * cs, cs, w1y(), [&](int m, int r, A sum) { part[m * R + r] = sum; });
+    const A* const y = buffer(kY);
+    const bool joint = args.projection == Projection::kJoint;
+    for_chunks(false, [&](int m0, int M) {
+      const A* x = y + m0 * cs;
+      if (bottleneck()) {
+        A* const out = joint ? buffer(kP) + m0 * R : partials();
+        dots(M, R, cs, x, cs, w1y(), [&](int m, int r, A sum) { out[m * R + r] = sum; });
+        if (joint) return;
         A* const uy = uy_kept ? uy_kept + m0 * R : buffer(kU);
         exchange(M, [&](int m, int r, A sum) { uy[m * R + r] = relu_of(sum + args.b1y[r]); });
-        dots(M, gates(), R, uy, R, w2y(), [&](int m, int n, A sum) { q[(m0 + m) * gates() + n] = sum + bias(n); });
-        block_barrier();
-      });
-    } else {
-      A* q = buffer(kQ);
-      dots(rows(), gates(), int(C), y, cs, wy(), [&](int m, int n, A sum) { q[m * gates() + n] = sum + bias(n); });
-    }
+        x = uy;
+      }
+      A* const q = buffer(kQ) + m0 * gates();
+      const int K = bottleneck() ? R : cs;
+      dots(M, gates(), K, x, K, bottleneck() ? w2y() : w1y(),
+           [&](int m, int n, A sum) { q[m * gates() + n] = sum + bias(n); });
+      block_barrier();
+    });
     block_barrier();
   }
 
@@ -164,38 +167,28 @@ class Recurrence {
   DLA_DEVICE A q(int m, int n) const {
     return args.projection == Projection::kJoint ? bias(n) : buffer(kQ)[m * gates() + n];
   }
-  // a = W2h u + q for M rows from m0 on; u and a hold just these.
-  DLA_DEVICE void gates_from(int m0, int M, const A* u, A* a) const {
-    dots(M, gates(), R, u, R, w2h(), [&](int m, int n, A sum) { a[m * gates() + n] = sum + q(m0 + m, n); });
-  }
-  // a for rows m0 .. m0 + M from h [M, cs], each row with its own. Bottleneck: u [M, R] as well.
-  DLA_DEVICE void gates_of(int m0, int M, const A* h, A* u, A* a) {
-    if (!bottleneck()) {
-      dots(M, gates(), int(C), h, cs, wh(), [&](int m, int n, A sum) { a[m * gates() + n] = sum + q(m0 + m, n); });
-    } else {
-      A* const part = partials();
-      dots(M, R, cs, h, cs, w1h(), [&](int m, int r, A sum) { part[m * R + r] = sum + p_part(m0 + m, r); });
-      exchange(M, [&](int m, int r, A sum) { u[m * R + r] = relu_p(r, sum); });
-      gates_from(m0, M, u, a);
-    }
-    block_barrier();
-  }
-  // The same from one h [nb, cs] for all layers, whose product is taken once: share_last(), then by chunks.
+  // W1h h for the state h [nb, cs] that all layers share, once: then gates(..., h = nullptr, ...) by chunks.
   DLA_DEVICE void share_last(const A* h) const {
     A* const shared = buffer(kShared);
-    if (bottleneck())
-      dots(nb, R, cs, h, cs, w1h(), [&](int i, int r, A sum) { shared[i * R + r] = sum; });
-    else
-      dots(nb, gates(), int(C), h, cs, wh(), [&](int i, int n, A sum) { shared[i * gates() + n] = sum; });
+    dots(nb, met(), cs, h, cs, w1h(), [&](int i, int n, A sum) { shared[i * met() + n] = sum; });
     block_barrier();
   }
-  DLA_DEVICE void gates_from_last(int m0, int M, A* u, A* a) {
+  // a for rows m0 .. m0 + M, and u on the way: from h [M, cs], each row with its own, or from the shared one. u and
+  // a hold just these rows.
+  DLA_DEVICE void gates_of(int m0, int M, const A* h, A* u, A* a) {
     const A* const shared = buffer(kShared);
     if (bottleneck()) {
       A* const part = partials();
-      for_each(M, R, [&](int m, int r) { part[m * R + r] = shared[(m0 + m) % nb * R + r] + p_part(m0 + m, r); });
+      if (h)
+        dots(M, R, cs, h, cs, w1h(), [&](int m, int r, A sum) { part[m * R + r] = sum + p_part(m0 + m, r); });
+      else
+        for_each(M, R, [&](int m, int r) { part[m * R + r] = shared[(m0 + m) % nb * R + r] + p_part(m0 + m, r); });
       exchange(M, [&](int m, int r, A sum) { u[m * R + r] = relu_p(r, sum); });
-      gates_from(m0, M, u, a);
+    }
+    if (bottleneck() || h) {
+      const int K = bottleneck() ? R : cs;
+      dots(M, gates(), K, bottleneck() ? u : h, K, bottleneck() ? w2h() : w1h(),
+           [&](int m, int n, A sum) { a[m * gates() + n] = sum + q(m0 + m, n); });
     } else {
       for_each(M, gates(),
                [&](int m, int n) { a[m * gates() + n] = shared[(m0 + m) % nb * gates() + n] + q(m0 + m, n); });
@@ -238,7 +231,7 @@ class Recurrence {
     A *const h = buffer(kH), *const c = buffer(kC), *const a = buffer(kGates), *const d = buffer(kD);
     share_last(h);
     for_chunks(true, [&](int m0, int M) {
-      gates_from_last(m0, M, bottleneck() ? buffer(kU) : nullptr, a);
+      gates_of(m0, M, nullptr, bottleneck() ? buffer(kU) : nullptr, a);
       with_rule(args.rule, [&](auto rule) {
         using Rule = decltype(rule);
         for_each(M, cs, [&](int m, int j) {
@@ -269,9 +262,12 @@ class Recurrence {
   }
   // Copies of the weights of every step, where the plan found room for them.
   DLA_DEVICE void stage_weights() {
-    w1h_ = {args.w1h + c0, args.ld_w1, R > 0 ? R : 1, 0};
+    if (!bottleneck()) {
+      w1h_ = w2h_ = gate_rows(args.w1h, C);
+      return;
+    }
+    w1h_ = {args.w1h + c0, args.ld_w1, R, 0};
     w2h_ = gate_rows(args.w2h, R);
-    if (!bottleneck()) return;
     if (args.plan.place[kW1h] != Plan::kAbsent) {
       A* const copy = buffer(kW1h);
       for_each(R, cs, [&](int r, int c) { copy[r * cs + c] = w1h_(r)[c]; });
@@ -282,7 +278,6 @@ class Recurrence {
       for_each(gates(), R, [&](int n, int r) { copy[n * R + r] = w2h_(n)[r]; });
       w2h_ = {copy, R, gates() > 0 ? gates() : 1, 0};
     }
-    block_barrier();
   }
 };
 

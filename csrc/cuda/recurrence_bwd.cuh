@@ -15,8 +15,8 @@ class RecurrenceBwd : public Recurrence<A> {
  public:
   using Base::B, Base::C, Base::NG, Base::R, Base::T, Base::args, Base::at, Base::at_sample, Base::b0;
   using Base::bottleneck, Base::buffer, Base::c0, Base::cs, Base::exchange, Base::for_chunks, Base::for_each;
-  using Base::gates, Base::nb, Base::partials, Base::rank, Base::ranks, Base::rows, Base::w1h, Base::w1y;
-  using Base::w2h, Base::w2y, Base::wh, Base::wy;
+  using Base::gates, Base::met, Base::nb, Base::partials, Base::rank, Base::ranks, Base::rows, Base::w1h, Base::w1y;
+  using Base::w2h, Base::w2y;
 
   const RecurrenceGrads<A>& grads;
 
@@ -55,7 +55,7 @@ class RecurrenceBwd : public Recurrence<A> {
     for_each(nb, cs, [&](int i, int j) { factors.h_last[at_sample(i, j)] = h[i * cs + j]; });
     for_chunks(false, [&](int m0, int M) {
       A* const u = bottleneck() ? buffer(kURefresh) + m0 * R : nullptr;
-      this->gates_from_last(m0, M, u, a);
+      this->gates_of(m0, M, nullptr, u, a);
       with_rule(args.rule, [&](auto rule) {
         using Rule = decltype(rule);
         for_each(nb, cs, [&](int i, int j) {  // a thread sums over the layers, so dc has one writer
@@ -74,7 +74,7 @@ class RecurrenceBwd : public Recurrence<A> {
       if (bottleneck()) through_bottleneck(m0, M, a, u, buffer(kDP) + m0 * R, factors.u_refresh, factors.ds_refresh);
     });
     // W1h h was shared by the layers: so is its gradient.
-    const int K = bottleneck() ? R : gates();
+    const int K = met();
     const A* const each = bottleneck() ? buffer(kDP) : buffer(kDQ);
     A* const sum = buffer(kLast);
     for_each(nb, K, [&](int i, int k) {
@@ -146,23 +146,20 @@ class RecurrenceBwd : public Recurrence<A> {
   DLA_DEVICE void finish() {
     A *const dy = buffer(kDY), *const scratch = buffer(kScratch);
     block_barrier();
-    if (args.projection == Projection::kJoint) {
-      axpys(rows(), cs, R, buffer(kDP), R, w1y(), scratch, [&](int m, int j, A sum) { dy[m * cs + j] = sum; });
-    } else if (args.projection == Projection::kSplit) {
-      A *const dq = buffer(kDQ), *const uy = buffer(kUY), *const dsy = buffer(kU);
-      for_chunks(false, [&](int m0, int M) {
-        A* const part = partials();
-        axpys(M, R, gates(), dq + m0 * gates(), gates(), w2y(), scratch,
-              [&](int m, int r, A sum) { part[m * R + r] = sum; });
-        exchange(M, [&](int m, int r, A sum) { dsy[m * R + r] = relu_grad(uy[(m0 + m) * R + r], sum); });
+    const bool split = args.projection == Projection::kSplit;
+    for_chunks(false, [&](int m0, int M) {
+      const A* ds = (bottleneck() ? buffer(kDP) : buffer(kDQ)) + m0 * met();
+      if (split) {
+        A *const part = partials(), *const dsy = buffer(kU);
+        const A *const dq = buffer(kDQ) + m0 * gates(), *const uy = buffer(kUY) + m0 * R;
+        axpys(M, R, gates(), dq, gates(), w2y(), scratch, [&](int m, int r, A sum) { part[m * R + r] = sum; });
+        exchange(M, [&](int m, int r, A sum) { dsy[m * R + r] = relu_grad(uy[m * R + r], sum); });
         keep(M, m0, dsy, grads.factors.dsy);
-        axpys(M, cs, R, dsy, R, w1y(), scratch, [&](int m, int j, A sum) { dy[(m0 + m) * cs + j] = sum; });
-        block_barrier();
-      });
-    } else {
-      axpys(rows(), int(C), gates(), buffer(kDQ), gates(), wy(), scratch,
-            [&](int m, int j, A sum) { dy[m * cs + j] = sum; });
-    }
+        ds = dsy;
+      }
+      axpys(M, cs, met(), ds, met(), w1y(), scratch, [&](int m, int j, A sum) { dy[(m0 + m) * cs + j] = sum; });
+      block_barrier();
+    });
     block_barrier();
   }
 
@@ -201,11 +198,7 @@ class RecurrenceBwd : public Recurrence<A> {
   // dh from ds [nb, R]; dense: from da.
   DLA_DEVICE void back_to_h(const A* ds) const {
     A* const dh = buffer(kDH);
-    const auto store = [&](int i, int j, A sum) { dh[i * cs + j] = sum; };
-    if (bottleneck())
-      axpys(nb, cs, R, ds, R, w1h(), buffer(kScratch), store);
-    else
-      axpys(nb, int(C), gates(), ds, gates(), wh(), buffer(kScratch), store);
+    axpys(nb, cs, met(), ds, met(), w1h(), buffer(kScratch), [&](int i, int j, A sum) { dh[i * cs + j] = sum; });
     block_barrier();
   }
 };

@@ -7,9 +7,9 @@ namespace dla {
 namespace cuda {
 
 template <class A>
-DLA_KERNEL(refresh_kernel, RefreshArgs<A>) {
+DLA_KERNEL(refresh_kernel, A, RefreshArgs<A>) {
   Recurrence<A> tile(args.cell);
-  tile.for_each_tile([&] {
+  while (tile.next()) {
     tile.load_rows(args.y, tile.buffer(kY));
     tile.load_start(tile.buffer(kH), tile.buffer(kC));
     block_barrier();
@@ -17,13 +17,13 @@ DLA_KERNEL(refresh_kernel, RefreshArgs<A>) {
     tile.refresh([&](int m0, int M, const A* d) {
       tile.for_each(M, tile.cs, [&](int m, int c) { args.d[tile.at(m0 + m, c)] = d[m * tile.cs + c]; });
     });
-  });
+  }
 }
 
 template <class A>
-DLA_KERNEL(refresh_bwd_kernel, RefreshBwdArgs<A>) {
+DLA_KERNEL(refresh_bwd_kernel, A, RefreshBwdArgs<A>) {
   RecurrenceBwd<A> tile(args.cell, args.grads);
-  tile.for_each_tile([&] {
+  while (tile.next()) {
     const A *const dy = tile.buffer(kDY), *const dh = tile.buffer(kDH), *const dc = tile.buffer(kDC);
     tile.load_rows(args.y, tile.buffer(kY));
     tile.load_rows(args.dd, tile.buffer(kDD));
@@ -37,7 +37,7 @@ DLA_KERNEL(refresh_bwd_kernel, RefreshBwdArgs<A>) {
       args.grads.dh0[tile.at_sample(i, c)] = dh[i * tile.cs + c];
       if (args.grads.dc0) args.grads.dc0[tile.at_sample(i, c)] = dc[i * tile.cs + c];
     });
-  });
+  }
 }
 
 }  // namespace cuda

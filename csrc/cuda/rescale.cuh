@@ -7,7 +7,7 @@ namespace dla {
 namespace cuda {
 
 template <class T>
-DLA_KERNEL(rescale_kernel, RescaleArgs<T>) {
+DLA_KERNEL(rescale_kernel, T, RescaleArgs<T>) {
   using A = accumulate_t<T>;
   my_piece(args.pieces, [&](int t, int64_t b, int64_t c0, int cs) {
     const Layer& layer = args.layers.at[t];
@@ -18,7 +18,7 @@ DLA_KERNEL(rescale_kernel, RescaleArgs<T>) {
 }
 
 template <class T>
-DLA_KERNEL(rescale_bwd_kernel, RescaleBwdArgs<T>) {
+DLA_KERNEL(rescale_bwd_kernel, T, RescaleBwdArgs<T>) {
   using A = accumulate_t<T>;
   my_piece(args.pieces, [&](int t, int64_t b, int64_t c0, int cs) {
     const Layer& layer = args.layers.at[t];

@@ -7,21 +7,21 @@ namespace dla {
 namespace cuda {
 
 template <class A>
-DLA_KERNEL(scan_kernel, ScanArgs<A>) {
+DLA_KERNEL(scan_kernel, A, ScanArgs<A>) {
   Recurrence<A> tile(args.cell);
-  tile.for_each_tile([&] {
+  while (tile.next()) {
     tile.load_rows(args.y, tile.buffer(kY));
     tile.load_start(tile.buffer(kH), tile.buffer(kC));
     block_barrier();
     tile.hoist(nullptr);
     tile.scan(args.states_h, args.states_c);
-  });
+  }
 }
 
 template <class A>
-DLA_KERNEL(scan_bwd_kernel, ScanBwdArgs<A>) {
+DLA_KERNEL(scan_bwd_kernel, A, ScanBwdArgs<A>) {
   RecurrenceBwd<A> tile(args.cell, args.grads);
-  tile.for_each_tile([&] {
+  while (tile.next()) {
     const A* const dy = tile.buffer(kDY);
     tile.load_rows(args.y, tile.buffer(kY));
     block_barrier();
@@ -29,7 +29,7 @@ DLA_KERNEL(scan_bwd_kernel, ScanBwdArgs<A>) {
     tile.scan();
     tile.finish();
     tile.for_each(tile.rows(), tile.cs, [&](int m, int c) { args.dy[tile.at(m, c)] = dy[m * tile.cs + c]; });
-  });
+  }
 }
 
 }  // namespace cuda

@@ -9,7 +9,7 @@ namespace dla {
 namespace cuda {
 
 template <class A>
-DLA_KERNEL(weight_gradients_kernel, WeightGradientArgs<A>) {
+DLA_KERNEL(weight_gradients_kernel, A, WeightGradientArgs<A>) {
   int which = 0;
   while (which + 1 < args.count && block_index() >= args.of[which + 1].first_block) ++which;
   const WeightGradient<A>& of = args.of[which];

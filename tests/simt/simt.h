@@ -328,7 +328,6 @@ struct Machine {
   }
 
   void launch(int grid, int cluster, int block_threads, size_t bytes) {
-    if (me != nullptr) throw std::logic_error("simt: a kernel launches another");
     if (cluster < 1 || grid < 1 || grid % cluster != 0 || block_threads < 1 || block_threads > kMaxThreads) {
       throw std::invalid_argument("simt: cannot launch " + std::to_string(grid) + " blocks in clusters of " +
                                   std::to_string(cluster) + ", of " + std::to_string(block_threads) + " threads");
@@ -436,6 +435,7 @@ inline void seed(uint64_t value) { detail::this_machine().random.state = value; 
 // what a thread throws, and std::runtime_error("simt: deadlock: ...") once some wait for what cannot happen.
 template <class Kernel, class Args>
 void launch(Kernel kernel, int blocks, int cluster, int threads, size_t shared_bytes, const Args& args) {
+  if (detail::me != nullptr) throw std::logic_error("simt: a kernel launches another");
   detail::Machine& machine = detail::this_machine();
   machine.kernel = &kernel;
   machine.args = &args;
