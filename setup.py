@@ -1,8 +1,9 @@
 """Builds the compiled backends with CMake, which owns sources and flags (CMakeLists.txt).
 
-DLA_KERNELS_BUILD chooses what is built: auto (default) builds what this machine can and installs the
-pure-Python package with one line of explanation where it cannot; cpu insists and fails with the
-reason; none builds nothing.
+DLA_KERNELS_BUILD chooses what is built. auto (default): what this machine can, and the pure-Python package with
+one line of explanation where it cannot. cpu, cuda: insists on these kernels, and fails with the reason. none:
+nothing. DLA_KERNELS_ARCHS lists the GPU architectures, such as "90" or "80;90"; DLA_KERNELS_SIMT=1 also builds the
+CUDA kernels for the CPU, as the tests run them.
 """
 
 import os
@@ -17,7 +18,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).parent.resolve()
-CHOICES = ("auto", "cpu", "none")
+CHOICES = ("auto", "cpu", "cuda", "none")
 CHOICE = os.environ.get("DLA_KERNELS_BUILD", "auto")
 GIB_PER_JOB = 1.5
 
@@ -49,6 +50,23 @@ def missing() -> str:
     return ""
 
 
+def missing_for_cuda() -> str:
+    """The same for the CUDA kernels."""
+    import torch
+
+    if torch.version.cuda is None and CHOICE != "cuda":
+        return "this torch is built without CUDA"
+    if not find_nvcc():
+        return "nvcc is missing; install the CUDA toolkit and put nvcc on PATH or set CUDA_HOME"
+    return ""
+
+
+def find_nvcc() -> str:
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    beside = [f"{home}/bin" for home in homes if home]
+    return shutil.which("nvcc") or shutil.which("nvcc", path=os.pathsep.join(beside)) or ""
+
+
 class CMakeBuild(build_ext):
     def run(self) -> None:
         if CHOICE not in CHOICES:
@@ -59,22 +77,31 @@ class CMakeBuild(build_ext):
                 return self.build_libraries()
             except subprocess.CalledProcessError as error:
                 reason = f"{shlex.join(map(str, error.cmd[:2]))} failed; pip install -v shows why"
-        if CHOICE == "cpu":
-            raise SystemExit(f"dla-kernels: cannot build the CPU kernels: {reason}")
+        if CHOICE in ("cpu", "cuda"):
+            raise SystemExit(f"dla-kernels: cannot build the {CHOICE} kernels: {reason}")
         say(f"dla-kernels: installing the pure-Python package without compiled kernels: {reason}")
         self.extensions = []
 
     def build_libraries(self) -> None:
         import torch
 
+        without_cuda = "DLA_KERNELS_BUILD=cpu" if CHOICE == "cpu" else missing_for_cuda()
+        if without_cuda and CHOICE == "cuda":
+            raise SystemExit(f"dla-kernels: cannot build the CUDA kernels: {without_cuda}")
+        options = [f"-DTORCH_DIR={torch.__path__[0]}"]
+        options += [f"-DDLA_CUDA={'OFF' if without_cuda else 'ON'}"]
+        options += [f"-DDLA_SIMT={'ON' if os.environ.get('DLA_KERNELS_SIMT', '0') not in ('', '0') else 'OFF'}"]
+        if not without_cuda:
+            options += [f"-DCMAKE_CUDA_COMPILER={find_nvcc()}"]
+            if os.environ.get("DLA_KERNELS_ARCHS"):
+                options += [f"-DDLA_CUDA_ARCHS={os.environ['DLA_KERNELS_ARCHS']}"]
+
         build = HERE / "build" / "cmake"
         cache = build / "CMakeCache.txt"
         if cache.exists() and f"CMAKE_HOME_DIRECTORY:INTERNAL={HERE}\n" not in cache.read_text():
             shutil.rmtree(build)  # the tree was moved or copied: CMake would refuse it
         generator = ["-G", "Ninja"] if not cache.exists() and shutil.which("ninja") else []
-        subprocess.check_call(
-            ["cmake", "-S", HERE, "-B", build, f"-DTORCH_DIR={torch.__path__[0]}", *generator], stdout=sys.stderr
-        )
+        subprocess.check_call(["cmake", "-S", HERE, "-B", build, *options, *generator], stdout=sys.stderr)
         subprocess.check_call(["cmake", "--build", build, "--parallel", str(jobs())], stdout=sys.stderr)
         package = HERE / "dla_kernels" if self.inplace or self.editable_mode else Path(self.build_lib) / "dla_kernels"
         package.mkdir(parents=True, exist_ok=True)

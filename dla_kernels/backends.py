@@ -75,9 +75,14 @@ class Backend:
     name: str
     device_types: tuple[str, ...]
     load: Callable[[], Any]
+    only_by_name: bool = False  # never chosen for a device unasked
     ops: Any = None
     reason: str = field(default="")
     _tried: bool = False
+
+    def serves(self, device_type: str) -> bool:
+        """Whether it may be chosen for such tensors unasked."""
+        return device_type in self.device_types and not self.only_by_name
 
     @property
     def available(self) -> bool:
@@ -96,7 +101,7 @@ BACKENDS = {
     backend.name: backend
     for backend in (
         Backend("cpu", ("cpu",), _load_cpu),
-        Backend("cuda", ("cpu" if SIMT else "cuda",), _load_cuda),
+        Backend("cuda", ("cpu" if SIMT else "cuda",), _load_cuda, only_by_name=SIMT),
         Backend("triton", ("cuda",), _load_triton),
     )
 }
@@ -108,7 +113,7 @@ def select(backend: str | None, device: torch.device) -> str:
     """The name of the backend that serves ``device``: the one asked for, or the best there is."""
     if backend is None:
         for candidate in BACKENDS.values():
-            if device.type in candidate.device_types and candidate.available:
+            if candidate.serves(device.type) and candidate.available:
                 return candidate.name
         _warn_once(device.type)
         return REFERENCE
@@ -133,7 +138,7 @@ def _warn_once(device_type: str) -> None:
     if device_type in _warned or torch.compiler.is_compiling():
         return
     _warned.add(device_type)
-    serving = [b for b in BACKENDS.values() if device_type in b.device_types]
+    serving = [b for b in BACKENDS.values() if b.serves(device_type)]
     reasons = "; ".join(f"{b.name}: {b.reason}" for b in serving) or "none serves this device"
     warnings.warn(
         f"dla_kernels: no compiled backend for {device_type} tensors, running the slower reference. {reasons}",

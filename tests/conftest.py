@@ -6,12 +6,14 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from dla_kernels.backends import BACKENDS
-
-# Both are read once, at the first use: by the CPU kernels, whose scratch memory then starts as NaN, and by
-# cuBLAS, which has no deterministic algorithms without it.
+# Read once, at the first use: by the CPU kernels, whose scratch memory then starts as NaN; by cuBLAS, which has
+# no deterministic algorithms without it; and by the package, which runs the CUDA kernels through the SIMT shim.
 os.environ.setdefault("DLA_KERNELS_POISON", "1")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+if not torch.cuda.is_available():
+    os.environ.setdefault("DLA_KERNELS_SIMT", "1")
+
+from dla_kernels.backends import BACKENDS
 
 
 class Served(NamedTuple):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -58,6 +59,19 @@ def run(*command: object) -> None:
     subprocess.run([str(part) for part in command], check=True)
 
 
+def choose_what_to_build(python: Path) -> None:
+    """For developers: fail with the reason rather than go on without kernels; one architecture; the SIMT shim."""
+    nvcc = shutil.which("nvcc") or Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin", "nvcc").exists()
+    with_cuda = nvcc and runs(python, "-c", "import torch, sys; sys.exit(torch.version.cuda is None)")
+    os.environ.setdefault("DLA_KERNELS_BUILD", "cuda" if with_cuda else "cpu")
+    os.environ.setdefault("DLA_KERNELS_SIMT", "1")
+    arch = "import torch; print('%d%d' % torch.cuda.get_device_capability() if torch.cuda.is_available() else '')"
+    if with_cuda:
+        found = subprocess.run([python, "-c", arch], capture_output=True, text=True, check=False).stdout.strip()
+        if found:
+            os.environ.setdefault("DLA_KERNELS_ARCHS", found)
+
+
 def make_venv(venv: Path) -> None:
     """With this Python's packages in sight where these include a torch that serves."""
     inherits = has_torch(sys.executable)
@@ -86,12 +100,20 @@ def setup(venv: Path) -> None:
             # No network: what the missing ones serve is skipped with its reason, the rest works.
             print("going on without:", *missing(python, dev_requirements()), flush=True)
     # Without sources having changed there is nothing to build.
-    sources = sorted([*HERE.glob("csrc/**/*.*"), HERE / "CMakeLists.txt", HERE / "setup.py", HERE / "pyproject.toml"])
+    sources = sorted(
+        [
+            *HERE.glob("csrc/**/*.*"),
+            *HERE.glob("tests/simt/*"),
+            HERE / "CMakeLists.txt",
+            HERE / "setup.py",
+            HERE / "pyproject.toml",
+        ]
+    )
     stamp = venv / "built"
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-    if not stamp.exists() or stamp.read_text() != digest or not list(HERE.glob("dla_kernels/_C_*.so")):
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()
+    if not stamp.exists() or stamp.read_text() != digest or not (HERE / "dla_kernels/_C_cpu.so").exists():
         print("building the kernels", flush=True)
-        os.environ.setdefault("DLA_KERNELS_BUILD", "cpu")  # fail with the reason rather than go on without kernels
+        choose_what_to_build(python)
         os.environ["PATH"] = f"{(venv / 'bin').resolve()}{os.pathsep}{os.environ['PATH']}"
         run(*pip, "--no-build-isolation", "--no-deps", "-e", HERE)
         stamp.write_text(digest)
