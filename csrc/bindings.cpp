@@ -43,4 +43,7 @@ DLA_OPERATORS(m) {
       "-> (Tensor[] dxs, Tensor[] dweights, Tensor[] dstate)");
 
   m.def("cpu_isa() -> str");
+  m.def(
+      "cuda_plan(bool backward, str projection, int NG, int T, int B, int C, int R, int sample_bytes, "
+      "int accumulate_bytes, int[] device) -> str");
 }

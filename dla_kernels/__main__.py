@@ -1,4 +1,4 @@
-"""``python -m dla_kernels info | verify | bench``"""
+"""``python -m dla_kernels info | verify | plan | bench``"""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 
 from . import __version__, verify
 from .backends import BACKENDS, REFERENCE
+from .cuda_plan import DEVICES, cuda_plan
 from .terminal import progress, table
 
 BENCH = Path(__file__).parent.parent / "bench" / "run.py"
@@ -87,9 +88,46 @@ def run_bench(args: argparse.Namespace) -> int:
     return subprocess.call([sys.executable, "-m", "bench.run", *args.options], cwd=BENCH.parent.parent)
 
 
+def add_plan(commands: Any) -> None:
+    text = "how layer_update would run on a CUDA device, which need not be here"
+    command = commands.add_parser("plan", help=text, description=text)
+    for letter, default, meaning in (
+        ("T", 12, "layers"),
+        ("B", 128, "batch"),
+        ("C", 256, "channels"),
+        ("HW", 64, "pixels of a map"),
+        ("R", 64, "bottleneck width"),
+    ):
+        command.add_argument(f"-{letter}", type=int, default=default, help=f"{meaning} (default: {default})")
+    command.add_argument("--dtype", choices=("bfloat16", "float16", "float32", "float64"), default="bfloat16")
+    command.add_argument("--device", choices=sorted(DEVICES), default="h200")
+    command.set_defaults(run=run_plan)
+
+
+def run_plan(args: argparse.Namespace) -> int:
+    if not BACKENDS["cpu"].available:
+        print(f"the plan is compiled into the CPU backend, which is not available: {BACKENDS['cpu'].reason}")
+        return 1
+    passes = [
+        cuda_plan(
+            args.T,
+            args.B,
+            args.C,
+            args.HW,
+            args.R,
+            dtype=getattr(torch, args.dtype),
+            backward=backward,
+            device=args.device,
+        )
+        for backward in (False, True)
+    ]
+    print(table(("", "forward", "backward"), [(name, passes[0][name], passes[1][name]) for name in passes[0]]))
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dla_kernels", description="Fused kernels for layer attention.")
-    commands = parser.add_subparsers(required=True, metavar="info | verify | bench")
+    commands = parser.add_subparsers(required=True, metavar="info | verify | plan | bench")
     for name, run, text in (
         ("info", info, "versions, devices, and each backend: available, or why not and how to get it"),
         ("verify", run_verify, "parity and gradcheck of every op on every backend present; exit 1 on a failure"),
@@ -97,6 +135,7 @@ def main(argv: list[str] | None = None) -> int:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--json", action="store_true", help="print JSON instead of a table")
         command.set_defaults(run=run)
+    add_plan(commands)
     text = "time every op beside eager PyTorch, torch.compile and a copy; `bench --help` lists its options"
     commands.add_parser("bench", help=text, add_help=False).set_defaults(run=run_bench)
     args, options = parser.parse_known_args(argv)

@@ -15,7 +15,8 @@ from dla_kernels.cells import ALL_RULES, NUM_GATES
 
 ROOT = Path(__file__).parent.parent
 SCHEMAS = re.findall(r'"(\w+)\(', (ROOT / "csrc/bindings.cpp").read_text())
-FORWARD_OPS = [name for name in SCHEMAS if not name.endswith(("_", "_bwd", "_isa"))]
+QUESTIONS = ("cpu_isa", "cuda_plan")  # no tensors
+FORWARD_OPS = [name for name in SCHEMAS if not name.endswith(("_", "_bwd")) and name not in QUESTIONS]
 
 
 def test_python_and_cpp_list_the_same_rules():
@@ -39,6 +40,9 @@ def test_the_public_ops_are_those_of_the_schema():
     "where",
     [
         "csrc/cpu/{}.cpp",
+        "csrc/cuda/{}.cuh",
+        "csrc/cuda/{}.cu",
+        "csrc/cuda/{}.cpp",
         "dla_kernels/ops/{}.py",
         "dla_kernels/reference/{}.py",
         "tests/test_{}.py",
@@ -53,10 +57,10 @@ def test_an_op_is_found_in_one_guess(op, where):
 def test_every_schema_is_registered_with_a_kernel_and_a_fake(name):
     assert BACKENDS["cpu"].available, BACKENDS["cpu"].reason
     full = f"dla::{name}"
-    key = "CompositeExplicitAutograd" if name == "cpu_isa" else "CPU"
+    key = "CompositeExplicitAutograd" if name in QUESTIONS else "CPU"
     assert torch._C._dispatch_has_kernel_for_dispatch_key(full, key)
     fakes = torch._library.simple_registry.singleton.find(full).fake_impl
-    assert name == "cpu_isa" or fakes.kernel is not None
+    assert name in QUESTIONS or fakes.kernel is not None
 
 
 def imported_by(path):
@@ -94,16 +98,22 @@ def test_the_reference_never_calls_an_operator():
         assert "torch.ops" not in file.read_text()
 
 
-def test_cells_and_leaves_know_nothing_of_torch():
-    for folder in ("csrc/cells", "csrc/cpu/leaves"):
-        for file in (ROOT / folder).iterdir():
-            assert not re.search(r"#include *[<\"](torch|ATen|c10)", file.read_text()), file.name
+def test_cells_leaves_and_kernels_know_nothing_of_torch():
+    kernels = [file for pattern in ("*.cuh", "*.cu", "args.h", "plan.h") for file in (ROOT / "csrc/cuda").glob(pattern)]
+    for file in [*(ROOT / "csrc/cells").iterdir(), *(ROOT / "csrc/cpu/leaves").iterdir(), *kernels]:
+        assert not re.search(r"#include *[<\"](torch|ATen|c10)", file.read_text()), file.name
+
+
+def test_kernels_reach_the_machine_through_one_header():
+    """Else the SIMT shim could not stand in for it."""
+    for file in (ROOT / "csrc/cuda").glob("*.cuh"):
+        assert not re.search(r"__\w+|threadIdx|blockIdx|blockDim|gridDim|cuda_\w+\.h", file.read_text()), file.name
 
 
 def test_files_stay_readable():
     for pattern in ("csrc/**/*.*", "dla_kernels/**/*.py", "bench/*.py", "tests/*.py", "*.py"):
         for file in ROOT.glob(pattern):
-            if file.suffix in {".py", ".h", ".cpp"}:
+            if file.suffix in {".py", ".h", ".cpp", ".cuh", ".cu"}:
                 assert len(file.read_text().splitlines()) <= 500, file.name
 
 

@@ -172,51 +172,68 @@ inline bool place(const Problem& p, int64_t budget, Plan& plan) {
   return true;
 }
 
-}  // namespace plan_detail
+inline bool stages_weights(const Plan& plan) {
+  return plan.place[kW1h] != Plan::kAbsent && plan.place[kW2h] != Plan::kAbsent;
+}
 
-// `largest_group` limits the blocks per tile below what the device could: 1 is the portable path.
-inline Plan make_plan(const Problem& p, const Device& device, int largest_group = 1 << 30) {
+// The plan with so many blocks on a processor.
+inline Plan with_blocks(const Problem& p, const Device& device, int largest_group, int blocks_per_processor) {
   Plan plan{};
   plan.threads = device.threads;
-  // Two blocks on a processor: one streams maps while the other waits for its scan.
-  constexpr int kBlocksPerProcessor = 2;
   constexpr int64_t kReserved = 1024;  // the system's own part of each block's shared memory
   const int64_t budget =
-      std::min(device.shared_per_block, device.shared_per_processor / kBlocksPerProcessor - kReserved);
-  const int blocks_in_flight = device.processors * kBlocksPerProcessor;
+      std::min(device.shared_per_block, device.shared_per_processor / blocks_per_processor - kReserved);
+  const int in_flight = device.processors * blocks_per_processor;
 
-  // Blocks per tile: as few as keep (1) the maps in flight within half the second-level cache, so that the
-  // second reading finds them there, and (2) a step's weights within a block's shared memory. A slice
-  // of fewer than 8 channels wastes its vectors. Dense cells exchange whole states, so one block does it all.
+  // Blocks per tile: as few as keep the maps in flight within half the second-level cache, where the second
+  // reading then finds them, and a step's weights within the blocks' shared memory; if that cannot be, as many
+  // as there may be: the fewer samples in flight, the more of them is still there. A slice of fewer than 8
+  // channels wastes its vectors. Dense cells would exchange whole states, so one block does it all.
   constexpr int kFewestChannels = 8;
   int most = p.bottleneck() ? std::min({device.largest_cluster, largest_group, 8}) : 1;
   while (most > 1 && p.C / most < kFewestChannels) most /= 2;
   int group = 1;
   const auto fits = [&](int g) {
-    const bool maps = p.sample_bytes * (blocks_in_flight / g) <= device.l2 / 2;
-    return maps && p.weight_bytes() / g <= budget * 3 / 4;
+    return p.sample_bytes * (in_flight / g) <= device.l2 / 2 && p.weight_bytes() / g <= budget * 3 / 4;
   };
   while (group * 2 <= most && !fits(group)) group *= 2;
 
+  // So many samples in a tile, and as many layers exchanged at once as an eighth of the budget holds.
+  const auto place_with = [&](int samples) {
+    plan.samples_per_tile = samples;
+    const int64_t layer_bytes = 2 * samples * std::max<int64_t>(p.R, 1) * p.accumulate_bytes;
+    plan.chunk_layers = int(std::max<int64_t>(1, std::min(p.T, budget / 8 / layer_bytes)));
+    return place(p, budget, plan);
+  };
   for (;; group /= 2) {
     plan.blocks_per_tile = group;
     plan.channels = int(divide_up(divide_up(p.C, group), 8) * 8);
-    const bool weights_fit = p.weight_bytes() / group <= budget;
-    // Samples share a tile where its weights must come from the cache anew at every step, and there are
-    // samples enough to keep the device busy.
-    plan.samples_per_tile = 1;
-    while (!weights_fit && plan.samples_per_tile < kMaxSamples &&
-           plan.samples_per_tile * 2 * (blocks_in_flight / group) <= p.B)
-      plan.samples_per_tile *= 2;
-    plan.path = plan.samples_per_tile > 1 ? Path::kWeightsBound : group > 1 ? Path::kOnChip : Path::kPortable;
-    // Exchange as many layers at once as an eighth of the budget holds.
-    const int64_t layer_bytes = 2 * plan.samples_per_tile * std::max<int64_t>(p.R, 1) * p.accumulate_bytes;
-    plan.chunk_layers = int(std::max<int64_t>(1, std::min(p.T, budget / 8 / layer_bytes)));
-    if (plan_detail::place(p, budget, plan) || group == 1) break;
+    if (place_with(1)) break;  // always, once a block has nobody to exchange with
   }
+  // Samples share a tile where its weights must come from the cache anew at every step, as long as three
+  // quarters of the device stay busy.
+  while (!stages_weights(plan) && 2 * plan.samples_per_tile <= kMaxSamples &&
+         4 * divide_up(p.B, 2 * plan.samples_per_tile) * group >= 3 * in_flight) {
+    if (place_with(2 * plan.samples_per_tile)) continue;
+    place_with(plan.samples_per_tile / 2);
+    break;
+  }
+  plan.path = plan.samples_per_tile > 1 ? Path::kWeightsBound : group > 1 ? Path::kOnChip : Path::kPortable;
   const int64_t tiles = divide_up(p.B, plan.samples_per_tile);
-  plan.tiles_in_flight = int(std::max<int64_t>(1, std::min<int64_t>(tiles, blocks_in_flight / group)));
+  plan.tiles_in_flight = int(std::max<int64_t>(1, std::min<int64_t>(tiles, in_flight / group)));
   return plan;
+}
+
+}  // namespace plan_detail
+
+// `largest_group` limits the blocks per tile below what the device could: 1 is the portable path.
+inline Plan make_plan(const Problem& p, const Device& device, int largest_group = 1 << 30) {
+  // Two blocks on a processor: one streams maps while the other waits for its scan. One, with all the shared
+  // memory, where only that holds the weights.
+  const Plan two = plan_detail::with_blocks(p, device, largest_group, 2);
+  if (!p.bottleneck() || plan_detail::stages_weights(two)) return two;
+  const Plan one = plan_detail::with_blocks(p, device, largest_group, 1);
+  return plan_detail::stages_weights(one) ? one : two;
 }
 
 }  // namespace cuda

@@ -1,0 +1,38 @@
+// The plan of a CUDA launch, for those who want to know: needs no device, so it is part of the CPU library.
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include <torch/csrc/stable/library.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include "plan.h"
+
+namespace dla {
+namespace cuda {
+
+// device: processors, shared memory per block and per processor, L2, largest cluster, threads. Returns JSON.
+std::string cuda_plan(bool backward, const std::string& projection, int64_t NG, int64_t T, int64_t B, int64_t C,
+                      int64_t R, int64_t sample_bytes, int64_t accumulate_bytes, const std::vector<int64_t>& device) {
+  STD_TORCH_CHECK(device.size() == 6, "device: expected 6 numbers, got ", device.size());
+  const Projection kind = projection == "joint"   ? Projection::kJoint
+                          : projection == "split" ? Projection::kSplit
+                                                  : Projection::kDense;
+  const Plan plan = make_plan(
+      {backward ? Pass::kBackward : Pass::kForward, kind, int(NG), T, B, C, R, sample_bytes, int(accumulate_bytes)},
+      {int(device[0]), device[1], device[2], device[3], int(device[4]), int(device[5])});
+  const char* paths[] = {"portable", "on-chip", "weights-bound"};
+  std::ostringstream out;
+  out << "{\"path\": \"" << paths[int(plan.path)] << "\", \"blocks_per_tile\": " << plan.blocks_per_tile
+      << ", \"samples_per_tile\": " << plan.samples_per_tile << ", \"channels_per_block\": " << plan.channels
+      << ", \"layers_per_exchange\": " << plan.chunk_layers << ", \"tiles_in_flight\": " << plan.tiles_in_flight
+      << ", \"threads\": " << plan.threads << ", \"shared_bytes\": " << plan.shared_bytes
+      << ", \"workspace_bytes\": " << plan.workspace_bytes << ", \"weights_in_shared\": "
+      << (plan.place[kW1h] != Plan::kAbsent && plan.place[kW2h] != Plan::kAbsent ? "true" : "false") << "}";
+  return out.str();
+}
+
+STABLE_TORCH_LIBRARY_IMPL(dla, CompositeExplicitAutograd, m) { m.impl("cuda_plan", TORCH_BOX(&cuda_plan)); }
+
+}  // namespace cuda
+}  // namespace dla
