@@ -7,6 +7,9 @@
 #if defined(DLA_SIMT)
 #include <stdexcept>
 #include <string>
+#else
+#include <array>
+#include <map>
 #endif
 
 namespace dla {
@@ -25,7 +28,7 @@ const char* launch_kernel(Kernel kernel, const Args& args, const Launch& how, vo
     return error.c_str();
   }
 }
-template <class Kernel>
+template <class Args, class Kernel>
 int clusters_of_kernel(Kernel, const Launch&) {
   return 1;
 }
@@ -61,17 +64,24 @@ const char* launch_kernel(Kernel kernel, const Args& args, const Launch& how, vo
   if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, args);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
-template <class Kernel>
+// Asking takes longer than launching, so the answers are kept.
+template <class Args, class Kernel>
 int clusters_of_kernel(Kernel kernel, const Launch& how) {
+  static thread_local std::map<std::array<int64_t, 4>, int> known;  // of the kernel with these Args
+  int device = 0;
+  cudaGetDevice(&device);
+  const std::array<int64_t, 4> question{device, how.cluster, how.threads, how.shared_bytes};
+  const auto found = known.find(question);
+  if (found != known.end()) return found->second;
   cudaLaunchAttribute attribute;
   const cudaLaunchConfig_t config = config_of(how, &attribute, nullptr);
   int clusters = 0;
   if (ask_for_shared(kernel, how.shared_bytes) != cudaSuccess ||
       cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) != cudaSuccess) {
     cudaGetLastError();  // it was a question
-    return 0;
+    clusters = 0;
   }
-  return clusters;
+  return known[question] = clusters;
 }
 
 #endif
@@ -83,7 +93,7 @@ int clusters_of_kernel(Kernel kernel, const Launch& how) {
   }                                                                                   \
   template <>                                                                         \
   int clusters_that_fit<Args<T>>(const Launch& how) {                                 \
-    return clusters_of_kernel(kernel<T>, how);                                        \
+    return clusters_of_kernel<Args<T>>(kernel<T>, how);                               \
   }
 #define DLA_LAUNCH_ROWS(kernel, Args) DLA_LAUNCH(kernel, Args, float) DLA_LAUNCH(kernel, Args, double)
 #define DLA_LAUNCH_MAPS(kernel, Args) \

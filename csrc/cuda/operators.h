@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -134,6 +135,12 @@ struct Rule {
   }
 };
 
+// DLA_KERNELS_LARGEST_GROUP limits the blocks that share a sample, for measurements: 1 is the portable path.
+inline int largest_group() {
+  const char* given = std::getenv("DLA_KERNELS_LARGEST_GROUP");
+  return given ? std::max(1, std::atoi(given)) : kMaxGroup;
+}
+
 // The cell of a call: its arguments, and the tensors that these point into.
 template <class A>
 struct Cell {
@@ -177,8 +184,8 @@ struct Cell {
     const Problem problem{pass, args.projection, args.NG, args.T, args.B, args.C, args.R, sample_bytes, sizeof(A)};
     const Device device = current_device();
     Launch how{};
-    for (int largest_group = 1 << 30;; largest_group = args.plan.blocks_per_tile / 2) {
-      const Plan& plan = args.plan = make_plan(problem, device, largest_group);
+    for (int largest = largest_group();; largest = args.plan.blocks_per_tile / 2) {
+      const Plan& plan = args.plan = make_plan(problem, device, largest);
       const int group = plan.blocks_per_tile;
       how = {args.B == 0 ? 0 : int64_t(plan.tiles_in_flight) * group, group, plan.threads, plan.shared_bytes};
       if (group == 1 || how.blocks == 0 || clusters_that_fit<Args>(how) > 0) break;  // else take smaller ones

@@ -17,6 +17,7 @@ namespace cuda {
 constexpr int kThreads = 256;
 constexpr int kMaxLayers = 256;  // their table travels as a kernel argument
 constexpr int kMaxSamples = 8;   // per tile
+constexpr int kMaxGroup = 8;     // blocks per tile: what every device with clusters grants
 
 struct Device {
   int processors;            // SMs
@@ -190,7 +191,7 @@ inline Plan with_blocks(const Problem& p, const Device& device, int largest_grou
   // as there may be: the fewer samples in flight, the more of them is still there. A slice of fewer than 8
   // channels wastes its vectors. Dense cells would exchange whole states, so one block does it all.
   constexpr int kFewestChannels = 8;
-  int most = p.bottleneck() ? std::min({device.largest_cluster, largest_group, 8}) : 1;
+  int most = p.bottleneck() ? std::min({device.largest_cluster, largest_group, kMaxGroup}) : 1;
   while (most > 1 && p.C / most < kFewestChannels) most /= 2;
   int group = 1;
   const auto fits = [&](int g) {
@@ -227,7 +228,7 @@ inline Plan with_blocks(const Problem& p, const Device& device, int largest_grou
 }  // namespace plan_detail
 
 // `largest_group` limits the blocks per tile below what the device could: 1 is the portable path.
-inline Plan make_plan(const Problem& p, const Device& device, int largest_group = 1 << 30) {
+inline Plan make_plan(const Problem& p, const Device& device, int largest_group = kMaxGroup) {
   // Two blocks on a processor: one streams maps while the other waits for its scan. One, with all the shared
   // memory, where only that holds the weights.
   const Plan two = plan_detail::with_blocks(p, device, largest_group, 2);

@@ -1,0 +1,59 @@
+"""The CUDA kernels compile and link for every architecture without a warning, and none spills. Needs nvcc, no GPU."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+import cuda_resources  # noqa: E402
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(cuda_resources.find_nvcc() is None, reason="nvcc is neither on PATH nor in CUDA_HOME"),
+]
+
+
+@pytest.fixture(scope="module")
+def resources(tmp_path_factory):
+    return cuda_resources.compile_all(tmp_path_factory.mktemp("cuda"))
+
+
+def test_every_kernel_is_there_for_every_architecture(resources):
+    rows, maps = {"fp32", "fp64"}, {"fp32", "fp64", "bf16", "fp16"}
+    expected = dict.fromkeys(("scan", "scan_bwd", "refresh", "refresh_bwd", "weight_gradients"), rows)
+    expected |= dict.fromkeys(("gap", "rescale", "rescale_bwd", "layer_update", "layer_update_bwd"), maps)
+    for arch in cuda_resources.ARCHS:
+        found = {}
+        for r in resources:
+            if r.arch == arch:
+                found.setdefault(r.kernel, set()).add(r.dtype)
+        assert found == expected, f"sm_{arch}"
+
+
+def test_no_kernel_spills_or_has_a_stack_frame(resources):
+    assert [r for r in resources if r.stack or r.spills] == []
+
+
+def test_two_blocks_fit_on_a_processor(resources):
+    assert [r for r in resources if r.dtype != "fp64" and r.registers > 128] == []
+
+
+def test_the_table_in_the_docs_is_this_one(resources):
+    version = cuda_resources.nvcc_version()
+    written = cuda_resources.PAGE.read_text()
+    if f"nvcc {version} " not in written:
+        pytest.skip(f"the table was made by another nvcc than {version}")
+    assert written == cuda_resources.page(resources, version), "run: python tools/cuda_resources.py --write"
+
+
+def test_a_spill_would_be_seen():
+    said = """
+ptxas info    : Compiling entry function '_ZN3dla4cuda11scan_kernelIfEEvNS0_8ScanArgsIT_EE' for 'sm_90'
+ptxas info    : Function properties for _ZN3dla4cuda11scan_kernelIfEEvNS0_8ScanArgsIT_EE
+    16 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads
+ptxas info    : Used 128 registers, used 1 barriers, 16 bytes cumulative stack size
+"""
+    assert cuda_resources.parse(said) == [cuda_resources.Resources("scan", "fp32", 90, 128, 16, 20)]
