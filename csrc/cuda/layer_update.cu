@@ -6,7 +6,6 @@ namespace dla {
 namespace cuda {
 
 DLA_LAUNCH_MAPS(layer_update_kernel, LayerUpdateArgs)
-DLA_LAUNCH_MAPS(layer_update_bwd_kernel, LayerUpdateBwdArgs)
 
 }  // namespace cuda
 }  // namespace dla
