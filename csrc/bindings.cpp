@@ -46,4 +46,7 @@ DLA_OPERATORS(m) {
   m.def(
       "cuda_plan(bool backward, str projection, int NG, int T, int B, int C, int R, int sample_bytes, "
       "int accumulate_bytes, int[] device) -> str");
+#if defined(DLA_SIMT)
+  m.def("launches() -> int");  // since the library was loaded
+#endif
 }

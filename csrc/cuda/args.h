@@ -2,6 +2,7 @@
 // operators (<op>.cpp) and the launches (<op>.cu).
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 #include "../common.h"
@@ -25,6 +26,9 @@ template <class Args>
 int clusters_that_fit(const Launch& how);
 
 Device current_device();
+#if defined(DLA_SIMT)
+extern std::atomic<int64_t> launches;
+#endif
 
 // ---- maps ----
 

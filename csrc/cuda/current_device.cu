@@ -11,6 +11,8 @@ namespace cuda {
 
 #if defined(DLA_SIMT)
 
+std::atomic<int64_t> launches{0};
+
 // A device as small as the shapes it is tested with, so that clusters, chunks and the workspace all come into
 // play. DLA_SIMT_DEVICE=processors,shared,l2,cluster,threads asks for another.
 Device current_device() {

@@ -24,5 +24,11 @@ Tensor gap(const Tensors& xs) {
 
 DLA_OPERATORS(m) { m.impl("gap", TORCH_BOX(&gap)); }
 
+#if defined(DLA_SIMT)
+int64_t count_launches() { return launches; }
+
+STABLE_TORCH_LIBRARY_IMPL(dla_simt, CompositeExplicitAutograd, m) { m.impl("launches", TORCH_BOX(&count_launches)); }
+#endif
+
 }  // namespace cuda
 }  // namespace dla

@@ -20,6 +20,7 @@ namespace cuda {
 template <class Args, class Kernel>
 const char* launch_kernel(Kernel kernel, const Args& args, const Launch& how, void*) {
   static thread_local std::string error;
+  ++launches;
   try {
     simt::launch(kernel, int(how.blocks), how.cluster, how.threads, size_t(how.shared_bytes), args);
     return nullptr;

@@ -1,0 +1,64 @@
+"""How many kernels a call launches, counted: the point of the CUDA backend."""
+
+import pytest
+import torch
+
+import dla_kernels as dla
+from dla_kernels.backends import SIMT
+
+from .calls import cotangents_for, named
+from .cases import FEW_CELLS, MIDDLE, OPS, OPS_WITH_CELL, cell_name, inputs_of, options_of
+
+LAUNCHES = {  # forward, backward
+    "gap": (1, 0),  # its gradient is an expanded view
+    "scan": (1, 2),
+    "refresh": (1, 2),
+    "rescale": (1, 1),
+    "layer_update": (1, 2),
+}
+CASES = [(op, cell) for op in OPS for cell in FEW_CELLS if op in OPS_WITH_CELL or cell is FEW_CELLS[0]]
+
+
+def count(call):
+    """(how many kernels of ours ran, what the call returned)"""
+    if SIMT:
+        before = torch.ops.dla_simt.launches()
+        result = call()
+        return torch.ops.dla_simt.launches() - before, result
+    call()  # once for what is only done once
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        result = call()
+        torch.cuda.synchronize()
+    return sum(event.count for event in profile.key_averages() if "dla::cuda::" in event.key), result
+
+
+@pytest.mark.parametrize(("op", "cell"), CASES, ids=lambda x: x if isinstance(x, str) else cell_name(x))
+def test_launches(backend, op, cell):
+    if backend.name != "cuda":
+        pytest.skip("counts CUDA launches")
+    inputs = inputs_of(op, MIDDLE, cell, torch.float32, device=backend.device)
+    options = options_of(op, cell)
+    cotangents = list(cotangents_for(op, inputs, **options).values())
+    for _, x in named("", inputs):
+        x.requires_grad_()
+    forward, outputs = count(lambda: getattr(dla, op)(**inputs, backend="cuda", **options))
+    outputs = [x for _, x in named("out", outputs)]
+    leaves = [x for _, x in named("", inputs)]
+    backward, _ = count(lambda: torch.autograd.grad(outputs, leaves, cotangents, retain_graph=True))
+    assert (forward, backward) == LAUNCHES[op]
+
+
+def test_in_place_launches_once(backend):
+    if backend.name != "cuda":
+        pytest.skip("counts CUDA launches")
+    inputs = inputs_of("layer_update", MIDDLE, dla.PAPER_DSU, torch.float32, device=backend.device)
+    with torch.no_grad():
+        assert count(lambda: dla.layer_update(**inputs, inplace=True, backend="cuda"))[0] == 1
+
+
+def test_more_layers_than_one_launch_takes(backend):
+    if backend.name != "cuda":
+        pytest.skip("the CUDA backend has this limit")
+    xs = [torch.ones(1, 2, 1, 1, device=backend.device)] * 257
+    with pytest.raises(RuntimeError, match="xs: expected at most 256 layers in one launch on CUDA, got 257"):
+        dla.gap(xs, backend="cuda")
