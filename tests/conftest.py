@@ -15,6 +15,20 @@ if not torch.cuda.is_available():
 
 from dla_kernels.backends import BACKENDS
 
+CUDA_BUILD = pytest.StashKey()
+
+
+def pytest_collection_finish(session):
+    """What takes longest goes first, beside the other tests: see test_cuda_build.py."""
+    for module in {item.module for item in session.items if "resources" in item.fixturenames}:
+        if module.cuda_resources.find_nvcc() and not session.config.option.collectonly:
+            session.config.stash[CUDA_BUILD] = module.Build()
+
+
+def pytest_unconfigure(config):
+    if build := config.stash.get(CUDA_BUILD, None):
+        build.stop()
+
 
 class Served(NamedTuple):
     """A backend that loads here, and a device it serves."""

@@ -1,9 +1,16 @@
 """The CUDA kernels compile and link for every architecture without a warning, and none spills. Needs nvcc, no GPU."""
 
+import json
+import os
+import signal
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+
+from .conftest import CUDA_BUILD
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
@@ -16,9 +23,29 @@ pytestmark = [
 ]
 
 
+class Build:
+    """The compilers take minutes and one core, the other tests another: conftest.py starts them first."""
+
+    def __init__(self):
+        self.folder = tempfile.TemporaryDirectory()
+        command = [sys.executable, ROOT / "tools" / "cuda_resources.py", "--json", "--folder", self.folder.name]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(["nice", *map(str, command)], start_new_session=True, **pipes)
+
+    def stop(self):  # also twice
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.folder.cleanup()
+
+
 @pytest.fixture(scope="module")
-def resources(tmp_path_factory):
-    return cuda_resources.compile_all(tmp_path_factory.mktemp("cuda"))
+def resources(request):
+    build = request.config.stash.get(CUDA_BUILD, None) or Build()
+    out, err = build.process.communicate()
+    build.stop()
+    assert build.process.returncode == 0, err
+    return [cuda_resources.Resources(*row) for row in json.loads(out)]
 
 
 def test_every_kernel_is_there_for_every_architecture(resources):
@@ -46,7 +73,7 @@ def test_the_table_in_the_docs_is_this_one(resources):
     written = cuda_resources.PAGE.read_text()
     if f"nvcc {version} " not in written:
         pytest.skip(f"the table was made by another nvcc than {version}")
-    assert written == cuda_resources.page(resources, version), "run: python tools/cuda_resources.py --write"
+    assert cuda_resources.section(resources, version) in written, "run: python tools/cuda_resources.py --write"
 
 
 def test_a_spill_would_be_seen():

@@ -1,12 +1,13 @@
 """Compiles the CUDA kernels for every architecture, without a GPU, and tabulates what ptxas says of each.
 
 Any warning fails the compilation. The table, registers per thread for kernel, dtype and architecture, is kept in
-docs/cuda_resources.md; tests/test_cuda_build.py fails where a kernel spills registers or has a stack frame.
+docs/performance.md; tests/test_cuda_build.py fails where a kernel spills registers or has a stack frame.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent.resolve()
-PAGE = ROOT / "docs" / "cuda_resources.md"
+PAGE = ROOT / "docs" / "performance.md"
+TITLE = "## What the CUDA kernels take of a chip"
 ARCHS = (75, 80, 86, 89, 90, 100, 120)  # the oldest one that must work, then the default list
 DTYPES = {"f": "fp32", "d": "fp64", "NS_8BFloat16E": "bf16", "NS_4HalfE": "fp16"}
 
@@ -85,14 +87,14 @@ def nvcc_version() -> str:
     return re.search(r"V([\d.]+)", said).group(1)  # type: ignore[union-attr]
 
 
-def page(resources: list[Resources], version: str) -> str:
+def section(resources: list[Resources], version: str) -> str:
     archs = sorted({r.arch for r in resources})
     registers = {(r.kernel, r.dtype, r.arch): r.registers for r in resources}
     lines = [
-        "# What the CUDA kernels take of a chip",
+        TITLE,
         "",
         f"Registers per thread, as ptxas of nvcc {version} reports them; `tools/cuda_resources.py --write` makes this",
-        "page. No kernel spills a register or has a stack frame on any architecture: a test sees to it. All shared",
+        "table. No kernel spills a register or has a stack frame on any architecture: a test sees to it. All shared",
         "memory is dynamic, and the plan decides how much: `python -m dla_kernels plan`. fp64 kernels may use up to",
         "255 registers, all others up to 128, so that two blocks of 256 threads fit on a processor.",
         "",
@@ -105,18 +107,27 @@ def page(resources: list[Resources], version: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write(text: str) -> None:
+    """In place of the section in the page, or at its end."""
+    before, _, rest = PAGE.read_text().partition(TITLE)
+    following = rest.find("\n## ")
+    PAGE.write_text(before.rstrip() + "\n\n" + text + (rest[following:] if following >= 0 else ""))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "cuda_resources", help="where to build")
     parser.add_argument("--archs", type=int, nargs="+", default=ARCHS, help="such as 90")
-    parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--write", action="store_true", help=f"into {PAGE.relative_to(ROOT)}")
     args = parser.parse_args()
     print("compiling for", *(f"sm_{arch}" for arch in args.archs), "(some minutes)", file=sys.stderr, flush=True)
     shutil.rmtree(args.folder, ignore_errors=True)  # what is built already says nothing
-    text = page(compile_all(args.folder, args.archs), nvcc_version())
+    resources = compile_all(args.folder, args.archs)
+    text = section(resources, nvcc_version())
     if args.write:
-        PAGE.write_text(text)
-    print(text)
+        write(text)
+    print(json.dumps(resources) if args.json else text)
 
 
 if __name__ == "__main__":
