@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -21,8 +23,10 @@ from torch import Tensor
 
 import dla_kernels as dla
 from dla_kernels import reference
+from dla_kernels.terminal import table
 from dla_kernels.verify import Case, parity
 
+HERE = Path(__file__).parent
 ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(4 << 30), "MALLOC_MMAP_THRESHOLD_": str(4 << 30)}
 
 
@@ -135,3 +139,34 @@ def interleaved(candidates: dict[str, Callable[[], object]], rounds: int) -> dic
 
 def medians_ms(seconds: dict[str, list[float]]) -> dict[str, float]:
     return {name: 1e3 * statistics.median(times) for name, times in seconds.items()}
+
+
+class Target(NamedTuple):
+    """A promise about one measured ratio, and what stands in its way where it is not kept."""
+
+    name: str
+    ratio: float
+    limit: float
+    at_least: bool
+    why: str
+
+    @property
+    def met(self) -> bool:
+        return self.ratio >= self.limit if self.at_least else self.ratio <= self.limit
+
+
+def target_table(checks: Sequence[tuple[str, Target]], title: str) -> str:
+    """The targets of (row, target) as a table."""
+    body = [(n, t.name, f"{t.ratio:.2f}", f"{'>=' if t.at_least else '<='} {t.limit}", t.why) for n, t in checks]
+    return table((title, "what", "measured", "target", "where it goes"), body)
+
+
+def commit() -> str:
+    """The commit that is measured, with -dirty where the tree differs from it."""
+    # As root in another user's tree, git refuses to answer unless told that it may.
+    command = ["git", "-c", "safe.directory=*", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=7"]
+    try:
+        found = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        found = ""
+    return found or os.environ.get("DLA_KERNELS_COMMIT", "unknown")  # a copy of the tree without its history

@@ -1,24 +1,24 @@
-"""The runner behind `make bench`: tables of ours beside eager, torch.compile and a copy; JSON; a plot."""
+"""The runner behind `make bench`: tables of ours beside eager, torch.compile and a copy; JSON; a plot.
+
+On a machine with a GPU, or with `--device cuda`, it is that of bench/gpu.py, which has options of its own.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 import dla_kernels as dla
-from bench import common, plot
-from bench.common import SHAPES, Inputs, Shape
+from bench import common, gpu, plot
+from bench.common import HERE, SHAPES, Inputs, Shape, Target, commit, target_table
 from dla_kernels import reference
 from dla_kernels.__main__ import system
 from dla_kernels.terminal import progress, table
 
-HERE = Path(__file__).parent
 MB = 1e6
 
 
@@ -69,20 +69,6 @@ def measure(shape: Shape, rounds: int, with_compile: bool) -> dict:
         "ms": common.medians_ms(seconds),
         "seconds": seconds,
     }
-
-
-class Target(NamedTuple):
-    """A promise about one measured ratio, and what stands in its way where it is not kept."""
-
-    name: str
-    ratio: float
-    limit: float
-    at_least: bool
-    why: str
-
-    @property
-    def met(self) -> bool:
-        return self.ratio >= self.limit if self.at_least else self.ratio <= self.limit
 
 
 def targets(row: dict) -> list[Target]:
@@ -138,18 +124,17 @@ def report(rows: list[dict]) -> str:
     missed = [(name, t) for name, t in checks if not t.met]
     parts.append(f"targets: {len(checks) - len(missed)} of {len(checks)} met")
     if missed:
-        body = [(n, t.name, f"{t.ratio:.2f}", f"{'>=' if t.at_least else '<='} {t.limit}", t.why) for n, t in missed]
-        parts[-1] += "\n" + table(("missed", "what", "measured", "target", "where it goes"), body)
+        parts[-1] += "\n" + target_table(missed, "missed")
     return "\n\n".join(parts)
 
 
-def commit() -> str:
-    out = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False)
-    return out.stdout.strip() or "unknown"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m dla_kernels bench", description=__doc__)
+    device = argparse.ArgumentParser(add_help=False)
+    device.add_argument("--device", choices=("cpu", "cuda"), help="what to measure (default: cuda where there is one)")
+    where, rest = device.parse_known_args()
+    if (where.device or ("cuda" if torch.cuda.is_available() else "cpu")) == "cuda":
+        raise SystemExit(gpu.main(rest))
+    parser = argparse.ArgumentParser(prog="python -m dla_kernels bench", description=__doc__, parents=[device])
     parser.add_argument("--shapes", default="", metavar="TEXT", help="only shapes whose name holds TEXT, e.g. C256")
     parser.add_argument("--rounds", type=int, default=31, help="interleaved rounds (default 31)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads")

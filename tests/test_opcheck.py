@@ -5,6 +5,7 @@ import torch
 
 from dla_kernels.backends import BACKENDS
 
+pytest.importorskip("expecttest")  # opcheck imports it
 from .cases import FEW_CELLS, MIDDLE, cell_name, maps, rows, state, weights
 
 

@@ -75,7 +75,10 @@ def choose_what_to_build(python: Path) -> None:
 def make_venv(venv: Path) -> None:
     """With this Python's packages in sight where these include a torch that serves."""
     inherits = has_torch(sys.executable)
-    run(sys.executable, "-m", "venv", "--clear", *["--system-site-packages"] * inherits, venv)
+    # With pip in sight none is put in: ensurepip may be absent, or bring a setuptools older than the one in sight.
+    seen = inherits and runs(sys.executable, "-m", "pip", "--version")
+    options = [*["--system-site-packages"] * inherits, *["--without-pip"] * seen]
+    run(sys.executable, "-m", "venv", "--clear", *options, venv)
     if inherits and sys.prefix != sys.base_prefix:
         # This Python is itself a virtual environment, and "system" means the Python below it.
         site = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
@@ -114,7 +117,9 @@ def setup(venv: Path) -> None:
     if not stamp.exists() or stamp.read_text() != digest or not (HERE / "dla_kernels/_C_cpu.so").exists():
         print("building the kernels", flush=True)
         choose_what_to_build(python)
-        os.environ["PATH"] = f"{(venv / 'bin').resolve()}{os.pathsep}{os.environ['PATH']}"
+        # CMake and ninja may lie beside this Python.
+        tools = [(venv / "bin").resolve(), Path(sys.executable).parent, os.environ["PATH"]]
+        os.environ["PATH"] = os.pathsep.join(map(str, tools))
         run(*pip, "--no-build-isolation", "--no-deps", "-e", HERE)
         stamp.write_text(digest)
 

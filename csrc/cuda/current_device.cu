@@ -14,12 +14,13 @@ namespace cuda {
 std::atomic<int64_t> launches{0};
 
 // A device as small as the shapes it is tested with, so that clusters, chunks and the workspace all come into
-// play. DLA_SIMT_DEVICE=processors,shared,l2,cluster,threads asks for another.
+// play; a plan would have no use for clusters here. DLA_SIMT_DEVICE=processors,shared,l2,cluster,threads asks for
+// another.
 Device current_device() {
   int processors = 2, shared = 12 << 10, l2 = 16 << 10, cluster = 4, threads = 64;
   if (const char* given = std::getenv("DLA_SIMT_DEVICE"))
     std::sscanf(given, "%d,%d,%d,%d,%d", &processors, &shared, &l2, &cluster, &threads);
-  return {processors, shared, 2 * (int64_t(shared) + 1024), l2, cluster, threads};
+  return {processors, shared, 2 * (int64_t(shared) + 1024), l2, cluster, threads, cluster};
 }
 
 #else

@@ -151,7 +151,9 @@ DLA_HOST_DEVICE int power_of_two(int n, int most) {
 // Sum over the `lanes` neighbouring threads, a power of two of at most a warp; every one gets it.
 template <class A>
 DLA_DEVICE A sum_lanes(A x, int lanes) {
-  for (int mask = lanes / 2; mask > 0; mask /= 2) x += shuffle_xor(x, mask);
+#pragma unroll
+  for (int mask = kWarp / 2; mask > 0; mask /= 2)
+    if (mask < lanes) x += shuffle_xor(x, mask);
   return x;
 }
 

@@ -9,6 +9,7 @@
 #include <string>
 #else
 #include <array>
+#include <atomic>
 #include <map>
 #endif
 
@@ -30,8 +31,8 @@ const char* launch_kernel(Kernel kernel, const Args& args, const Launch& how, vo
   }
 }
 template <class Args, class Kernel>
-int clusters_of_kernel(Kernel, const Launch&) {
-  return 1;
+int clusters_of_kernel(Kernel, const Launch& how) {
+  return int(how.blocks / how.cluster);
 }
 
 #else
@@ -50,34 +51,43 @@ inline cudaLaunchConfig_t config_of(const Launch& how, cudaLaunchAttribute* attr
   }
   return config;
 }
-// More than 48 KB of shared memory is given only to those who ask.
-template <class Kernel>
+// More than 48 KB of shared memory is given only to those who ask: for the most there is, once for each kernel and
+// device, so that threads do not undo each other's wish.
+template <class Args, class Kernel>
 cudaError_t ask_for_shared(Kernel kernel, int64_t bytes) {
   if (bytes <= 48 << 10) return cudaSuccess;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
+  constexpr int kDevices = 64;
+  static std::atomic<bool> asked[kDevices];  // of the kernel with these Args
+  int device = 0, most = 0;
+  cudaGetDevice(&device);
+  if (device < kDevices && asked[device]) return cudaSuccess;
+  cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  if (device < kDevices && error == cudaSuccess) asked[device] = true;
+  return error;
 }
 
 template <class Args, class Kernel>
 const char* launch_kernel(Kernel kernel, const Args& args, const Launch& how, void* stream) {
   cudaLaunchAttribute attribute;
   const cudaLaunchConfig_t config = config_of(how, &attribute, stream);
-  cudaError_t error = ask_for_shared(kernel, how.shared_bytes);
+  cudaError_t error = ask_for_shared<Args>(kernel, how.shared_bytes);
   if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, args);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 // Asking takes longer than launching, so the answers are kept.
 template <class Args, class Kernel>
 int clusters_of_kernel(Kernel kernel, const Launch& how) {
-  static thread_local std::map<std::array<int64_t, 4>, int> known;  // of the kernel with these Args
+  static thread_local std::map<std::array<int64_t, 5>, int> known;  // of the kernel with these Args
   int device = 0;
   cudaGetDevice(&device);
-  const std::array<int64_t, 4> question{device, how.cluster, how.threads, how.shared_bytes};
+  const std::array<int64_t, 5> question{device, how.blocks, how.cluster, how.threads, how.shared_bytes};
   const auto found = known.find(question);
   if (found != known.end()) return found->second;
   cudaLaunchAttribute attribute;
   const cudaLaunchConfig_t config = config_of(how, &attribute, nullptr);
   int clusters = 0;
-  if (ask_for_shared(kernel, how.shared_bytes) != cudaSuccess ||
+  if (ask_for_shared<Args>(kernel, how.shared_bytes) != cudaSuccess ||
       cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) != cudaSuccess) {
     cudaGetLastError();  // it was a question
     clusters = 0;

@@ -35,7 +35,7 @@ class OnDevice {
   explicit OnDevice(const Tensor& like) : index_(like.get_device_index()), guard_(index_) {}
   void* stream() const {
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
     return stream;
   }
 
@@ -112,6 +112,12 @@ Launch launch_of(const Pieces& pieces) {
 
 // ---- recurrences ----
 
+inline std::vector<int64_t> sizes_of(const Tensor& x) {
+  std::vector<int64_t> sizes;
+  for (int64_t i = 0; i < x.dim(); ++i) sizes.push_back(x.size(i));
+  return sizes;
+}
+
 struct Rule {
   int number, NG;
   bool saves_h, saves_c;
@@ -135,10 +141,22 @@ struct Rule {
   }
 };
 
-// DLA_KERNELS_LARGEST_GROUP limits the blocks that share a sample, for measurements: 1 is the portable path.
-inline int largest_group() {
-  const char* given = std::getenv("DLA_KERNELS_LARGEST_GROUP");
-  return given ? std::max(1, std::atoi(given)) : kMaxGroup;
+// Contiguous, from a 16-byte boundary on: a view into flat parameters may begin anywhere, and would be summed in
+// another order.
+inline Tensor aligned(const Tensor& w) {
+  if (w.is_contiguous() && reinterpret_cast<uintptr_t>(w.data_ptr()) % 16 == 0) return w;
+  Tensor copy = torch::stable::new_empty(w, sizes_of(w));
+  torch::stable::copy_(copy, w);
+  return copy;
+}
+
+// For measurements: DLA_KERNELS_GROUP and DLA_KERNELS_SAMPLES set how many blocks share a tile (1 is the portable
+// path) and how many samples make one.
+inline Device planned_device() {
+  Device device = current_device();
+  if (const char* group = std::getenv("DLA_KERNELS_GROUP")) device.group = std::atoi(group);
+  if (const char* samples = std::getenv("DLA_KERNELS_SAMPLES")) device.samples = std::atoi(samples);
+  return device;
 }
 
 // The cell of a call: its arguments, and the tensors that these point into.
@@ -154,7 +172,8 @@ struct Cell {
       : rule(name) {
     check_weights(given, rule.NG, C, dtype_of<A>(), like);
     check_state("state", start, rule.state_size(), start_may_be_absent, B, C, dtype_of<A>(), like);
-    weights = dense(given), state = dense(start);
+    for (const Tensor& w : given) weights.push_back(aligned(w));
+    state = dense(start);
     args.rule = rule.number, args.NG = rule.NG, args.saves_h = rule.saves_h, args.saves_c = rule.saves_c;
     args.projection = projection_of(given);
     args.T = T, args.B = B, args.C = C;
@@ -181,15 +200,26 @@ struct Cell {
   // Decides how a kernel with these Args runs, and gives it its workspace.
   template <class Args>
   Launch prepare(Pass pass, int64_t sample_bytes, const Tensor& like) {
-    const Problem problem{pass, args.projection, args.NG, args.T, args.B, args.C, args.R, sample_bytes, sizeof(A)};
-    const Device device = current_device();
-    Launch how{};
-    for (int largest = largest_group();; largest = args.plan.blocks_per_tile / 2) {
-      const Plan& plan = args.plan = make_plan(problem, device, largest);
-      const int group = plan.blocks_per_tile;
-      how = {args.B == 0 ? 0 : int64_t(plan.tiles_in_flight) * group, group, plan.threads, plan.shared_bytes};
-      if (group == 1 || how.blocks == 0 || clusters_that_fit<Args>(how) > 0) break;  // else take smaller ones
+    Problem problem{pass, args.projection, args.NG, args.T, 1, args.C, args.R, sample_bytes, sizeof(A)};
+    const Device device = planned_device();
+    const auto launch_of_plan = [&] {
+      const Plan& plan = args.plan;
+      return Launch{int64_t(plan.tiles_in_flight) * plan.blocks_per_tile, plan.blocks_per_tile, plan.threads,
+                    plan.shared_bytes};
+    };
+    // Where so large clusters find no place, smaller ones: asked for one sample, so that the batch has no say.
+    int largest = kMaxGroup;
+    for (;; largest = args.plan.blocks_per_tile / 2) {
+      args.plan = make_plan(problem, device, largest);
+      if (args.plan.blocks_per_tile == 1 || clusters_that_fit<Args>(launch_of_plan()) > 0) break;
     }
+    problem.B = args.B;
+    args.plan = make_plan(problem, device, largest);
+    // No more clusters than run at once: one more would start when the first ends, and take as long again.
+    if (args.plan.blocks_per_tile > 1)
+      args.plan.tiles_in_flight = std::min(args.plan.tiles_in_flight, clusters_that_fit<Args>(launch_of_plan()));
+    Launch how = launch_of_plan();
+    if (args.B == 0) how.blocks = 0;
     workspace = empty<A>(like, {how.blocks * args.plan.workspace_bytes / int64_t(sizeof(A))});
     args.workspace = data<A>(workspace);
     return how;
@@ -298,12 +328,6 @@ struct Gradients {
  private:
   const Cell<A>& cell_;
   Tensor like_, held_;
-
-  static std::vector<int64_t> sizes_of(const Tensor& x) {
-    std::vector<int64_t> sizes;
-    for (int64_t i = 0; i < x.dim(); ++i) sizes.push_back(x.size(i));
-    return sizes;
-  }
 };
 
 }  // namespace cuda

@@ -27,8 +27,8 @@ std::string cuda_plan(bool backward, const std::string& projection, int64_t NG, 
       << ", \"samples_per_tile\": " << plan.samples_per_tile << ", \"channels_per_block\": " << plan.channels
       << ", \"layers_per_exchange\": " << plan.chunk_layers << ", \"tiles_in_flight\": " << plan.tiles_in_flight
       << ", \"threads\": " << plan.threads << ", \"shared_bytes\": " << plan.shared_bytes
-      << ", \"workspace_bytes\": " << plan.workspace_bytes << ", \"weights_in_shared\": "
-      << (plan.place[kW1h] != Plan::kAbsent && plan.place[kW2h] != Plan::kAbsent ? "true" : "false") << "}";
+      << ", \"workspace_bytes\": " << plan.workspace_bytes
+      << ", \"weights_in_shared\": " << (plan.stages_weights ? "true" : "false") << "}";
   return out.str();
 }
 

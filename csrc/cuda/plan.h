@@ -17,6 +17,7 @@ namespace cuda {
 constexpr int kThreads = 256;
 constexpr int kMaxLayers = 256;  // their table travels as a kernel argument
 constexpr int kMaxSamples = 8;   // per tile
+constexpr int kSkew = 4;         // what rows of weights in shared memory lie further apart, for its banks' sake
 constexpr int kMaxGroup = 8;     // blocks per tile: what every device with clusters grants
 
 struct Device {
@@ -26,6 +27,8 @@ struct Device {
   int64_t l2;
   int largest_cluster;  // 1 before sm_90
   int threads;          // per block; a multiple of 32
+  int group = 0;        // blocks per tile, if not the plan shall decide; and
+  int samples = 0;      // samples per tile
 };
 
 enum class Pass { kForward, kBackward };
@@ -55,11 +58,11 @@ enum Buffer {
   kDH,        // [nb, cs] backward: gradient of the state
   kDC,        // [nb, cs]
   kScratch,   // sums over parts of a block: kRows, or a vector of channels, for each thread
-  kW1h,       // [R, cs] copies of weights; never in the workspace
+  kW1h,       // [R, cs + kSkew] copies of weights; never in the workspace
   kShared,    // [nb, R] W1h h of the last state; dense: [nb, NG * cs]
   kP,         // [rows, R] this block's part of W1y y
   kGates,     // [chunk, NG, cs]; backward: [rows, NG, cs]
-  kW2h,       // [NG * cs, R]
+  kW2h,       // [NG * cs, R + kSkew]
   kD,         // [chunk, cs]; backward: [rows, cs]
   kY,         // [rows, cs]
   kQ,         // [rows, NG, cs]; not joint
@@ -81,6 +84,7 @@ struct Plan {
   int samples_per_tile;  // NB
   int channels;          // of one block; the last may have fewer
   int chunk_layers;      // layers whose partial sums are exchanged at once
+  bool stages_weights;   // W1h and W2h lie in shared memory
   int tiles_in_flight;   // groups that are launched
   int threads;
   int64_t shared_bytes;
@@ -88,7 +92,6 @@ struct Plan {
   // Where a buffer begins: bytes into shared memory, or, negative, -1 - bytes into the workspace.
   int64_t place[kNumBuffers];
 
-  bool has(Buffer b) const { return place[b] != kAbsent; }
   static constexpr int64_t kAbsent = INT64_MAX;
 };
 
@@ -114,7 +117,7 @@ inline int64_t elements(Buffer buffer, const Problem& p, const Plan& plan) {
     case kScratch:
       return int64_t(plan.threads) * 8;
     case kW1h:
-      return low ? p.R * cs : 0;
+      return plan.stages_weights ? p.R * (cs + kSkew) : 0;
     case kShared:
       return nb * shared_row;
     case kP:
@@ -122,7 +125,7 @@ inline int64_t elements(Buffer buffer, const Problem& p, const Plan& plan) {
     case kGates:
       return (back ? rows : chunk) * gates;
     case kW2h:
-      return low ? gates * p.R : 0;
+      return plan.stages_weights ? gates * (p.R + kSkew) : 0;
     case kD:
       return (back ? rows : chunk) * cs;
     case kY:
@@ -149,23 +152,23 @@ inline int64_t elements(Buffer buffer, const Problem& p, const Plan& plan) {
   return 0;
 }
 
-// Places the buffers; false if the exchange, which other blocks must reach, found no room.
+// Places the buffers; false if one that must lie in shared memory found no room: the exchange, which other blocks
+// must reach, and copies of weights.
 inline bool place(const Problem& p, int64_t budget, Plan& plan) {
   constexpr int64_t kAlign = 128;
   plan.shared_bytes = plan.workspace_bytes = 0;
   for (int i = 0; i < kNumBuffers; ++i) {
     const Buffer buffer = Buffer(i);
     const int64_t bytes = divide_up(elements(buffer, p, plan) * p.accumulate_bytes, kAlign) * kAlign;
-    const bool copy = buffer == kW1h || buffer == kW2h;
+    const bool exchanged = buffer == kExchange && plan.blocks_per_tile > 1;
     if (bytes == 0) {
       plan.place[i] = Plan::kAbsent;
     } else if (plan.shared_bytes + bytes <= budget) {
       plan.place[i] = plan.shared_bytes;
       plan.shared_bytes += bytes;
-    } else if (copy) {
-      plan.place[i] = Plan::kAbsent;
+    } else if (exchanged || buffer == kW1h || buffer == kW2h) {
+      return false;
     } else {
-      if (buffer == kExchange && plan.blocks_per_tile > 1) return false;
       plan.place[i] = -1 - plan.workspace_bytes;
       plan.workspace_bytes += bytes;
     }
@@ -173,68 +176,105 @@ inline bool place(const Problem& p, int64_t budget, Plan& plan) {
   return true;
 }
 
-inline bool stages_weights(const Plan& plan) {
-  return plan.place[kW1h] != Plan::kAbsent && plan.place[kW2h] != Plan::kAbsent;
-}
-
-// The plan with so many blocks on a processor.
-inline Plan with_blocks(const Problem& p, const Device& device, int largest_group, int blocks_per_processor) {
+// One way to run: so many blocks a tile, and so many resident on a processor. Whether weights are staged is
+// decided for one sample a tile, so that it does not depend on the batch.
+class Candidate {
+ public:
   Plan plan{};
-  plan.threads = device.threads;
-  constexpr int64_t kReserved = 1024;  // the system's own part of each block's shared memory
-  const int64_t budget =
-      std::min(device.shared_per_block, device.shared_per_processor / blocks_per_processor - kReserved);
-  const int in_flight = device.processors * blocks_per_processor;
+  bool possible;
 
-  // Blocks per tile: as few as keep the maps in flight within half the second-level cache, where the second
-  // reading then finds them, and a step's weights within the blocks' shared memory; if that cannot be, as many
-  // as there may be: the fewer samples in flight, the more of them is still there. A slice of fewer than 8
-  // channels wastes its vectors. Dense cells would exchange whole states, so one block does it all.
-  constexpr int kFewestChannels = 8;
-  int most = p.bottleneck() ? std::min({device.largest_cluster, largest_group, kMaxGroup}) : 1;
-  while (most > 1 && p.C / most < kFewestChannels) most /= 2;
-  int group = 1;
-  const auto fits = [&](int g) {
-    return p.sample_bytes * (in_flight / g) <= device.l2 / 2 && p.weight_bytes() / g <= budget * 3 / 4;
-  };
-  while (group * 2 <= most && !fits(group)) group *= 2;
-
-  // So many samples in a tile, and as many layers exchanged at once as an eighth of the budget holds.
-  const auto place_with = [&](int samples) {
-    plan.samples_per_tile = samples;
-    const int64_t layer_bytes = 2 * samples * std::max<int64_t>(p.R, 1) * p.accumulate_bytes;
-    plan.chunk_layers = int(std::max<int64_t>(1, std::min(p.T, budget / 8 / layer_bytes)));
-    return place(p, budget, plan);
-  };
-  for (;; group /= 2) {
+  Candidate(const Problem& p, const Device& device, int group, int resident) : resident_(resident) {
+    constexpr int64_t kReserved = 1024;  // the system's own part of each block's shared memory
+    budget_ = std::min(device.shared_per_block, device.shared_per_processor / resident - kReserved);
+    plan.threads = device.threads;
     plan.blocks_per_tile = group;
     plan.channels = int(divide_up(divide_up(p.C, group), 8) * 8);
-    if (place_with(1)) break;  // always, once a block has nobody to exchange with
+    plan.stages_weights = p.bottleneck();
+    possible = place_with(p, 1);
+    if (!possible && plan.stages_weights) {
+      plan.stages_weights = false;
+      possible = place_with(p, 1);
+    }
   }
-  // Samples share a tile where its weights must come from the cache anew at every step, as long as three
-  // quarters of the device stay busy.
-  while (!stages_weights(plan) && 2 * plan.samples_per_tile <= kMaxSamples &&
-         4 * divide_up(p.B, 2 * plan.samples_per_tile) * group >= 3 * in_flight) {
-    if (place_with(2 * plan.samples_per_tile)) continue;
-    place_with(plan.samples_per_tile / 2);
-    break;
+
+  // So many samples in a tile, and as many layers exchanged at once as an eighth of the budget holds.
+  bool place_with(const Problem& p, int samples) {
+    plan.samples_per_tile = samples;
+    const int64_t layer_bytes = 2 * samples * std::max<int64_t>(p.R, 1) * p.accumulate_bytes;
+    plan.chunk_layers = int(std::max<int64_t>(1, std::min(p.T, budget_ / 8 / layer_bytes)));
+    return place(p, budget_, plan);
   }
-  plan.path = plan.samples_per_tile > 1 ? Path::kWeightsBound : group > 1 ? Path::kOnChip : Path::kPortable;
-  const int64_t tiles = divide_up(p.B, plan.samples_per_tile);
-  plan.tiles_in_flight = int(std::max<int64_t>(1, std::min<int64_t>(tiles, in_flight / group)));
-  return plan;
-}
+  // Samples share a tile only where the weights must come from the cache anew at every step.
+  int most_samples() const { return plan.stages_weights ? 1 : kMaxSamples; }
+
+  int tiles_in_flight(const Device& device, int64_t B, int samples) const {
+    const int64_t room = std::max(1, device.processors * resident_ / plan.blocks_per_tile);
+    return int(std::max<int64_t>(1, std::min(divide_up(B, samples), room)));
+  }
+
+  // The time of a sample, as bytes that a processor's share of the memory bandwidth moves meanwhile. The second
+  // reading misses the cache as far as the maps of all samples in flight outgrow it. A tile waits for its scan, T
+  // steps, and streams; meanwhile other tiles stream, if enough are in flight.
+  double cost(const Problem& p, const Device& device, int64_t B, int samples) const {
+    // A step takes 1.2 us on an H200 (three barriers, two small products), when 33 KB pass a processor each
+    // microsecond; backward twice that. Predicted, not measured yet.
+    const double step = p.pass == Pass::kForward ? 40e3 : 80e3;
+    const double group = plan.blocks_per_tile, tiles = tiles_in_flight(device, B, samples);
+    // What is not staged comes from the second-level cache, twice as fast as from memory.
+    const double weights = plan.stages_weights ? 0 : double(p.weight_bytes()) / group / 2;
+    const double maps = double(p.sample_bytes), cached = 0.8 * double(device.l2) / (tiles * samples);
+    const double missed = maps > cached ? 1 - cached / maps : 0;
+    const double moved = p.pass == Pass::kForward ? maps * (2 + missed) : maps * (1.5 + 0.5 * missed);
+    const double waited = double(p.T) * (step + weights) * group / samples;
+    const double busy = std::min(1.0, tiles * group / (device.processors * resident_));
+    return std::max(moved, (waited + moved) / (resident_ * busy));
+  }
+  // The cheapest number of samples per tile.
+  int best_samples(const Problem& p, const Device& device, int64_t B) const {
+    int best = 1;
+    for (int samples = 2; samples <= most_samples() && samples < 2 * B; samples *= 2)
+      if (cost(p, device, B, samples) < cost(p, device, B, best)) best = samples;
+    return best;
+  }
+
+ private:
+  int resident_;
+  int64_t budget_;  // shared memory of one block
+};
 
 }  // namespace plan_detail
 
 // `largest_group` limits the blocks per tile below what the device could: 1 is the portable path.
 inline Plan make_plan(const Problem& p, const Device& device, int largest_group = kMaxGroup) {
-  // Two blocks on a processor: one streams maps while the other waits for its scan. One, with all the shared
-  // memory, where only that holds the weights.
-  const Plan two = plan_detail::with_blocks(p, device, largest_group, 2);
-  if (!p.bottleneck() || plan_detail::stages_weights(two)) return two;
-  const Plan one = plan_detail::with_blocks(p, device, largest_group, 1);
-  return plan_detail::stages_weights(one) ? one : two;
+  using plan_detail::Candidate;
+  // A slice of fewer than 8 channels wastes its vectors. Dense cells would exchange whole states, so one block
+  // does it all.
+  constexpr int kFewestChannels = 8;
+  int most = p.bottleneck() ? std::min({device.largest_cluster, largest_group, kMaxGroup}) : 1;
+  if (device.group > 0) most = std::min(most, device.group);
+  while (most > 1 && p.C / most < kFewestChannels) most /= 2;
+
+  // The blocks per tile decide the order of sums, so a usual batch decides on them, not this one.
+  constexpr int64_t kUsualBatch = 128;
+  const auto cost = [&](const Candidate& c) {
+    return c.cost(p, device, kUsualBatch, c.best_samples(p, device, kUsualBatch));
+  };
+  Candidate best(p, device, 1, 2);  // possible: it has nobody to exchange with
+  for (const int resident : {2, 1})
+    for (int group = 1; group <= most; group *= 2) {
+      const Candidate other(p, device, group, resident);
+      const bool demanded = device.group > 0 && group > best.plan.blocks_per_tile;
+      const bool excluded = device.group > 0 && group < best.plan.blocks_per_tile;
+      if (other.possible && !excluded && (demanded || cost(other) < cost(best))) best = other;
+    }
+  int samples = device.samples > 0 ? device.samples : best.best_samples(p, device, p.B);
+  while (!best.place_with(p, samples)) samples /= 2;  // one sample fits
+  Plan& plan = best.plan;
+  plan.path = plan.samples_per_tile > 1  ? Path::kWeightsBound
+              : plan.blocks_per_tile > 1 ? Path::kOnChip
+                                         : Path::kPortable;
+  plan.tiles_in_flight = best.tiles_in_flight(device, p.B, plan.samples_per_tile);
+  return plan;
 }
 
 }  // namespace cuda

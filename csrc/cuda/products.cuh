@@ -10,14 +10,20 @@ namespace cuda {
 constexpr int kRows = 4;
 
 // Rows of weights. Those of gates are n = g * segment + c, in memory `next` elements apart from gate to gate.
+// side_by_side: at least so many threads should read one row together; 1 in shared memory, where a thread may as
+// well have a row of its own.
 template <class A>
 struct WeightRows {
   const A* data;
   int64_t ld;
   int segment;
   int64_t next;
+  int side_by_side = 8;
 
-  DLA_DEVICE const A* operator()(int n) const { return data + (n / segment) * next + (n % segment) * ld; }
+  DLA_DEVICE const A* operator()(int n) const {
+    if (next == 0) return data + n * ld;  // one segment: no division
+    return data + (n / segment) * next + (n % segment) * ld;
+  }
 };
 
 // Four floats or two doubles.
@@ -42,7 +48,11 @@ DLA_DEVICE bool in_quads(const A* p, int64_t ld) {
 
 template <class A, int M_TILE, int V, class F>
 DLA_DEVICE void dots_of(int M, int N, int K, const A* x, int ldx, const WeightRows<A>& w, F f) {
-  const int lanes = power_of_two((K + V - 1) / V, kWarp);
+  // As many threads to a row as there are, so that all rows are done at once; sums over few threads are quick.
+  const int idle = num_threads() / (N > 0 ? N : 1), most = power_of_two((K + V - 1) / V, kWarp);
+  int lanes = w.side_by_side;
+  while (lanes * 2 <= idle) lanes *= 2;
+  lanes = at_most(lanes, most);
   const int lane = thread_index() % lanes, group = thread_index() / lanes, groups = num_threads() / lanes;
   for (int n0 = 0; n0 < N; n0 += groups) {  // all threads take every turn: the shuffles need them
     const int n = at_most(n0 + group, N - 1);

@@ -206,6 +206,7 @@ class Recurrence {
   // From kH, kC to the state after the last layer; states_h and states_c are filled where they are saved.
   DLA_DEVICE void scan(A* states_h, A* states_c) {
     A *const h = buffer(kH), *const c = buffer(kC), *const a = buffer(kGates);
+    A* const kept = buffer(kY);  // y has been hoisted. A barrier would wait for writes to global memory at every step.
     for (int t = 0; t < T; ++t) {
       gates_of(t * nb, nb, h, bottleneck() ? buffer(kU) : nullptr, a);
       with_rule(args.rule, [&](auto rule) {
@@ -216,12 +217,14 @@ class Recurrence {
           const int at_ij = i * cs + j;
           const State<A> s = Rule::step(gates, State<A>{h[at_ij], c[at_ij]});
           h[at_ij] = s.h, c[at_ij] = s.c;
-          if (Rule::kSavesH) states_h[at(t * nb + i, j)] = s.h;
-          if (Rule::kSavesC) states_c[at(t * nb + i, j)] = s.c;
+          kept[(t * nb + i) * cs + j] = Rule::kSavesC ? s.c : s.h;
+          if (Rule::kSavesC && Rule::kSavesH) states_h[at(t * nb + i, j)] = s.h;
         });
       });
       block_barrier();
     }
+    A* const saved = args.saves_c ? states_c : states_h;
+    for_each(rows(), cs, [&](int m, int j) { saved[at(m, j)] = kept[m * cs + j]; });
   }
 
   // From the state in kH, kC: f(m0, M, d [M, cs]) for chunks of rows, the last layers first, since these were
@@ -260,6 +263,22 @@ class Recurrence {
     const int64_t at = (n / cs) * C + c0 + n % cs;
     return args.q1 ? args.q0[at] + args.q1[at] : args.q0[at];
   }
+  DLA_DEVICE void copy_rows(int M, int N, const WeightRows<A>& from, A* to, int ld) const {
+    constexpr int kBatch = 4;  // reads in flight
+    for (int first = thread_index(); first < M * N; first += kBatch * num_threads()) {
+      A x[kBatch];
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        const int i = at_most(first + j * num_threads(), M * N - 1);
+        x[j] = from(i / N)[i % N];
+      }
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        const int i = first + j * num_threads();
+        if (i < M * N) to[i / N * ld + i % N] = x[j];
+      }
+    }
+  }
   // Copies of the weights of every step, where the plan found room for them.
   DLA_DEVICE void stage_weights() {
     if (!bottleneck()) {
@@ -268,16 +287,13 @@ class Recurrence {
     }
     w1h_ = {args.w1h + c0, args.ld_w1, R, 0};
     w2h_ = gate_rows(args.w2h, R);
-    if (args.plan.place[kW1h] != Plan::kAbsent) {
-      A* const copy = buffer(kW1h);
-      for_each(R, cs, [&](int r, int c) { copy[r * cs + c] = w1h_(r)[c]; });
-      w1h_ = {copy, cs, R, 0};
-    }
-    if (args.plan.place[kW2h] != Plan::kAbsent) {
-      A* const copy = buffer(kW2h);
-      for_each(gates(), R, [&](int n, int r) { copy[n * R + r] = w2h_(n)[r]; });
-      w2h_ = {copy, R, gates() > 0 ? gates() : 1, 0};
-    }
+    if (!args.plan.stages_weights) return;
+    A *const w1 = buffer(kW1h), *const w2 = buffer(kW2h);
+    const int ld1 = cs + kSkew, ld2 = R + kSkew;
+    copy_rows(R, cs, w1h_, w1, ld1);
+    copy_rows(gates(), R, w2h_, w2, ld2);
+    w1h_ = {w1, ld1, R, 0, 1};
+    w2h_ = {w2, ld2, gates() > 0 ? gates() : 1, 0, 1};
   }
 };
 

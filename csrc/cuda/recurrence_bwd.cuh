@@ -71,7 +71,12 @@ class RecurrenceBwd : public Recurrence<A> {
         });
       });
       block_barrier();
-      if (bottleneck()) through_bottleneck(m0, M, a, u, buffer(kDP) + m0 * R, factors.u_refresh, factors.ds_refresh);
+      if (bottleneck()) {
+        A* const ds = buffer(kDP) + m0 * R;
+        through_bottleneck(M, a, u, ds);
+        keep(M, m0, u, factors.u_refresh);
+        keep(M, m0, ds, factors.ds_refresh);
+      }
     });
     // W1h h was shared by the layers: so is its gradient.
     const int K = met();
@@ -106,6 +111,10 @@ class RecurrenceBwd : public Recurrence<A> {
       A* const u = bottleneck() ? buffer(kUScan) + m0 * R : nullptr;
       this->gates_of(m0, M, before + m0 * cs, u, a + m0 * gates());
     });
+    // What the steps leave behind stays in their rows of u and a till all are done: a barrier would wait for
+    // writes to global memory at every step.
+    A* const u = bottleneck() ? buffer(kUScan) : nullptr;
+    if (bottleneck()) keep(rows(), 0, u, factors.u_scan);
     for (int t = T - 1; t >= 0; --t) {
       const int m0 = t * nb;
       A* const a_t = a + m0 * gates();
@@ -121,21 +130,27 @@ class RecurrenceBwd : public Recurrence<A> {
           this->template read_gates<Rule>(a_t, i, j, of);
           dc[at_ij] = Rule::step_bwd(of, s, ds, da);
           write_gates<Rule>(a_t, i, j, da);
-          keep_gates<Rule>(m, j, da, factors.da_scan, /*add=*/grads.has_refresh);
         });
       });
       block_barrier();
-      A* ds = a_t;
-      if (bottleneck()) {
-        ds = buffer(kU);
-        through_bottleneck(m0, nb, a_t, buffer(kUScan) + m0 * R, ds, factors.u_scan, factors.ds_scan);
-        A* const dp = buffer(kDP) + m0 * R;
-        for_each(nb, R, [&](int i, int r) {
-          dp[i * R + r] = grads.has_refresh ? dp[i * R + r] + ds[i * R + r] : ds[i * R + r];
-        });
-      }
+      A* const ds = bottleneck() ? u + m0 * R : a_t;
+      if (bottleneck()) through_bottleneck(nb, a_t, ds, ds);
       back_to_h(ds);
     }
+    if (bottleneck()) {
+      keep(rows(), 0, u, factors.ds_scan);
+      A* const dp = buffer(kDP);
+      for_each(rows(), R,
+               [&](int m, int r) { dp[m * R + r] = grads.has_refresh ? dp[m * R + r] + u[m * R + r] : u[m * R + r]; });
+    }
+    with_rule(args.rule, [&](auto rule) {
+      using Rule = decltype(rule);
+      for_each(rows(), cs, [&](int m, int j) {
+        A da[Rule::NG];
+        this->template read_gates<Rule>(a, m, j, da);
+        keep_gates<Rule>(m, j, da, factors.da_scan, /*add=*/grads.has_refresh);
+      });
+    });
     for_each(nb, cs, [&](int i, int j) {
       if (grads.dh0) grads.dh0[at_sample(i, j)] = dh[i * cs + j];
       if (grads.dc0) grads.dc0[at_sample(i, j)] = dc[i * cs + j];
@@ -187,13 +202,11 @@ class RecurrenceBwd : public Recurrence<A> {
       if (row % ranks == rank) factor[(int64_t(row / nb) * B + b0 + row % nb) * R + r] = from[m * R + r];
     });
   }
-  // ds = (W2h^T da) where u > 0, in every block of the group.
-  DLA_DEVICE void through_bottleneck(int m0, int M, const A* da, const A* u, A* ds, A* u_factor, A* ds_factor) {
+  // ds = (W2h^T da) where u > 0, in every block of the group; ds may be u itself.
+  DLA_DEVICE void through_bottleneck(int M, const A* da, const A* u, A* ds) {
     A* const part = partials();
     axpys(M, R, gates(), da, gates(), w2h(), buffer(kScratch), [&](int m, int r, A sum) { part[m * R + r] = sum; });
     exchange(M, [&](int m, int r, A sum) { ds[m * R + r] = relu_grad(u[m * R + r], sum); });
-    keep(M, m0, u, u_factor);
-    keep(M, m0, ds, ds_factor);
   }
   // dh from ds [nb, R]; dense: from da.
   DLA_DEVICE void back_to_h(const A* ds) const {

@@ -22,23 +22,44 @@ DLA_KERNEL(weight_gradients_kernel, A, WeightGradientArgs<A>) {
   const int part = thread_index() / kPartThreads, own = thread_index() % kPartThreads;
   const int pm = own / (kTile / kPatch) * kPatch, pn = own % (kTile / kPatch) * kPatch;
   A sum[kPatch][kPatch] = {};
-  for (int i = 0; i < 2; ++i) {
-    const Product<A>& term = of.term[i];
-    for (int64_t k0 = 0; k0 < term.K; k0 += kSlab) {
-      block_barrier();
-      for (int j = thread_index(); j < kSlab * kTile; j += num_threads()) {
-        const int64_t k = k0 + j / kTile;
-        const int c = j % kTile;
-        gs[j] = k < term.K && c < M ? term.g[k * term.ldg + m0 + c] : A(0);
-        xs[j] = k < term.K && c < N ? (term.x ? term.x[k * term.ldx + n0 + c] : A(1)) : A(0);
-      }
-      block_barrier();
-      for (int k = part; k < kSlab; k += kParts)
+
+  // A slab of rows is read into registers while the one before is being multiplied.
+  constexpr int kOwn = kSlab * kTile / kGradientThreads;
+  A next_g[kOwn], next_x[kOwn];
+  int term = 0;
+  int64_t k0 = 0;
+  const auto skip_to_rows = [&] {
+    while (term < 2 && k0 >= of.term[term].K) ++term, k0 = 0;
+    return term < 2;
+  };
+  const auto read_slab = [&] {
+    const Product<A>& p = of.term[term];
 #pragma unroll
-        for (int m = 0; m < kPatch; ++m)
-#pragma unroll
-          for (int n = 0; n < kPatch; ++n) sum[m][n] = fma(gs[k * kTile + pm + m], xs[k * kTile + pn + n], sum[m][n]);
+    for (int i = 0; i < kOwn; ++i) {
+      const int j = i * kGradientThreads + thread_index(), c = j % kTile;
+      const int64_t k = k0 + j / kTile;
+      next_g[i] = k < p.K && c < M ? p.g[k * p.ldg + m0 + c] : A(0);
+      next_x[i] = k < p.K && c < N ? (p.x ? p.x[k * p.ldx + n0 + c] : A(1)) : A(0);
     }
+  };
+  bool more = skip_to_rows();
+  if (more) read_slab();
+  while (more) {
+    block_barrier();
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const int j = i * kGradientThreads + thread_index();
+      gs[j] = next_g[i], xs[j] = next_x[i];
+    }
+    block_barrier();
+    k0 += kSlab;
+    more = skip_to_rows();
+    if (more) read_slab();
+    for (int k = part; k < kSlab; k += kParts)
+#pragma unroll
+      for (int m = 0; m < kPatch; ++m)
+#pragma unroll
+        for (int n = 0; n < kPatch; ++n) sum[m][n] = fma(gs[k * kTile + pm + m], xs[k * kTile + pn + n], sum[m][n]);
   }
   block_barrier();
   A* const parts = gs;  // [kParts, kTile, kTile], over what was staged

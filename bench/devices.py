@@ -1,0 +1,212 @@
+"""What a benchmark asks of a GPU: a clock, CUDA graphs, launch counts, memory. And a stand-in without one.
+
+Everything else in the GPU benchmarks is ordinary PyTorch, so with `StandIn` they run on any machine: the
+tests do that, and `python tools/gpu.py --rehearse`.
+
+`python -m bench.devices` prints the facts of this machine's GPU as JSON.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+
+import torch
+
+from bench.common import commit
+
+Call = Callable[[], object]
+
+
+def slug(name: str) -> str:
+    """A folder's name for a device: NVIDIA H200 -> h200."""
+    words = re.findall(r"[a-z0-9]+", name.lower())
+    return "-".join(word for word in words if word not in ("nvidia", "tesla", "geforce")) or "gpu"
+
+
+def output_of(*command: str) -> str:
+    """What a tool prints, empty where it is absent or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def driver() -> str:
+    tool = shutil.which("nvidia-smi") or "/usr/local/nvidia/bin/nvidia-smi"
+    lines = output_of(tool, "--query-gpu=driver_version", "--format=csv,noheader").splitlines()
+    return lines[0].strip() if lines else "unknown"
+
+
+def nvcc() -> str:
+    found = re.search(r"release ([\d.]+)", output_of(shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc", "--version"))
+    return found.group(1) if found else "unknown"
+
+
+def version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+class Cuda:
+    """The current CUDA device."""
+
+    type = backend = "cuda"
+
+    def __init__(self) -> None:
+        if not torch.cuda.is_available():
+            raise SystemExit("torch sees no CUDA device; `python -m dla_kernels info` says more")
+        self.properties = torch.cuda.get_device_properties(0)
+        self.l2_bytes: int = self.properties.L2_cache_size
+        self.name: str = self.properties.name
+        # A fair comparison: cuDNN would otherwise use TF32 where everybody else computes in fp32.
+        torch.backends.cudnn.allow_tf32 = False
+
+    def facts(self) -> dict:
+        return {
+            "device": self.name,
+            "slug": slug(self.name),
+            "driver": driver(),
+            "capability": "{}.{}".format(*torch.cuda.get_device_capability()),
+            "multiprocessors": self.properties.multi_processor_count,
+            "l2_mb": round(self.l2_bytes / 1e6, 1),
+            "memory_gb": round(self.properties.total_memory / 1e9, 1),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+            "triton": version("triton"),
+            "nvcc": nvcc(),
+        }
+
+    def free_bytes(self) -> int:
+        return torch.cuda.mem_get_info()[0]
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize()
+
+    def timed(self, call: Call, times: int) -> float:
+        """Milliseconds of one call, from `times` calls in a row."""
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(times):
+            call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / times
+
+    def captured(self, calls: list[Call]) -> list[Call]:
+        """The calls as CUDA graphs. All share one pool of memory: they replay one after the other."""
+        stream, pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                calls[0]()
+        self.release()  # what is cached could not be given to the graphs' pool while one is captured
+        graphs: list[Call] = []
+        # As torch.cuda.graph does, without its garbage collection at each of a hundred graphs. A collection during
+        # a capture could free what must not be freed there.
+        gc.disable()
+        try:
+            with torch.cuda.stream(stream):
+                for call in calls:
+                    graph = torch.cuda.CUDAGraph()
+                    graph.capture_begin(pool=pool)
+                    try:
+                        call()
+                    finally:
+                        graph.capture_end()
+                    graphs.append(graph.replay)
+        finally:
+            gc.enable()
+        torch.cuda.current_stream().wait_stream(stream)
+        return graphs
+
+    def launches(self, call: Call, times: int = 5) -> dict[str, float]:
+        """Kernels and copies (memcpy, memset) that one call puts on the device, counted by the profiler."""
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        call()
+        self.synchronize()
+        with torch.profiler.profile(activities=activities) as profile:
+            for _ in range(times):
+                call()
+            self.synchronize()
+        events = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+        # Ranges and waits that the profiler shows on the device's timeline are no launches.
+        on_device = [e.name for e in events if not getattr(e, "is_user_annotation", False) and "Sync" not in e.name]
+        copies = sum(name.startswith(("Memcpy", "Memset")) for name in on_device)
+        if not on_device:
+            raise RuntimeError("the profiler saw no kernel")
+        return {"kernels": (len(on_device) - copies) / times, "copies": copies / times}
+
+    def peak_bytes(self, call: Call) -> int:
+        """Memory that a call holds at its peak beyond what was held before it."""
+        call()
+        self.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        self.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+
+    def release(self) -> None:
+        """Gives back what nobody holds any more."""
+        gc.collect()
+        self.synchronize()
+        torch.cuda.empty_cache()
+
+
+class StandIn:
+    """The same questions to the CPU: a clock on the wall or a given one, graphs that are plain calls."""
+
+    type = backend = "cpu"
+    name = "stand-in"
+    l2_bytes = 64 << 10
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock = clock
+
+    def facts(self) -> dict:
+        return {"device": self.name, "slug": self.name, "torch": torch.__version__, "l2_mb": self.l2_bytes / 1e6}
+
+    def free_bytes(self) -> int:
+        return 1 << 30
+
+    def synchronize(self) -> None:
+        pass
+
+    def timed(self, call: Call, times: int) -> float:
+        start = self.clock()
+        for _ in range(times):
+            call()
+        return 1e3 * (self.clock() - start) / times
+
+    def captured(self, calls: list[Call]) -> list[Call]:
+        return calls
+
+    def launches(self, call: Call) -> dict[str, float]:
+        call()
+        return {"kernels": 1.0, "copies": 0.0}
+
+    def peak_bytes(self, call: Call) -> int:
+        call()
+        return 0
+
+    def release(self) -> None:
+        gc.collect()
+
+
+if __name__ == "__main__":
+    device = StandIn() if "--stand-in" in sys.argv else Cuda()
+    print(json.dumps({**device.facts(), "commit": commit()}))

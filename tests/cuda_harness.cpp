@@ -1,0 +1,355 @@
+// The CUDA kernels of a copy of csrc, run through the SIMT shim without torch: test_cuda_mutations.py makes the copy
+// and says in it where a barrier can be left out (`skipped`) and a buffer made too small (`shortened`).
+#include <climits>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "simt.h"
+
+static int skipped = -1, shortened = -1;
+#define LEFT_OUT(site) (skipped == (site))
+
+// With AddressSanitizer there is a gap behind every buffer of a plan, and it is out of bounds.
+inline int64_t exact(int buffer, int64_t bytes, int element);
+inline int64_t sized(int buffer, int64_t bytes, int element) {
+  bytes = exact(buffer, bytes, element);
+  return bytes == 0 ? 0 : (bytes + 127) / 128 * 128 SIMT_ASAN(+128);
+}
+
+#include "cuda/layer_update.cuh"
+#include "cuda/refresh.cuh"
+#include "cuda/scan.cuh"
+#include "cuda/weight_gradients.cuh"
+
+using namespace dla;
+using namespace dla::cuda;
+
+// What a buffer takes. One that is shortened: an element less, or for copies of weights, whose rows may be padded, a
+// few.
+inline int64_t exact(int buffer, int64_t bytes, int element) {
+  if (bytes > 0 && buffer == shortened) bytes -= (buffer == kW1h || buffer == kW2h ? 8 : 1) * element;
+  return bytes;
+}
+
+// ---- memory that is exactly as large as asked for, and what is in it ----
+
+struct Pool {
+  std::deque<std::vector<float>> results, inputs;
+  std::deque<std::vector<uint16_t>> half_results, half_inputs;
+  uint64_t state = 0;
+
+  float draw() { return simt::detail::Random{state += 77}.below(2001) / 1000.0f - 1; }
+  float* result(int64_t n) { return results.emplace_back(n, NAN).data(); }
+  float* drawn(int64_t n, float scale) {
+    std::vector<float>& x = inputs.emplace_back(n);
+    for (float& v : x) v = scale * draw();
+    return x.data();
+  }
+  void* result_map(int64_t n, float) { return result(n); }
+  void* result_map(int64_t n, BFloat16) { return half_results.emplace_back(n, uint16_t(0xffff)).data(); }
+  void* drawn_map(int64_t n, float) { return drawn(n, 1); }
+  void* drawn_map(int64_t n, BFloat16) {
+    std::vector<uint16_t>& x = half_inputs.emplace_back(n);
+    for (uint16_t& v : x) v = narrow<BFloat16>(draw()).bits;
+    return x.data();
+  }
+  uint64_t hash() const {
+    uint64_t h = 1;
+    for (const auto& x : results)
+      for (const float v : x) {
+        uint32_t bits;
+        std::memcpy(&bits, &v, sizeof bits);
+        h = (h ^ bits) * 0x9E3779B97F4A7C15u, h ^= h >> 29;
+      }
+    for (const auto& x : half_results)
+      for (const uint16_t v : x) h = (h ^ v) * 0x9E3779B97F4A7C15u, h ^= h >> 29;
+    return h;
+  }
+  int missing() const {
+    int n = 0;
+    for (const auto& x : results)
+      for (const float v : x) n += v != v;
+    for (const auto& x : half_results)
+      for (const uint16_t v : x) n += (v & 0x7fff) > 0x7f80;
+    return n;
+  }
+};
+
+// ---- launching ----
+
+template <class Args>
+void start(void (*kernel)(const Args&), const Args& args, const Launch& how) {
+  simt::launch(kernel, int(how.blocks), how.cluster, how.threads, size_t(how.shared_bytes), args);
+}
+
+template <class Args>
+void start(void (*kernel)(const Args&), Args args, const Problem& problem, const Device& device) {
+  const Plan plan = args.cell.plan = make_plan(problem, device);
+  const int64_t blocks = int64_t(plan.tiles_in_flight) * plan.blocks_per_tile;
+  std::vector<unsigned char> workspace(blocks * plan.workspace_bytes, 0xff);
+  args.cell.workspace = reinterpret_cast<float*>(workspace.data());
+  const Launch how{blocks, plan.blocks_per_tile, plan.threads, plan.shared_bytes};
+#if defined(__SANITIZE_ADDRESS__)
+  const auto gaps = [&](unsigned char* memory, bool shared) {
+    for (int i = 0; i < kNumBuffers; ++i) {
+      const int64_t place = plan.place[i];
+      if (place == Plan::kAbsent || (place >= 0) != shared) continue;
+      const int64_t bytes = plan_detail::elements(Buffer(i), problem, plan) * problem.accumulate_bytes;
+      const int64_t begin = (shared ? place : -1 - place) + exact(i, bytes, problem.accumulate_bytes);
+      const int64_t end = (begin + 127) / 128 * 128 + 128;
+      ASAN_POISON_MEMORY_REGION(memory + begin, end - begin);
+    }
+  };
+  for (int64_t b = 0; b < blocks; ++b) gaps(workspace.data() + b * plan.workspace_bytes, false);
+  const auto guarded = [&](const Args& a) {
+    gaps(shared_memory(), true);
+    kernel(a);
+    if (simt::detail::me->block->live == 1) ASAN_UNPOISON_MEMORY_REGION(shared_memory(), how.shared_bytes);
+  };
+  simt::launch(guarded, int(how.blocks), how.cluster, how.threads, size_t(how.shared_bytes), args);
+  ASAN_UNPOISON_MEMORY_REGION(workspace.data(), workspace.size());
+#else
+  start(kernel, args, how);
+#endif
+}
+
+// ---- cases ----
+
+struct Case {
+  const char* name;
+  const char* op;
+  const char* rule;
+  Projection projection;
+  int64_t T, B, C, R;
+  std::vector<int> HW;  // of the maps, in turn
+  bool interleaved;
+  Device device;
+};
+
+static Device device_of(int processors, int64_t shared, int64_t l2, int cluster, int threads, int samples = 1) {
+  return {processors, shared, 2 * (shared + 1024), l2, cluster, threads, cluster, samples};
+}
+
+struct Call {
+  const Case& of;
+  Pool& memory;
+  CellArgs<float> cell{};
+  RecurrenceGrads<float> grads{};
+  int64_t rows = of.T * of.B, C = of.C, state = of.B * of.C;
+
+  Call(const Case& of, Pool& memory) : of(of), memory(memory) {
+    cell.rule = rule_number(of.rule);
+    with_rule(cell.rule, [&](auto rule) {
+      using Of = decltype(rule);
+      cell.NG = Of::NG, cell.saves_h = Of::kSavesH, cell.saves_c = Of::kSavesC;
+      cell.start_h = Of::template start_h<float>();
+    });
+    cell.projection = of.projection;
+    cell.T = of.T, cell.B = of.B, cell.C = C;
+    const int64_t R = of.R, N = cell.NG * C;
+    const float wide = 1.5f / std::sqrt(float(C)), narrow = 1.5f / std::sqrt(float(R > 0 ? R : 1));
+    if (of.projection == Projection::kJoint) {
+      const float* w1 = memory.drawn(R * 2 * C, wide);
+      cell.R = R, cell.ld_w1 = 2 * C, cell.w1h = w1, cell.w1y = w1 + C;
+      cell.w2h = memory.drawn(N * R, narrow), cell.q0 = memory.drawn(N, 0.5f);
+    } else if (of.projection == Projection::kSplit) {
+      cell.R = R, cell.ld_w1 = C;
+      cell.w1y = memory.drawn(R * C, wide), cell.b1y = memory.drawn(R, 0.5f), cell.w2y = memory.drawn(N * R, narrow);
+      cell.w1h = memory.drawn(R * C, wide), cell.b1h = memory.drawn(R, 0.5f), cell.w2h = memory.drawn(N * R, narrow);
+      cell.q0 = memory.drawn(N, 0.5f), cell.q1 = memory.drawn(N, 0.5f);
+    } else {
+      cell.ld_w1 = C;
+      cell.w1y = memory.drawn(N * C, wide), cell.w1h = memory.drawn(N * C, wide);
+      cell.q0 = memory.drawn(N, 0.5f), cell.q1 = memory.drawn(N, 0.5f);
+    }
+    cell.h0 = memory.drawn(state, 0.7f), cell.c0 = memory.drawn(state, 0.7f);
+  }
+
+  Problem problem(Pass pass, int64_t sample_bytes) const {
+    return {pass, cell.projection, cell.NG, cell.T, cell.B, cell.C, cell.R, sample_bytes, sizeof(float)};
+  }
+  void prepare_grads(bool has_scan, bool has_refresh) {
+    grads.has_scan = has_scan, grads.has_refresh = has_refresh;
+    grads.dh0 = memory.result(state), grads.dc0 = memory.result(state);
+    const bool low = of.projection != Projection::kDense, split = of.projection == Projection::kSplit;
+    const int64_t R = of.R, N = cell.NG * C;
+    Factors<float>& f = grads.factors;
+    if (has_scan) f.h = memory.result(rows * C), f.da_scan = memory.result(rows * N);
+    if (has_refresh) {
+      f.da_refresh = memory.result(rows * N), f.h_last = memory.result(state);
+      f.last_sum = memory.result(of.B * (low ? R : N));
+    }
+    if (has_scan && low) f.u_scan = memory.result(rows * R), f.ds_scan = memory.result(rows * R);
+    if (has_refresh && low) f.u_refresh = memory.result(rows * R), f.ds_refresh = memory.result(rows * R);
+    if (split) f.uy = memory.result(rows * R), f.dsy = memory.result(rows * R);
+  }
+  void give_states(const float* h, const float* c) {
+    grads.states_h = h, grads.states_c = c;
+    if (h) grads.dstates_h = memory.drawn(rows * C, 1);
+    if (c) grads.dstates_c = memory.drawn(rows * C, 1);
+  }
+
+  void scan() {
+    const float* y = memory.drawn(rows * C, 1);
+    float *h = cell.saves_h ? memory.result(rows * C) : nullptr, *c = cell.saves_c ? memory.result(rows * C) : nullptr;
+    start(scan_kernel<float>, ScanArgs<float>{cell, y, h, c}, problem(Pass::kForward, 0), of.device);
+    prepare_grads(true, false);
+    give_states(h, c);
+    start(scan_bwd_kernel<float>, ScanBwdArgs<float>{cell, grads, y, memory.result(rows * C)},
+          problem(Pass::kBackward, 0), of.device);
+  }
+
+  void refresh() {
+    const float *y = memory.drawn(rows * C, 1), *dd = memory.drawn(rows * C, 1);
+    start(refresh_kernel<float>, RefreshArgs<float>{cell, y, memory.result(rows * C)}, problem(Pass::kForward, 0),
+          of.device);
+    prepare_grads(false, true);
+    start(refresh_bwd_kernel<float>, RefreshBwdArgs<float>{cell, grads, y, dd, memory.result(rows * C)},
+          problem(Pass::kBackward, 0), of.device);
+  }
+
+  // Enters map `which` of layer t, as enter_maps of operators.h does.
+  template <class T>
+  void enter(Layer& layer, int t, int which, void* data) {
+    const int HW = of.HW[t % of.HW.size()];
+    const int64_t sample = C * HW, stride = of.interleaved ? C : HW;
+    layer.map[which] = {data, sample, stride};
+    layer.HW = HW, layer.interleaved = of.interleaved;
+    if (which == 0) layer.piece = 16;
+    const auto narrow_to = [&](uint64_t bytes) {
+      while (bytes % layer.piece != 0) layer.piece /= 2;
+    };
+    narrow_to(reinterpret_cast<uintptr_t>(data));
+    narrow_to(uint64_t(sample) * sizeof(T));
+    narrow_to(uint64_t(stride) * sizeof(T));
+  }
+
+  template <class T>
+  void layer_update() {
+    int64_t sample_bytes = 0;
+    LayerUpdateArgs<T> forward{};
+    LayerUpdateBwdArgs<T> backward{};
+    for (int t = 0; t < of.T; ++t) {
+      const int64_t size = state * of.HW[t % of.HW.size()];
+      sample_bytes += size / of.B * int64_t(sizeof(T));
+      void* const x = memory.drawn_map(size, T{});
+      enter<T>(forward.layers.at[t], t, 0, x);
+      enter<T>(forward.layers.at[t], t, 1, memory.result_map(size, T{}));
+      enter<T>(backward.layers.at[t], t, 0, x);
+      enter<T>(backward.layers.at[t], t, 1, memory.drawn_map(size, T{}));
+      enter<T>(backward.layers.at[t], t, 2, memory.result_map(size, T{}));
+    }
+    forward.cell = cell;
+    backward.y = forward.y = memory.result(rows * C);
+    forward.states_h = cell.saves_h ? memory.result(rows * C) : nullptr;
+    forward.states_c = cell.saves_c ? memory.result(rows * C) : nullptr;
+    start(layer_update_kernel<T>, forward, problem(Pass::kForward, sample_bytes), of.device);
+    prepare_grads(true, true);
+    give_states(forward.states_h, forward.states_c);
+    backward.cell = cell, backward.grads = grads;
+    start(layer_update_bwd_kernel<T>, backward, problem(Pass::kBackward, 2 * sample_bytes), of.device);
+  }
+
+  void weight_gradients() {
+    WeightGradientArgs<float> args{};
+    const int64_t M = 40, N = 35, K = 70;
+    args.count = 2;
+    const float *g = memory.drawn(K * M, 1), *x = memory.drawn(K * N, 1);
+    args.of[0] = {memory.result(M * N), M, N, N, {{g, x, M, N, K}, {g, x, M, N, 33}}, 0};
+    args.of[1] = {memory.result(M), M, 1, 1, {{g, nullptr, M, 0, K}, {}}, tiles_of(M, N)};
+    const int64_t blocks = tiles_of(M, N) + tiles_of(M, 1);
+    start(weight_gradients_kernel<float>, args, Launch{blocks, 1, kGradientThreads, gradient_shared_bytes<float>()});
+  }
+
+  void operator()() {
+    const std::string op = of.op;
+    if (op == "scan") scan();
+    if (op == "refresh") refresh();
+    if (op == "layer_update") layer_update<float>();
+    if (op == "layer_update, bf16") layer_update<BFloat16>();
+    if (op == "weight_gradients") weight_gradients();
+  }
+};
+
+static const char *kLstm = "lstm", *kDsu = "dsu-sigmoid-context";
+constexpr Projection kJoint = Projection::kJoint, kSplit = Projection::kSplit, kDense = Projection::kDense;
+static const std::vector<Case> kCases = {
+    // Devices: processors, shared bytes, L2 (1: as large a cluster as there is), largest cluster, threads
+    {"cluster", "layer_update", kDsu, kJoint, 3, 3, 37, 5, {15, 16}, false, device_of(2, 6000, 1, 4, 64)},
+    {"cluster, channels last", "layer_update", kLstm, kSplit, 3, 2, 36, 5, {15, 4}, true, device_of(2, 9000, 1, 4, 64)},
+    {"a block", "layer_update", kLstm, kSplit, 3, 5, 17, 5, {15}, false, device_of(1, 9000, 1, 1, 96)},
+    {"a block, channels last", "layer_update", kDsu, kJoint, 2, 5, 17, 5, {15}, true, device_of(1, 6000, 1, 1, 96)},
+    {"dense", "layer_update", kLstm, kDense, 3, 3, 17, 0, {15, 1}, false, device_of(1, 9000, 1, 4, 64)},
+    {"dense, tiny", "layer_update", kDsu, kDense, 3, 5, 8, 0, {4}, true, device_of(1, 300, 1, 4, 32, 4)},
+    {"samples share a tile", "layer_update", kDsu, kJoint, 3, 9, 17, 5, {15}, true, device_of(1, 1024, 1, 1, 32, 8)},
+    {"in a cluster too", "layer_update", kDsu, kSplit, 3, 9, 36, 8, {15}, false, device_of(2, 700, 1, 4, 32, 4)},
+    {"bf16", "layer_update, bf16", kDsu, kJoint, 2, 3, 17, 5, {15, 600}, false, device_of(1, 6000, 1, 1, 64)},
+    {"bf16, cluster", "layer_update, bf16", kLstm, kSplit, 2, 2, 40, 5, {15}, true, device_of(2, 6000, 1, 4, 64)},
+    {"large maps", "layer_update", kDsu, kJoint, 1, 2, 8, 4, {700}, false, device_of(1, 6000, 1, 1, 32)},
+    {"many pixels", "layer_update", kDsu, kJoint, 1, 2, 8, 4, {700}, true, device_of(1, 6000, 1, 1, 32)},
+    {"scan, chunks", "scan", kDsu, kJoint, 5, 3, 20, 7, {}, false, device_of(2, 800, 1, 2, 64)},
+    {"scan, split", "scan", kLstm, kSplit, 4, 3, 24, 8, {}, false, device_of(2, 9000, 0, 2, 64)},
+    {"scan, cluster", "scan", kDsu, kSplit, 4, 3, 64, 16, {}, false, device_of(2, 4000, 0, 8, 64)},
+    {"scan, dense", "scan", kLstm, kDense, 4, 3, 12, 0, {}, false, device_of(1, 6000, 0, 1, 64)},
+    {"refresh, chunks", "refresh", kDsu, kJoint, 5, 3, 20, 7, {}, false, device_of(2, 800, 1, 2, 64)},
+    {"refresh, split", "refresh", kLstm, kSplit, 4, 3, 24, 8, {}, false, device_of(2, 9000, 0, 2, 64)},
+    {"refresh, cluster", "refresh", kDsu, kSplit, 4, 3, 64, 16, {}, false, device_of(2, 4000, 0, 8, 64)},
+    {"refresh, dense", "refresh", kLstm, kDense, 4, 3, 12, 0, {}, false, device_of(1, 6000, 0, 1, 64)},
+    {"weight gradients", "weight_gradients", kDsu, kDense, 1, 1, 1, 0, {}, false, device_of(1, 300, 0, 1, 32)},
+};
+
+struct Outcome {
+  uint64_t hash = 0;
+  int missing = 0;
+  std::string error;
+  bool operator!=(const Outcome& other) const { return hash != other.hash || error != other.error; }
+};
+
+static Outcome run(const Case& c, int seed) {
+  simt::seed(seed);
+  Pool memory;
+  try {
+    Call call(c, memory);
+    call();
+  } catch (const std::exception& e) {
+    return {0, 0, e.what()};
+  }
+  return {memory.hash(), memory.missing(), ""};
+}
+
+// same SEEDS | skip SITE SEEDS | short BUFFER
+int main(int count, char** argv) {
+  const std::string mode = argv[1];
+  const int number = count > 2 ? std::stoi(argv[2]) : 0, seeds = mode == "skip" ? std::stoi(argv[3]) : number;
+  if (mode == "same")
+    for (const Case& c : kCases) {
+      std::set<uint64_t> hashes;
+      Outcome last;
+      for (int seed = 0; seed < seeds; ++seed) hashes.insert((last = run(c, seed)).hash);
+      std::printf("%s: %d results, %d elements missing%s\n", c.name, int(hashes.size()), last.missing,
+                  last.error.c_str());
+    }
+  if (mode == "short") {
+    shortened = number;
+    for (const Case& c : kCases) run(c, 0);
+  }
+  if (mode == "skip") {
+    std::vector<Outcome> right;
+    for (const Case& c : kCases) right.push_back(run(c, 0));
+    skipped = number;
+    for (int seed = 0; seed < seeds; ++seed)
+      for (size_t i = 0; i < kCases.size(); ++i) {
+        const Outcome mine = run(kCases[i], seed);
+        if (!(mine != right[i])) continue;
+        std::printf("caught by '%s' under seed %d %s\n", kCases[i].name, seed, mine.error.c_str());
+        return 0;
+      }
+    std::printf("not caught\n");
+  }
+}

@@ -1,0 +1,201 @@
+"""The benchmarks' arithmetic, and the GPU benchmark from end to end on a stand-in with a fake clock."""
+
+import itertools
+import json
+
+import pytest
+
+from bench import devices, gpu, gpu_inputs, gpu_report, run
+from bench.common import Shape, Target
+from dla_kernels import reference
+
+BF16_MB = {  # design section 7, in the order of its rows
+    (12, 128, 64): 201,
+    (12, 128, 128): 101,
+    (12, 128, 256): 50,
+    (3, 256, 256): 1233,
+    (4, 256, 512): 822,
+    (6, 256, 1024): 617,
+    (23, 256, 1024): 2363,
+    (3, 256, 2048): 154,
+}
+
+
+@pytest.mark.parametrize("row", gpu_inputs.ROWS[:8], ids=str)
+def test_bytes_of_a_row(row):
+    assert gpu_inputs.map_bytes(row, "bf16") / 1e6 == pytest.approx(BF16_MB[row[:3]], abs=0.6)
+    assert gpu_inputs.map_bytes(row, "fp32") == 2 * gpu_inputs.map_bytes(row, "bf16")
+
+
+def test_rows_at_small_batches_are_the_cifar_rows():
+    assert [row._replace(B=128) for row in gpu_inputs.ROWS[8:]] == 2 * list(gpu_inputs.ROWS[:3])
+    assert {row.B for row in gpu_inputs.ROWS[8:]} == {8, 1}
+
+
+@pytest.mark.parametrize(
+    ("size", "free", "copies"),
+    [(201, 10**6, 2), (50, 10**6, 4), (12, 10**6, 15), (1, 10**6, 128), (50, 500, 1), (1000, 500, 1)],
+)
+def test_inputs_rotate_past_three_times_the_cache(size, free, copies):
+    assert gpu_inputs.copies_needed(size, l2=60, free=free) == copies
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA H100 80GB HBM3", "h100-80gb-hbm3"),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+        ("Tesla V100-SXM2", "v100-sxm2"),
+        ("NVIDIA", "gpu"),
+    ],
+)
+def test_slug(name, folder):
+    assert devices.slug(name) == folder
+
+
+def test_rows_are_chosen_by_whole_parts_in_the_order_asked():
+    named = gpu.chosen(gpu_inputs.ROWS, "B1-C64,C2048")
+    assert [(row.B, row.C) for row in named] == [(1, 64), (256, 2048)]
+
+
+def row_of(shape, **ms):
+    """A row of S = 1 GB per unit of T whose copy runs at 4000 GB/s."""
+    S = shape.T * 10**9
+    return {
+        "shape": shape._asdict(),
+        "name": str(shape),
+        "dtype": "bf16",
+        "S": S,
+        "ms": {"copy/copy": 2 * S / 4e9, **{key.replace("__", "/").replace("_", " "): t for key, t in ms.items()}},
+        "launches": {"forward/ours": {"kernels": 1.0, "copies": 1.0}, "backward/ours": {"kernels": 2.0, "copies": 0.0}},
+    }
+
+
+def test_targets():
+    row = row_of(Shape(6, 256, 1024, 14, 16), forward__ours=6.0, forward__ours_graph=5.0, forward__eager_graph=10.0)
+    row["ms"] |= {"forward+backward/ours graph": 15.0, "forward+backward/eager": 15.0, "forward+backward/compile": 18.0}
+    found = {target.name: target for target in gpu_report.targets(row, full_gbs=4500.0)}
+    # 3S = 18 GB in 5 ms: 3600 GB/s. 4S = 24 GB in 15 - 5 ms: 2400 GB/s.
+    ratios = {name: (round(target.ratio, 3), target.limit, target.met) for name, target in found.items()}
+    assert ratios == {
+        "forward: 3S / copy bandwidth": (0.9, 0.85, True),
+        "forward: 3S / full bandwidth": (0.8, 1.0, False),
+        "backward: 4S / copy bandwidth": (0.6, 0.85, False),
+        "forward: best peer / ours": (2.0, 1.3, True),
+        "forward+backward: best peer / ours": (1.0, 1.3, False),
+        "forward: launches": (2.0, 1, False),
+        "backward: launches": (2.0, 2, True),
+    }
+    assert "compile not measured" in found["forward: best peer / ours"].why
+    assert "compile not measured" not in found["forward+backward: best peer / ours"].why
+
+
+@pytest.mark.parametrize(
+    ("shape", "limit"), [((12, 128, 64, 32, 4), 3.0), ((12, 8, 64, 32, 4), 5.0), ((3, 256, 256, 56, 16), 1.3)]
+)
+def test_how_much_faster_than_the_best_peer(shape, limit):
+    assert gpu_report.peer_limit(Shape(*shape)) == limit
+
+
+def test_small_rows_have_no_bandwidth_target():
+    row = row_of(Shape(1, 8, 64, 32, 4), forward__ours=1.0) | {"S": 10**6}
+    assert {target.name for target in gpu_report.targets(row, 4500.0)} == {"forward: launches", "backward: launches"}
+
+
+def test_a_target_met_exactly_is_met():
+    assert Target("", 1.0, 1.0, True, "").met
+    assert Target("", 1.0, 1.0, False, "").met
+
+
+@pytest.fixture(scope="module")
+def stand_in():
+    """Every look at the clock is a millisecond after the last."""
+    return devices.StandIn(clock=itertools.count(step=0.001).__next__)
+
+
+def run_on(stand_in, out, *options):
+    return gpu.main(["--stand-in", "--rounds", "3", "--out", str(out), *options], stand_in)
+
+
+def test_the_runner_measures_everything_it_names(stand_in, tmp_path, capsys):
+    assert run_on(stand_in, tmp_path) == 0
+    result = json.loads((tmp_path / "bench.json").read_text())
+    shapes = [str(shape) for shape in gpu_inputs.REHEARSAL]
+    assert [(row["dtype"], row["name"]) for row in result["rows"]] == [(d, s) for d in ("bf16", "fp32") for s in shapes]
+    for row in result["rows"]:
+        assert all(check["passed"] for check in row["parity"].values())
+        assert set(row["notes"]) == {"cudnn lstm"}
+        graphs = {f"{op}/{name}{graph}" for op in gpu.OPS for name in ("ours", "eager") for graph in ("", " graph")}
+        assert set(row["ms"]) == graphs | {"copy/copy", "scan/ours lstm", "scan/cudnn lstm"}
+        assert set(row["iqr_ms"]) == set(row["samples"]) == set(row["ms"])
+        # The first look at the clock of a sample is one tick before the second, however many calls lie between.
+        assert all(0 < time <= 1.001 for time in row["ms"].values())
+        assert row["launches"]["backward/ours"] == {"kernels": 1.0, "copies": 0.0}
+    printed = capsys.readouterr().out
+    text = (tmp_path / "bench.txt").read_text()
+    assert text.strip() in printed
+    assert "targets: " in text
+    assert all(shape in text for shape in shapes)
+
+
+def test_a_second_run_adds_to_the_first(stand_in, tmp_path, capsys):
+    name = str(gpu_inputs.REHEARSAL[1])
+    assert run_on(stand_in, tmp_path, "--dtypes", "fp32") == 0
+    assert run_on(stand_in, tmp_path, "--dtypes", "bf16", "--rows", name, "--add", "--json") == 0
+    rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    shapes = [str(shape) for shape in gpu_inputs.REHEARSAL]
+    assert [(row["dtype"], row["name"]) for row in rows] == [("bf16", name), ("fp32", shapes[0]), ("fp32", shapes[1])]
+
+
+def test_no_row_begins_after_the_budget(stand_in, tmp_path, capsys):
+    assert run_on(stand_in, tmp_path, "--budget", "-1") == 1
+    assert "left out: bf16" in capsys.readouterr().out
+
+
+def test_a_wrong_op_is_not_timed(stand_in, tmp_path, capsys, monkeypatch):
+    right = reference.layer_update
+
+    def wrong(*args, **options):
+        out, states = right(*args, **options)
+        return [1.01 * x for x in out], states
+
+    monkeypatch.setattr(
+        gpu_inputs,
+        "functions",
+        lambda backend: type("", (), {"layer_update": staticmethod(wrong), "scan": staticmethod(reference.scan)}),
+    )
+    assert run_on(stand_in, tmp_path, "--dtypes", "fp32") == 1
+    rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert all(not row["ms"] and not row["parity"]["layer_update"]["passed"] for row in rows)
+    assert "layer_update off by more than allowed: not timed" in capsys.readouterr().out
+
+
+def test_a_nan_is_no_parity(stand_in):
+    inputs = gpu_inputs.Inputs(gpu_inputs.REHEARSAL[0], "fp32", stand_in)
+    error, allowed = gpu_inputs.layer_update_parity(inputs, chunk_bytes=1)  # sample by sample
+    assert error <= allowed
+    inputs.sets[0].xs[0][1, 2, 0, 0] = float("nan")
+    error, allowed = gpu_inputs.layer_update_parity(inputs)
+    assert not error <= allowed
+
+
+def test_a_peer_that_fails_is_left_out_with_its_reason(stand_in, tmp_path, capsys, monkeypatch):
+    def captured(calls):
+        raise RuntimeError("no graphs today\nand a second line")
+
+    monkeypatch.setattr(stand_in, "captured", captured, raising=False)
+    assert run_on(stand_in, tmp_path, "--dtypes", "fp32") == 0
+    row = json.loads((tmp_path / "bench.json").read_text())["rows"][0]
+    assert row["notes"]["forward/ours graph"] == "RuntimeError: no graphs today"
+    assert "forward/ours graph" not in row["ms"]
+    assert "no graphs today" in capsys.readouterr().out
+
+
+def test_bench_goes_to_the_gpu_where_asked(monkeypatch):
+    asked = []
+    monkeypatch.setattr(gpu, "main", lambda argv: asked.append(argv) or 0)
+    monkeypatch.setattr("sys.argv", ["bench.run", "--device", "cuda", "--rows", "C64"])
+    with pytest.raises(SystemExit) as stop:
+        run.main()
+    assert (stop.value.code, asked) == (0, [["--rows", "C64"]])

@@ -1,0 +1,253 @@
+"""csrc/cuda/plan.h: what holds for every plan, and what the plans of design's rows on an H200 are."""
+
+from itertools import combinations
+
+import pytest
+
+pytest.importorskip("hypothesis")
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from .cuda_plans import BUFFERS, PLAN_H, Device, Plans, Problem
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def plans(tmp_path_factory):
+    plans = Plans(tmp_path_factory.mktemp("plan"))
+    yield plans
+    plans.close()
+
+
+def test_buffers_are_those_of_the_header():
+    listed = PLAN_H.read_text().partition("enum Buffer {")[2].partition("kNumBuffers")[0]
+    assert [line.split()[0] for line in listed.strip().splitlines()] == [f"k{name}," for name in BUFFERS]
+
+
+# ---- what holds for every plan ----
+
+H200 = Device(132, 232448, 233472, 50 << 20, 8, 256)
+REAL = {
+    "h200": H200,
+    "a100": Device(108, 166912, 167936, 40 << 20, 1, 256),
+    "rtx 4090": Device(128, 101376, 102400, 72 << 20, 1, 256),
+    "t4": Device(40, 65536, 65536, 4 << 20, 1, 256),
+    "h200, 1/7 of it": Device(16, 232448, 233472, 7 << 20, 8, 256),
+}
+
+
+@st.composite
+def devices(draw):
+    if draw(st.booleans()):
+        return REAL[draw(st.sampled_from(sorted(REAL)))]
+    shared = draw(st.integers(0, 240_000))
+    return Device(
+        draw(st.integers(1, 200)),
+        shared,
+        draw(st.integers(1, 3)) * (shared + 1024),
+        draw(st.integers(0, 1 << 27)),
+        draw(st.integers(1, 16)),
+        32 * draw(st.integers(1, 16)),
+    )
+
+
+@st.composite
+def problems(draw):
+    projection = draw(st.sampled_from(["joint", "split", "dense"]))
+    C = draw(st.integers(1, 4100) | st.integers(1, 80))
+    pixels = draw(st.just(0) | st.integers(1, 10_000))
+    T = draw(st.integers(1, 256) | st.integers(1, 24))
+    accumulate_bytes = draw(st.sampled_from([4, 8]))
+    return Problem(
+        backward=draw(st.booleans()),
+        projection=projection,
+        NG=draw(st.sampled_from([1, 3, 4])),
+        T=T,
+        B=draw(st.integers(0, 2000) | st.integers(1, 20)),
+        C=C,
+        R=0 if projection == "dense" else draw(st.integers(1, 1024) | st.integers(1, 40)),
+        sample_bytes=T * C * pixels * draw(st.sampled_from([2, 4])),
+        accumulate_bytes=accumulate_bytes,
+    )
+
+
+def needed(problem, plan):
+    """Elements of every buffer that the kernels use, from the shapes in plan.h's comments."""
+    p, nb, cs, R = problem, plan["samples"], plan["channels"], problem.R
+    low, back, joint = p.projection != "dense", p.backward, p.projection == "joint"
+    rows, gates = p.T * nb, p.NG * cs
+    chunk = plan["chunk"] * nb
+    sizes = {
+        "H": nb * cs,
+        "C": nb * cs,
+        "Scratch": 8 * plan["threads"],
+        "Shared": nb * (R if low else gates),
+        "Gates": (rows if back else chunk) * gates,
+        "D": (rows if back else chunk) * cs,
+        "Y": rows * cs,
+    }
+    if low:
+        sizes |= {"Exchange": 2 * chunk * R, "U": chunk * R, "W1h": R * (cs + 4), "W2h": gates * (R + 4)}
+    sizes |= {"P": rows * R} if joint else {"Q": rows * gates}
+    if back:
+        sizes |= dict.fromkeys(["DH", "DC"], nb * cs) | dict.fromkeys(["DD", "DY", "HBefore"], rows * cs)
+        sizes["Last"] = sizes["Shared"]
+        if low:
+            sizes |= dict.fromkeys(["UScan", "URefresh", "DP"], rows * R)
+        if p.projection == "split":
+            sizes["UY"] = rows * R
+        if not joint:
+            sizes["DQ"] = rows * gates
+    return sizes
+
+
+def check_places(problem, device, plan):
+    sizes = {name: n * problem.accumulate_bytes for name, n in needed(problem, plan).items()}
+    copies = {"W1h", "W2h"}
+    assert plan["place"].keys() <= sizes.keys()
+    assert sizes.keys() - copies <= plan["place"].keys()
+    assert len(copies & plan["place"].keys()) in (0, 2), "both weights are copied, or none"
+    shared, workspace = [], []
+    for name, place in plan["place"].items():
+        begin = place if place >= 0 else -1 - place
+        assert begin % 16 == 0, name
+        assert name not in copies or place >= 0, "copies of weights are never in the workspace"
+        (shared if place >= 0 else workspace).append((begin, begin + sizes[name], name))
+    for memory, limit in ((shared, plan["shared"]), (workspace, plan["workspace"])):
+        assert all(end <= limit for _, end, _ in memory)
+        for (_, end, name), (begin, _, other) in combinations(sorted(memory), 2):
+            assert end <= begin, f"{name} and {other} overlap"
+    assert plan["workspace"] % 16 == 0  # of a block: the next one's begins there
+    if problem.projection != "dense" and plan["group"] > 1:
+        assert plan["place"]["Exchange"] >= 0, "other blocks must reach it"
+
+
+def check_plan(problem, device, plan):
+    group, samples = plan["group"], plan["samples"]
+    assert group in (1, 2, 4, 8)
+    assert group <= device.largest_cluster
+    assert group == 1 or problem.projection != "dense"
+    assert plan["channels"] % 8 == 0
+    assert plan["channels"] * group >= problem.C
+    assert samples in (1, 2, 4, 8)
+    assert samples < 2 * max(problem.B, 1)
+    assert 1 <= plan["chunk"] <= problem.T
+    assert plan["in_flight"] >= 1
+    assert (plan["in_flight"] - 1) * samples < max(problem.B, 1), "a group without a tile"
+    assert plan["threads"] == device.threads
+    assert 0 <= plan["shared"] <= device.shared_per_block
+    assert plan["shared"] + 1024 <= max(device.shared_per_processor, 1024)
+    expected = "weights-bound" if samples > 1 else "on-chip" if group > 1 else "portable"
+    assert plan["path"] == expected
+    check_places(problem, device, plan)
+
+
+many = settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@many
+@given(problems(), devices(), st.sampled_from([1 << 30, 8, 4, 2, 1]))
+def test_every_plan_is_one_that_can_run(plans, problem, device, largest_group):
+    plan = plans(problem, device, largest_group)
+    check_plan(problem, device, plan)
+    assert plan["group"] <= largest_group
+
+
+def blocks_per_tile(plans, problem, device, batches):
+    """What decides the order of sums, and for which batch: blocks that share a tile, and whether weights are copied."""
+    found = {B: plans(problem._replace(B=B), device) for B in batches}
+    return {(plan["group"], "W2h" in plan["place"]): B for B, plan in found.items()}
+
+
+@many
+@given(problems(), devices(), st.lists(st.integers(1, 3000), min_size=1, max_size=6))
+def test_the_order_of_sums_does_not_depend_on_the_batch(plans, problem, device, batches):
+    groups = blocks_per_tile(plans, problem, device, [1, *batches, problem.B])
+    assert len(groups) == 1, f"{problem} on {device}: blocks per tile and B are {groups}"
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        Problem(False, "joint", 3, 28, 669, 99, 134, 0),
+        Problem(True, "split", 4, 4, 292, 1907, 8, 0),
+        Problem(False, "joint", 3, 31, 1399, 95, 186, 0),
+        Problem(True, "split", 4, 28, 1803, 42, 184, 0),
+        Problem(True, "split", 3, 38, 226, 710, 59, 0),
+        Problem(False, "joint", 4, 26, 899, 682, 43, 0),
+    ],
+    ids=lambda p: f"{p.projection}-T{p.T}-B{p.B}-C{p.C}-R{p.R}",
+)
+def test_nor_where_sharing_a_tile_makes_room_for_the_weights(plans, problem):
+    """With more samples fewer layers are exchanged at once: less memory in all, and the weights just fit."""
+    groups = blocks_per_tile(plans, problem, H200, [1, problem.B])
+    assert len(groups) == 1, f"blocks per tile and B are {groups}"
+
+
+# ---- the rows of section 7 of the design on an H200 ----
+
+# T, B, C, pixels of a map, R
+CIFAR = {
+    "CIFAR C64": (12, 128, 64, 1024, 16),
+    "CIFAR C128": (12, 128, 128, 256, 32),
+    "CIFAR C256": (12, 128, 256, 64, 64),
+}
+IMAGENET = {
+    "C256": (3, 256, 256, 3136, 16),
+    "C512": (4, 256, 512, 784, 32),
+    "C1024 T6": (6, 256, 1024, 196, 64),
+    "C1024 T23": (23, 256, 1024, 196, 64),
+    "C2048": (3, 256, 2048, 49, 128),
+}
+BOTH_PASSES = pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+BOTH_DSUS = pytest.mark.parametrize("projection", ["joint", "split"])
+
+
+def plan_of_row(plans, name, backward, projection="joint", itemsize=2):
+    T, B, C, HW, R = (CIFAR | IMAGENET)[name]
+    problem = Problem(backward, projection, 3, T, B, C, R, T * C * HW * itemsize * (2 if backward else 1))
+    plan = plans(problem, H200)
+    check_plan(problem, H200, plan)
+    return problem, plan
+
+
+@BOTH_PASSES
+@BOTH_DSUS
+@pytest.mark.parametrize("name", ["CIFAR C128", "CIFAR C256", "C1024 T6"])
+def test_these_rows_are_on_chip(plans, name, projection, backward):
+    _, plan = plan_of_row(plans, name, backward, projection)
+    assert plan["path"] == "on-chip", plan
+
+
+@BOTH_PASSES
+@BOTH_DSUS
+def test_the_widest_row_shares_its_weights(plans, projection, backward):
+    _, plan = plan_of_row(plans, "C2048", backward, projection)
+    assert plan["path"] in ("weights-bound", "on-chip"), plan
+
+
+@BOTH_DSUS
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("name", CIFAR)
+def test_cifar_forward_needs_no_workspace(plans, name, itemsize, projection):
+    _, plan = plan_of_row(plans, name, False, projection, itemsize)
+    assert plan["workspace"] == 0, plan
+
+
+@pytest.mark.parametrize("name", ["CIFAR C128", "CIFAR C256", "C1024 T6"])
+def test_half_of_the_second_reading_finds_its_maps(plans, name):
+    """Of all samples in flight, forward, in bf16."""
+    problem, plan = plan_of_row(plans, name, backward=False)
+    assert plan["in_flight"] * plan["samples"] * problem.sample_bytes <= 2 * H200.l2, plan
+
+
+@BOTH_PASSES
+@pytest.mark.parametrize("name", CIFAR | IMAGENET)
+def test_without_clusters_every_row_is_one_blocks(plans, name, backward):
+    T, B, C, HW, R = (CIFAR | IMAGENET)[name]
+    problem = Problem(backward, "joint", 3, T, B, C, R, T * C * HW * 2)
+    for device, limit in ((REAL["a100"], 1 << 30), (H200, 1)):
+        plan = plans(problem, device, limit)
+        check_plan(problem, device, plan)
+        assert plan["group"] == 1
