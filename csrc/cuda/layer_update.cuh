@@ -33,8 +33,7 @@ DLA_KERNEL(layer_update_kernel, T, LayerUpdateArgs<T>) {
       for (int m = M - 1; m >= 0; --m) {
         const Layer& layer = args.layers.at[(m0 + m) / nb];
         const int64_t b = tile.b0 + (m0 + m) % nb;
-        scale(layer, plane<const T>(layer, 0, b, tile.c0), d + m * cs, static_cast<const A*>(nullptr),
-              plane<T>(layer, 1, b, tile.c0), cs);
+        scale(layer, plane<const T>(layer, 0, b, tile.c0), d + m * cs, plane<T>(layer, 1, b, tile.c0), cs);
       }
     });
   }
@@ -69,7 +68,8 @@ DLA_KERNEL(layer_update_bwd_kernel, T, LayerUpdateBwdArgs<T>) {
     for (int m = tile.rows() - 1; m >= 0; --m) {
       const Layer& layer = args.layers.at[m / nb];
       const int64_t b = tile.b0 + m % nb;
-      scale(layer, plane<const T>(layer, 1, b, tile.c0), d + m * cs, dy + m * cs, plane<T>(layer, 2, b, tile.c0), cs);
+      scale<true>(layer, plane<const T>(layer, 1, b, tile.c0), d + m * cs, dy + m * cs, plane<T>(layer, 2, b, tile.c0),
+                  cs);
     }
   }
 }

@@ -32,37 +32,48 @@ struct Vector {
   };
   DLA_DEVICE accumulate_t<T> operator[](int i) const { return widen(v[i]); }
 };
-// The first n of its elements; zeros follow. kLast: nobody will read them again.
+// kLast: nobody will read them again.
 template <int kPiece, bool kLast, class T>
-DLA_DEVICE Vector<T> load(const T* p, int n) {
+DLA_DEVICE Vector<T> load(const T* p) {
   Vector<T> x;
-  if (kPiece >= 8 && n == Vector<T>::N) {
-    if constexpr (kPiece == 16) {
-      const Words4* from = reinterpret_cast<const Words4*>(p);
-      x.words4 = kLast ? load_last(from) : *from;
-    } else {
-      const Words2* from = reinterpret_cast<const Words2*>(p);
-      x.words2[0] = kLast ? load_last(from) : from[0];
-      x.words2[1] = kLast ? load_last(from + 1) : from[1];
-    }
-    return x;
+  if constexpr (kPiece == 16) {
+    const Words4* from = reinterpret_cast<const Words4*>(p);
+    x.words4 = kLast ? load_last(from) : *from;
+  } else if constexpr (kPiece == 8) {
+    const Words2* from = reinterpret_cast<const Words2*>(p);
+    x.words2[0] = kLast ? load_last(from) : from[0];
+    x.words2[1] = kLast ? load_last(from + 1) : from[1];
+  } else {
+#pragma unroll
+    for (int i = 0; i < Vector<T>::N; ++i) x.v[i] = p[i];
   }
+  return x;
+}
+// The first n elements; zeros follow.
+template <class T>
+DLA_DEVICE Vector<T> load_some(const T* p, int n) {
+  Vector<T> x;
 #pragma unroll
   for (int i = 0; i < Vector<T>::N; ++i) x.v[i] = i < n ? p[i] : T{};
   return x;
 }
 template <int kPiece, class T>
-DLA_DEVICE void store(T* p, Vector<T> x, int n) {
-  if (kPiece == 16 && n == Vector<T>::N) {
+DLA_DEVICE void store(T* p, const Vector<T>& x) {
+  if constexpr (kPiece == 16) {
     store_streaming(reinterpret_cast<Words4*>(p), x.words4);
-  } else if (kPiece == 8 && n == Vector<T>::N) {
+  } else if constexpr (kPiece == 8) {
     store_streaming(reinterpret_cast<Words2*>(p), x.words2[0]);
     store_streaming(reinterpret_cast<Words2*>(p) + 1, x.words2[1]);
   } else {
 #pragma unroll
-    for (int i = 0; i < Vector<T>::N; ++i)
-      if (i < n) p[i] = x.v[i];
+    for (int i = 0; i < Vector<T>::N; ++i) p[i] = x.v[i];
   }
+}
+template <class T>
+DLA_DEVICE void store_some(T* p, const Vector<T>& x, int n) {
+#pragma unroll
+  for (int i = 0; i < Vector<T>::N; ++i)
+    if (i < n) p[i] = x.v[i];
 }
 
 // Calls f with the widest piece of the layer as a constant.
@@ -89,34 +100,49 @@ struct Term {
   }
 };
 
-// A few neighbouring threads take a channel; kBatch channels are in flight at once.
-template <int kPiece, bool kProduct, int kBatch, class T, class F>
+// A few neighbouring threads take a channel. Each has kChannels x kAlong vectors in flight: these are read before
+// the first is used, and the part of a vector at the end of a channel is taken by itself.
+template <int kPiece, bool kProduct, int kChannels, int kAlong, class T, class F>
 DLA_DEVICE void planar_sums(Plane<const T> x, Plane<const T> g, int cs, int HW, F f) {
   using A = accumulate_t<T>;
   constexpr int N = Vector<T>::N, kFew = 8;
-  const int vectors = (HW + N - 1) / N, lanes = power_of_two(vectors, kWarp);
+  const int whole = HW / N, rest = HW % N, lanes = power_of_two(whole + (rest > 0), kWarp);
   const int lane = thread_index() % lanes, group = thread_index() / lanes, groups = num_threads() / lanes;
-  for (int first = 0; first < cs; first += groups * kBatch) {  // uniform, as the shuffles need
-    A sum[kBatch] = {}, few[kBatch] = {};                      // a long chain of additions is folded now and then
+  for (int first = 0; first < cs; first += groups * kChannels) {  // uniform, as the shuffles need
+    A sum[kChannels] = {}, few[kChannels] = {};                   // a long chain of additions is folded now and then
+    const auto at = [&](const Plane<const T>& map, int i) {
+      return map.data + at_most(first + i * groups + group, cs - 1) * map.stride;
+    };
     int added = 0;
-#pragma unroll 4
-    for (int v = lane; v < vectors; v += lanes) {
-      const int n = at_most(HW - v * N, N);
-      Vector<T> xs[kBatch], gs[kBatch];
+    for (int v0 = lane; v0 < whole; v0 += lanes * kAlong) {
+      Vector<T> xs[kAlong][kChannels], gs[kAlong][kChannels];
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        const int c = at_most(first + i * groups + group, cs - 1);
-        xs[i] = load<kPiece, false>(x.data + c * x.stride + v * N, n);
-        if (kProduct) gs[i] = load<kPiece, false>(g.data + c * g.stride + v * N, n);
-      }
+      for (int j = 0; j < kAlong; ++j)
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) few[i] += Term<T, kProduct>::of(xs[i], gs[i]);
-      if (++added % kFew == 0)
+        for (int i = 0; i < kChannels; ++i) {
+          const int v = at_most(v0 + j * lanes, whole - 1);
+          xs[j][i] = load<kPiece, false>(at(x, i) + v * N);
+          if (kProduct) gs[j][i] = load<kPiece, false>(at(g, i) + v * N);
+        }
 #pragma unroll
-        for (int i = 0; i < kBatch; ++i) sum[i] += few[i], few[i] = A(0);
+      for (int j = 0; j < kAlong; ++j)
+#pragma unroll
+        for (int i = 0; i < kChannels; ++i) {
+          const A term = Term<T, kProduct>::of(xs[j][i], gs[j][i]);
+          few[i] += v0 + j * lanes < whole ? term : A(0);
+        }
+      added += kAlong;
+      if (added % kFew == 0)
+#pragma unroll
+        for (int i = 0; i < kChannels; ++i) sum[i] += few[i], few[i] = A(0);
     }
+    if (rest > 0 && lane == whole % lanes)
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
+      for (int i = 0; i < kChannels; ++i)
+        few[i] += Term<T, kProduct>::of(load_some(at(x, i) + whole * N, rest),
+                                        load_some((kProduct ? at(g, i) : at(x, i)) + whole * N, rest));
+#pragma unroll
+    for (int i = 0; i < kChannels; ++i) {
       const A total = sum_lanes(sum[i] + few[i], lanes);
       const int c = first + i * groups + group;
       if (lane == 0 && c < cs) f(c, total);
@@ -128,7 +154,7 @@ DLA_DEVICE void planar_sums(Plane<const T> x, Plane<const T> g, int cs, int HW, 
 template <int kPiece, bool kProduct, class T, class F>
 DLA_DEVICE void interleaved_sums(Plane<const T> x, Plane<const T> g, int cs, int HW, accumulate_t<T>* scratch, F f) {
   using A = accumulate_t<T>;
-  constexpr int N = Vector<T>::N, kFew = 32;
+  constexpr int N = Vector<T>::N, kFew = 32, kAlong = kProduct ? 1 : 4;
   const int vectors = (cs + N - 1) / N, columns = power_of_two(vectors, num_threads());
   const int column = thread_index() % columns, part = thread_index() / columns, parts = num_threads() / columns;
   for (int first = 0; first < vectors; first += columns) {
@@ -136,17 +162,33 @@ DLA_DEVICE void interleaved_sums(Plane<const T> x, Plane<const T> g, int cs, int
     A sum[N] = {}, few[N] = {};  // a long chain of additions is folded now and then
     if (v < vectors) {
       const int n = at_most(cs - v * N, N);
-      int added = 0;
-      for (int p = part; p < HW; p += parts) {
-        const Vector<T> xs = load<kPiece, false>(x.data + p * x.stride + v * N, n);
-        Vector<T> gs;
-        if (kProduct) gs = load<kPiece, false>(g.data + p * g.stride + v * N, n);
+      const auto add_pixels = [&](auto read) {
+        int added = 0;
+        for (int p0 = part; p0 < HW; p0 += parts * kAlong) {
+          Vector<T> xs[kAlong], gs[kAlong];
 #pragma unroll
-        for (int i = 0; i < N; ++i) few[i] = kProduct ? fma(xs[i], gs[i], few[i]) : few[i] + xs[i];
-        if (++added % kFew == 0)
+          for (int j = 0; j < kAlong; ++j) {
+            const int p = at_most(p0 + j * parts, HW - 1);
+            xs[j] = read(x.data + p * x.stride + v * N);
+            if (kProduct) gs[j] = read(g.data + p * g.stride + v * N);
+          }
 #pragma unroll
-          for (int i = 0; i < N; ++i) sum[i] += few[i], few[i] = A(0);
-      }
+          for (int j = 0; j < kAlong; ++j)
+#pragma unroll
+            for (int i = 0; i < N; ++i) {
+              const A more = kProduct ? fma(xs[j][i], gs[j][i], few[i]) : few[i] + xs[j][i];
+              few[i] = p0 + j * parts < HW ? more : few[i];
+            }
+          added += kAlong;
+          if (added % kFew == 0)
+#pragma unroll
+            for (int i = 0; i < N; ++i) sum[i] += few[i], few[i] = A(0);
+        }
+      };
+      if (n == N)
+        add_pixels([](const T* from) { return load<kPiece, false>(from); });
+      else
+        add_pixels([n](const T* from) { return load_some(from, n); });
     }
 #pragma unroll
     for (int i = 0; i < N; ++i) scratch[i * num_threads() + thread_index()] = sum[i] + few[i];
@@ -173,9 +215,9 @@ DLA_DEVICE void sums(const Layer& layer, Plane<const T> x, Plane<const T> g, int
     if (layer.interleaved)
       interleaved_sums<kPiece, kProduct>(x, g, cs, layer.HW, scratch, f);
     else if (layer.HW <= 2 * kWarp * Vector<T>::N)
-      planar_sums<kPiece, kProduct, kProduct ? 2 : 4>(x, g, cs, layer.HW, f);
+      planar_sums<kPiece, kProduct, kProduct ? 2 : 4, 1>(x, g, cs, layer.HW, f);
     else
-      planar_sums<kPiece, kProduct, 1>(x, g, cs, layer.HW, f);
+      planar_sums<kPiece, kProduct, 1, kProduct ? 2 : 4>(x, g, cs, layer.HW, f);
   });
 }
 
@@ -189,31 +231,61 @@ DLA_DEVICE Vector<T> mapped(const Vector<T>& x, F f) {
   return out;
 }
 
-// d and e [cs]; e may be null.
-template <class T>
+// Rows are what lies side by side: pixels of a channel, or channels of a pixel. factor(row, i) and summand(row, i)
+// are those of element i of a row. A thread has kBatch rows in flight.
+template <int kPiece, int kBatch, class T, class Factor, class Summand>
+DLA_DEVICE void scale_rows(int rows, int length, Plane<const T> x, Plane<T> out, Factor factor, Summand summand) {
+  using A = accumulate_t<T>;
+  constexpr int N = Vector<T>::N;
+  const int vectors = (length + N - 1) / N, lanes = power_of_two(vectors, num_threads());
+  const int lane = thread_index() % lanes, group = thread_index() / lanes, groups = num_threads() / lanes;
+  for (int v = lane; v < vectors; v += lanes) {
+    const int n = at_most(length - v * N, N);
+    const auto scaled = [&](const Vector<T>& x, int row) {
+      return mapped(x, [&](A value, int i) {
+        const int at = at_most(v * N + i, length - 1);
+        return fma(value, factor(row, at), summand(row, at));
+      });
+    };
+    if (n == N) {
+      for (int row0 = group; row0 < rows; row0 += groups * kBatch) {
+        Vector<T> xs[kBatch];
+#pragma unroll
+        for (int j = 0; j < kBatch; ++j)
+          xs[j] = load<kPiece, true>(x.data + at_most(row0 + j * groups, rows - 1) * x.stride + v * N);
+#pragma unroll
+        for (int j = 0; j < kBatch; ++j) {
+          const int row = row0 + j * groups;
+          if (row < rows) store<kPiece>(out.data + row * out.stride + v * N, scaled(xs[j], row));
+        }
+      }
+    } else {
+      for (int row = group; row < rows; row += groups)
+        store_some(out.data + row * out.stride + v * N, scaled(load_some(x.data + row * x.stride + v * N, n), row), n);
+    }
+  }
+}
+
+// d and e [cs]. Without a summand -0 is added, which changes nothing, not even a -0.
+template <bool kSummand, class T>
 DLA_DEVICE void scale(const Layer& layer, Plane<const T> x, const accumulate_t<T>* d, const accumulate_t<T>* e,
                       Plane<T> out, int cs) {
   using A = accumulate_t<T>;
-  constexpr int N = Vector<T>::N;
+  const auto summand = [e](int c) { return kSummand ? e[c] : A(-0.0); };
   with_piece(layer.piece, [&](auto piece) {
     constexpr int kPiece = decltype(piece)::value;
-    // Rows are what lies side by side: pixels of a channel, or channels of a pixel.
-    const int rows = layer.interleaved ? layer.HW : cs, length = layer.interleaved ? cs : layer.HW;
-    const int vectors = (length + N - 1) / N, lanes = power_of_two(vectors, num_threads());
-    const int lane = thread_index() % lanes, group = thread_index() / lanes, groups = num_threads() / lanes;
-    for (int v = lane; v < vectors; v += lanes) {
-      const int n = at_most(length - v * N, N);
-#pragma unroll 4
-      for (int row = group; row < rows; row += groups) {
-        const Vector<T> xs = load<kPiece, true>(x.data + row * x.stride + v * N, n);
-        const Vector<T> result = mapped(xs, [&](A value, int i) {
-          const int c = layer.interleaved ? at_most(v * N + i, cs - 1) : row;
-          return e ? fma(value, d[c], e[c]) : value * d[c];
-        });
-        store<kPiece>(out.data + row * out.stride + v * N, result, n);
-      }
-    }
+    if (layer.interleaved)
+      scale_rows<kPiece, 2>(
+          layer.HW, cs, x, out, [&](int, int c) { return d[c]; }, [&](int, int c) { return summand(c); });
+    else
+      scale_rows<kPiece, 4>(
+          cs, layer.HW, x, out, [&](int c, int) { return d[c]; }, [&](int c, int) { return summand(c); });
   });
+}
+// Without a summand.
+template <class T>
+DLA_DEVICE void scale(const Layer& layer, Plane<const T> x, const accumulate_t<T>* d, Plane<T> out, int cs) {
+  scale<false, T>(layer, x, d, nullptr, out, cs);
 }
 
 }  // namespace cuda

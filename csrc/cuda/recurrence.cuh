@@ -80,12 +80,18 @@ class Recurrence {
   }
 
   // Towards the bottleneck: the columns of W1 that this block owns. Dense: Wh and Wy whole, rows of gates.
-  DLA_DEVICE WeightRows<A> w1h() const { return w1h_; }
+  DLA_DEVICE WeightRows<A> w1h() const {
+    if (args.plan.stages_weights) return {buffer(kW1h), cs + kSkew, R, 0, 1};
+    return given_w1h();
+  }
   DLA_DEVICE WeightRows<A> w1y() const {
     return bottleneck() ? WeightRows<A>{args.w1y + c0, args.ld_w1, R, 0} : gate_rows(args.w1y, C);
   }
   // From there to the gates of its own channels.
-  DLA_DEVICE WeightRows<A> w2h() const { return w2h_; }
+  DLA_DEVICE WeightRows<A> w2h() const {
+    if (args.plan.stages_weights) return {buffer(kW2h), R + kSkew, gates() > 0 ? gates() : 1, 0, 1};
+    return gate_rows(args.w2h, R);
+  }
   DLA_DEVICE WeightRows<A> w2y() const { return gate_rows(args.w2y, R); }
   // How many rows W1 has: what h and y meet in, and where their gradients come from.
   DLA_DEVICE int met() const { return bottleneck() ? R : gates(); }
@@ -251,7 +257,6 @@ class Recurrence {
   }
 
  private:
-  WeightRows<A> w1h_, w2h_;
   int parity_ = 0;
 
   static DLA_DEVICE int own_channels(const CellArgs<A>& args) {
@@ -259,6 +264,9 @@ class Recurrence {
     return left <= 0 ? 0 : left < args.plan.channels ? int(left) : args.plan.channels;
   }
   DLA_DEVICE WeightRows<A> gate_rows(const A* w, int64_t K) const { return {w + c0 * K, K, cs > 0 ? cs : 1, C * K}; }
+  DLA_DEVICE WeightRows<A> given_w1h() const {
+    return bottleneck() ? WeightRows<A>{args.w1h + c0, args.ld_w1, R, 0} : gate_rows(args.w1h, C);
+  }
   DLA_DEVICE A bias(int n) const {
     const int64_t at = (n / cs) * C + c0 + n % cs;
     return args.q1 ? args.q0[at] + args.q1[at] : args.q0[at];
@@ -280,20 +288,10 @@ class Recurrence {
     }
   }
   // Copies of the weights of every step, where the plan found room for them.
-  DLA_DEVICE void stage_weights() {
-    if (!bottleneck()) {
-      w1h_ = w2h_ = gate_rows(args.w1h, C);
-      return;
-    }
-    w1h_ = {args.w1h + c0, args.ld_w1, R, 0};
-    w2h_ = gate_rows(args.w2h, R);
+  DLA_DEVICE void stage_weights() const {
     if (!args.plan.stages_weights) return;
-    A *const w1 = buffer(kW1h), *const w2 = buffer(kW2h);
-    const int ld1 = cs + kSkew, ld2 = R + kSkew;
-    copy_rows(R, cs, w1h_, w1, ld1);
-    copy_rows(gates(), R, w2h_, w2, ld2);
-    w1h_ = {w1, ld1, R, 0, 1};
-    w2h_ = {w2, ld2, gates() > 0 ? gates() : 1, 0, 1};
+    copy_rows(R, cs, given_w1h(), buffer(kW1h), cs + kSkew);
+    copy_rows(gates(), R, gate_rows(args.w2h, R), buffer(kW2h), R + kSkew);
   }
 };
 

@@ -12,8 +12,7 @@ DLA_KERNEL(rescale_kernel, T, RescaleArgs<T>) {
   my_piece(args.pieces, [&](int t, int64_t b, int64_t c0, int cs) {
     const Layer& layer = args.layers.at[t];
     const int64_t row = (t * args.pieces.B + b) * args.pieces.C + c0;
-    scale(layer, plane<const T>(layer, 0, b, c0), args.d + row, static_cast<const A*>(nullptr),
-          plane<T>(layer, 1, b, c0), cs);
+    scale(layer, plane<const T>(layer, 0, b, c0), args.d + row, plane<T>(layer, 1, b, c0), cs);
   });
 }
 
@@ -26,7 +25,7 @@ DLA_KERNEL(rescale_bwd_kernel, T, RescaleBwdArgs<T>) {
     const auto dout = plane<const T>(layer, 1, b, c0);
     sums<true>(layer, plane<const T>(layer, 0, b, c0), dout, cs, reinterpret_cast<A*>(shared_memory()),
                [&](int c, A sum) { args.dd[row + c] = sum; });
-    scale(layer, dout, args.d + row, static_cast<const A*>(nullptr), plane<T>(layer, 2, b, c0), cs);
+    scale(layer, dout, args.d + row, plane<T>(layer, 2, b, c0), cs);
   });
 }
 
