@@ -143,7 +143,7 @@ def check_plan(problem, device, plan):
     check_places(problem, device, plan)
 
 
-many = settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+many = settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @many

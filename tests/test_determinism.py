@@ -143,3 +143,25 @@ def test_permuted_samples_give_permuted_results(backend, op):
 
     ours = outcome(getattr(dla, op), permuted(inputs), backend=backend.name, **options_of(op, cell))
     assert_equal(ours, permuted(outcome(getattr(dla, op), inputs, backend=backend.name, **options_of(op, cell))))
+
+
+@pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
+@pytest.mark.parametrize("op", OPS_WITH_CELL)
+def test_nor_on_where_weights_begin_in_memory(backend, op, cell):
+    """Views into flat parameters begin anywhere; kernels that read 16 bytes at a time must not sum them otherwise."""
+    inputs = inputs_of(op, MIDDLE, cell, torch.float32, device=backend.device)
+    results = []
+    for offset in (0, 1, 2):
+        views = [w.new_empty(w.numel() + offset)[offset:].view(w.shape).copy_(w) for w in inputs["weights"]]
+        results.append(
+            outcome(
+                getattr(dla, op),
+                inputs | {"weights": type(inputs["weights"])(*views)},
+                None,
+                backend=backend.name,
+                cell=cell,
+            )
+        )
+    for other in results[1:]:
+        for name, x in results[0].items():
+            assert_same_bits(other[name], x, name)

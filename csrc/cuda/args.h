@@ -26,6 +26,8 @@ template <class Args>
 int clusters_that_fit(const Launch& how);
 
 Device current_device();
+// Torch's guard tells torch's copy of the CUDA runtime; this tells ours, which is linked statically.
+void use_device(int index);
 #if defined(DLA_SIMT)
 extern std::atomic<int64_t> launches;
 #endif

@@ -23,7 +23,11 @@ Device current_device() {
   return {processors, shared, 2 * (int64_t(shared) + 1024), l2, cluster, threads, cluster};
 }
 
+void use_device(int) {}
+
 #else
+
+void use_device(int index) { cudaSetDevice(index); }
 
 Device current_device() {
   int index = 0, processors = 0, per_block = 0, per_processor = 0, l2 = 0, clusters = 0;

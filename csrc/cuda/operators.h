@@ -32,7 +32,7 @@ class OnDevice {
   explicit OnDevice(const Tensor&) {}
   void* stream() const { return nullptr; }
 #else
-  explicit OnDevice(const Tensor& like) : index_(like.get_device_index()), guard_(index_) {}
+  explicit OnDevice(const Tensor& like) : index_(like.get_device_index()), guard_(index_) { use_device(index_); }
   void* stream() const {
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
