@@ -18,8 +18,12 @@ from dla_kernels.backends import BACKENDS
 CUDA_BUILD = pytest.StashKey()
 
 
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: "resources" in item.fixturenames)  # those who wait for compilers wait last
+
+
 def pytest_collection_finish(session):
-    """What takes longest goes first, beside the other tests: see test_cuda_build.py."""
+    """The compilers start first, beside the other tests: see test_cuda_build.py."""
     for module in {item.module for item in session.items if "resources" in item.fixturenames}:
         if module.cuda_resources.find_nvcc() and not session.config.option.collectonly:
             session.config.stash[CUDA_BUILD] = module.Build()
