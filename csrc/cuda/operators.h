@@ -242,7 +242,7 @@ struct Gradients {
   Tensors dstate, dweights;
 
   Gradients(const Cell<A>& cell, bool has_scan, bool has_refresh, size_t state_count, const Tensor& like)
-      : cell_(cell), like_(like) {
+      : cell_(cell) {
     const int64_t B = cell.args.B, C = cell.args.C, R = cell.args.R, N = cell.args.NG * C, rows = cell.args.T * B;
     const bool low = cell.args.projection != Projection::kDense, split = cell.args.projection == Projection::kSplit;
     args.has_scan = has_scan, args.has_refresh = has_refresh;
@@ -327,7 +327,7 @@ struct Gradients {
 
  private:
   const Cell<A>& cell_;
-  Tensor like_, held_;
+  Tensor held_;
 };
 
 }  // namespace cuda
