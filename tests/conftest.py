@@ -4,6 +4,10 @@ import os
 from typing import NamedTuple
 
 import pytest
+
+# Threads that wait for work would spin on the core that a compiler needs. Read when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 
 # Read once, at the first use: by the CPU kernels, whose scratch memory then starts as NaN; by cuBLAS, which has
