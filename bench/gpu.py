@@ -54,6 +54,11 @@ def compiled(function: Callable, mode: str) -> Callable:
     return step
 
 
+def backends(inputs: Inputs) -> list[tuple[str, Any]]:
+    triton = [("triton", inputs.triton)] if inputs.triton else []
+    return [("ours", inputs.ours), *triton, ("eager", reference)]
+
+
 def candidates(inputs: Inputs, op: str, mode: str) -> Iterator[tuple[str, Callable[[], list[Call]]]]:
     """(name, builder of its calls, one per set). A peer that cannot be built is left out with its reason."""
     captured = inputs.device.captured
@@ -67,7 +72,7 @@ def candidates(inputs: Inputs, op: str, mode: str) -> Iterator[tuple[str, Callab
         return calls(SimpleNamespace(**{n: compiled(getattr(reference, n), mode) for n in ("scan", "layer_update")}))
 
     yield "copy", lambda: over(inputs, inputs.copy)
-    for name, f in (("ours", inputs.ours), ("eager", reference)):
+    for name, f in backends(inputs):
         yield name, partial(calls, f)
         yield f"{name} graph", lambda f=f: captured(calls(f))  # type: ignore[misc]
     if mode != "none":
@@ -116,10 +121,12 @@ def check(inputs: Inputs, notes: dict[str, str]) -> dict[str, dict]:
     """Parity of what is about to be timed; cuDNN must also compute the function it is compared with."""
     lstm, dense = inputs.lstm()
     found = {
-        "layer_update": layer_update_parity(inputs),
+        "layer_update": layer_update_parity(inputs, inputs.ours),
         "scan": scan_parity(inputs, dla.PAPER_DSU, inputs.weights),
         "scan lstm": scan_parity(inputs, dla.Cell("lstm"), dense),
     }
+    if inputs.triton:
+        found["layer_update triton"] = layer_update_parity(inputs, inputs.triton)
     try:
         with torch.no_grad():
             one = inputs.sets[0]
@@ -135,7 +142,7 @@ def check(inputs: Inputs, notes: dict[str, str]) -> dict[str, dict]:
 def count(inputs: Inputs, notes: dict[str, str]) -> tuple[dict, dict]:
     """Launches per call, and peak memory beyond the inputs."""
     launches, memory = {}, {}
-    for name, f in (("ours", inputs.ours), ("eager", reference)):
+    for name, f in backends(inputs):
         calls: dict[str, Callable[[], Call]] = {
             "forward": lambda f=f: partial(inputs.forward, f.layer_update, inputs.sets[0]),  # type: ignore[misc]
             "backward": lambda f=f: inputs.backward_only(f.layer_update),  # type: ignore[misc]

@@ -13,6 +13,7 @@ import dla_kernels as dla
 from bench.common import Shape
 from bench.devices import Cuda, StandIn
 from dla_kernels import reference
+from dla_kernels.backends import BACKENDS
 from dla_kernels.verify import Case, functions, largest_error, parity, random_weights
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -76,6 +77,8 @@ class Inputs:
         self.weight_leaves = dla.Joint(*(w.clone().requires_grad_() for w in self.weights))
         self.copied = torch.empty_like(self.sets[0].flat)
         self.ours = functions(device.backend)
+        served = BACKENDS["triton"].available and BACKENDS["triton"].serves(device.type)
+        self.triton = functions("triton") if served else None
 
     def lstm(self) -> tuple[torch.nn.LSTM, dla.Dense]:
         """cuDNN's LSTM in the row's dtype, and the same weights for our scan."""
@@ -113,14 +116,14 @@ def outputs_and_gradients(
     return [x.detach() for x in (*out, *got[: len(xs)], *states)], list(got[len(xs) :])
 
 
-def layer_update_parity(inputs: Inputs, chunk_bytes: int = 1 << 30) -> tuple[float, float]:
-    """(error, allowed) of layer_update on the very inputs that are timed, as `verify.parity` defines them.
+def layer_update_parity(inputs: Inputs, ours: Any, chunk_bytes: int = 1 << 30) -> tuple[float, float]:
+    """(error, allowed) of one backend's layer_update on the very inputs that are timed, as in `verify.parity`.
 
     The truth in fp64 would not fit beside large rows, so it is computed for a few samples at a time: samples
     are independent, and the gradients of the weights are sums over them.
     """
     one, B = inputs.sets[0], inputs.shape.B
-    candidates = [outputs_and_gradients(f, one.xs, inputs.weights, one.grads) for f in (inputs.ours, reference)]
+    candidates = [outputs_and_gradients(f, one.xs, inputs.weights, one.grads) for f in (ours, reference)]
     weights64 = dla.Joint(*(w.double() for w in inputs.weights))
     step = max(1, chunk_bytes // (one.flat.numel() // B * 8))
     num = len(candidates[0][0])

@@ -7,7 +7,9 @@ from bench.gpu_inputs import PASSES
 from dla_kernels.terminal import table
 
 MB = 1e6
-ORDER = ("copy", "ours", "ours graph", "eager", "eager graph", "compile", "compile graph", "ours lstm", "cudnn lstm")
+OURS = ("copy", "ours", "ours graph", "triton", "triton graph")
+PEERS = ("eager", "eager graph", "compile", "compile graph")
+ORDER = (*OURS, *PEERS, "ours lstm", "cudnn lstm")
 # (T, B, C): where the maps of a sample fit on the chip, so that one pass less is to be had.
 ON_CHIP = ((12, 128, 128), (12, 128, 256), (6, 256, 1024))
 
@@ -19,7 +21,7 @@ def names(rows: list[dict], op: str) -> list[str]:
 def best(ms: dict[str, float], op: str, who: str) -> float | None:
     """The fastest of "ours" or of "peers", captured or not; None if none was measured."""
     ours = [f"{op}/ours", f"{op}/ours graph"]
-    peers = [f"{op}/{name}" for name in ("eager", "eager graph", "compile", "compile graph")]
+    peers = [f"{op}/{name}" for name in PEERS]
     return min((ms[key] for key in (ours if who == "ours" else peers) if key in ms), default=None)
 
 

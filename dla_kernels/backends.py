@@ -61,13 +61,19 @@ def _load_cuda() -> Any:
     return _load_library("_C_cuda", "with nvcc on PATH, run: pip install --no-build-isolation -e .")
 
 
+# Triton's interpreter runs its kernels on CPU tensors, program by program: likewise.
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
+
 def _load_triton() -> Any:
-    for module in ("triton", "triton_ops"):
-        try:
-            loaded = importlib.import_module(module)
-        except ImportError as error:
-            raise Unavailable(f"the module {module} does not import ({error})") from error
-    return loaded
+    if not INTERPRETED and not torch.cuda.is_available():
+        raise Unavailable("torch sees no GPU; to run its kernels slowly on the CPU, set TRITON_INTERPRET=1")
+    try:
+        triton_ops = importlib.import_module("triton_ops")
+    except ImportError as error:
+        raise Unavailable(f"{error}; run: pip install triton") from error
+    fakes.register(triton_ops.NAMESPACE)
+    return triton_ops.ops
 
 
 @dataclass
@@ -102,7 +108,7 @@ BACKENDS = {
     for backend in (
         Backend("cpu", ("cpu",), _load_cpu),
         Backend("cuda", ("cpu" if SIMT else "cuda",), _load_cuda, only_by_name=SIMT),
-        Backend("triton", ("cuda",), _load_triton),
+        Backend("triton", ("cpu" if INTERPRETED else "cuda",), _load_triton, only_by_name=INTERPRETED),
     )
 }
 REFERENCE = "reference"

@@ -1,5 +1,6 @@
 """Fixtures: the backend under test, a seed, and NaN in all memory that nobody has written yet."""
 
+import importlib.util
 import os
 from typing import NamedTuple
 
@@ -16,25 +17,36 @@ os.environ.setdefault("DLA_KERNELS_POISON", "1")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 if not torch.cuda.is_available():
     os.environ.setdefault("DLA_KERNELS_SIMT", "1")
+    if importlib.util.find_spec("triton"):
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+        # There an operation costs the same for one element or a thousand. Of the shapes, some are larger still.
+        tiles = "samples=4,rows=16,columns=64,inner=64,step_columns=64,step_inner=64"
+        os.environ.setdefault("DLA_KERNELS_TRITON_TILES", tiles)
 
-from dla_kernels.backends import BACKENDS
+from dla_kernels.backends import BACKENDS, INTERPRETED
 
-CUDA_BUILD = pytest.StashKey()
+from . import interpreter
+from .compilers import BUILDS
+
+if INTERPRETED:
+    interpreter.patch_once_a_launch()
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if INTERPRETED or "DLA_KERNELS_THIN_OUT" in os.environ:
+        config.hook.pytest_deselected(items=interpreter.thin_out(items))
     items.sort(key=lambda item: "resources" in item.fixturenames)  # those who wait for compilers wait last
 
 
 def pytest_collection_finish(session):
-    """The compilers start first, beside the other tests: see test_cuda_build.py."""
-    for module in {item.module for item in session.items if "resources" in item.fixturenames}:
-        if module.cuda_resources.find_nvcc() and not session.config.option.collectonly:
-            session.config.stash[CUDA_BUILD] = module.Build()
+    if not session.config.option.collectonly:
+        waiting = [item for item in session.items if "resources" in item.fixturenames]
+        compiled = {item.module for item in waiting if not any(m.args[0] for m in item.iter_markers("skipif"))}
+        session.config.stash[BUILDS] = {module.__name__: module.build() for module in compiled}
 
 
 def pytest_unconfigure(config):
-    if build := config.stash.get(CUDA_BUILD, None):
+    for build in config.stash.get(BUILDS, {}).values():
         build.stop()
 
 

@@ -1,21 +1,14 @@
 """The CUDA kernels compile and link for every architecture without a warning, and none spills. Needs nvcc, no GPU."""
 
-import json
-import os
-import signal
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import pytest
 
-from .conftest import CUDA_BUILD
+from .compilers import TOOLS, Build, started
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path.insert(0, str(TOOLS))
 
-import cuda_resources  # noqa: E402
+import cuda_resources
 
 pytestmark = [
     pytest.mark.slow,
@@ -23,29 +16,13 @@ pytestmark = [
 ]
 
 
-class Build:
-    """The compilers take minutes and one core, the other tests another: conftest.py starts them first."""
-
-    def __init__(self):
-        self.folder = tempfile.TemporaryDirectory()
-        command = [sys.executable, ROOT / "tools" / "cuda_resources.py", "--json", "--folder", self.folder.name]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(["nice", *map(str, command)], start_new_session=True, **pipes)
-
-    def stop(self):  # also twice
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        self.folder.cleanup()
+def build():
+    return Build("cuda_resources.py", "--folder")
 
 
 @pytest.fixture(scope="module")
 def resources(request):
-    build = request.config.stash.get(CUDA_BUILD, None) or Build()
-    out, err = build.process.communicate()
-    build.stop()
-    assert build.process.returncode == 0, err
-    return [cuda_resources.Resources(*row) for row in json.loads(out)]
+    return [cuda_resources.Resources(*row) for row in started(request, build).result()]
 
 
 def test_every_kernel_is_there_for_every_architecture(resources):

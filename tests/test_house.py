@@ -26,8 +26,23 @@ def test_python_and_cpp_list_the_same_rules():
 
 
 @pytest.mark.parametrize("kind", NUM_GATES)
-def test_a_cell_is_one_header(kind):
+def test_a_cell_is_one_file_per_language(kind):
     assert (ROOT / f"csrc/cells/{kind}.h").exists()
+    assert (ROOT / f"triton_ops/cells/{kind}.py").exists()
+
+
+def test_triton_lists_the_same_rules_and_operators():
+    pytest.importorskip("triton")
+    import triton_ops
+    from triton_ops.cells import RULES
+
+    assert list(RULES) == [cell.rule for cell in ALL_RULES]
+    for cell in ALL_RULES:
+        rule = RULES[cell.rule]
+        saved = [*["h"] * rule.saves_h, *["c"] * rule.saves_c]
+        assert (rule.NG, tuple(saved)) == (cell.num_gates, cell.state_names), cell
+    declared = [name for name in SCHEMAS if name not in QUESTIONS]
+    assert sorted(f.__name__ for f in triton_ops.FUNCTIONS) == sorted(declared)
 
 
 def test_the_public_ops_are_those_of_the_schema():
@@ -44,6 +59,7 @@ def test_the_public_ops_are_those_of_the_schema():
         "csrc/cuda/{}.cuh",
         "csrc/cuda/{}.cu",
         "csrc/cuda/{}.cpp",
+        "triton_ops/{}.py",
         "dla_kernels/ops/{}.py",
         "dla_kernels/reference/{}.py",
         "tests/test_{}.py",
@@ -83,6 +99,7 @@ ARROWS = {
     "dla_kernels/ops": ("dla_kernels.verify", "dla_kernels.__main__", "triton_ops"),
     "dla_kernels/cells.py": ("dla_kernels.",),
     "dla_kernels": ("tests", "bench"),
+    "triton_ops": ("dla_kernels", "tests", "bench"),
 }
 
 
@@ -112,7 +129,7 @@ def test_kernels_reach_the_machine_through_one_header():
 
 
 def test_files_stay_readable():
-    for pattern in ("csrc/**/*.*", "dla_kernels/**/*.py", "bench/*.py", "tests/*.py", "*.py"):
+    for pattern in ("csrc/**/*.*", "dla_kernels/**/*.py", "triton_ops/**/*.py", "bench/*.py", "tests/*.py", "*.py"):
         for file in ROOT.glob(pattern):
             if file.suffix in {".py", ".h", ".cpp", ".cuh", ".cu"}:
                 assert len(file.read_text().splitlines()) <= 500, file.name

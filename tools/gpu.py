@@ -7,6 +7,7 @@ Stages, each with a budget of seconds; one that runs out is stopped, and the nex
   memcheck   compute-sanitizer over a short run, where the tool works
   racecheck  likewise
   bench      the benchmarks, without torch.compile
+  triton     the tests of the Triton backend, thinned out: each compiles kernels of its own
   rest       all other tests, but for the compile gates of other chips, which `make test` runs anywhere
   compile    some rows of the benchmarks again, beside torch.compile(mode="max-autotune")
 
@@ -33,9 +34,11 @@ from typing import NamedTuple, TextIO
 
 HERE = Path(__file__).parent.parent.resolve()
 VENV = HERE / ".venv"
-BUDGETS = {"setup": 200, "cuda": 120, "memcheck": 40, "racecheck": 40, "bench": 130, "rest": 100, "compile": 90}
+BUDGETS = {"setup": 200, "cuda": 120, "memcheck": 40, "racecheck": 40, "bench": 130}
+BUDGETS |= {"triton": 80, "rest": 100, "compile": 90}
 COMPILED_ROWS = "T3-B256-C256,T12-B8-C256,T12-B128-C128,T6-B256-C1024,T3-B256-C2048,T12-B128-C64,T4-B256-C512"
-NO_GATES = ("--ignore=tests/test_cuda_build.py",)  # compiles for every other chip, for minutes and without a GPU
+# These compile for every other chip, for minutes and without a GPU.
+NO_GATES = ("--ignore=tests/test_cuda_build.py", "--ignore=tests/test_triton_build.py")
 ERRORS_FOUND = 86  # the exit status that compute-sanitizer is told to use
 KERNELS = "kns=3dla4cuda"  # those of this package, by a part of their mangled names
 # What the sanitizer must find before its silence counts: a race, or a write out of bounds.
@@ -254,10 +257,9 @@ class Stages:
         if not self.rehearse and not any(re.match(r"cuda +yes", line) for line in lines):
             raise SystemExit("the CUDA backend is not available")  # and its tests would pass by being none
 
-    def tests(self, which: list[str], dist: str, seconds: float) -> tuple[str, str]:
+    def tests(self, which: list[str], dist: str, seconds: float, **env: str) -> tuple[str, str]:
         command = [self.python, "-m", "pytest", *which, "-rfE", "--tb=short", "--maxfail=100", "-p", "no:cacheprovider"]
         workers = min(8, self.cores // 2)
-        env = {}
         if workers > 1 and self.has("xdist"):
             command += ["-n", workers, "--dist", dist]
             env["OMP_NUM_THREADS"] = str(self.cores // workers)
@@ -356,7 +358,8 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     stages = Stages(session, args.rehearse)
-    some, own = (["tests/test_docs.py", "tests/test_gap.py"], "cpu") if args.rehearse else ([], "cuda")
+    some = ["tests/test_docs.py", "tests/test_gap.py"] if args.rehearse else []
+    own, second = ("cpu", "cpu") if args.rehearse else ("cuda", "triton")
     try:
         if session.stage("setup", stages.setup) in ("failed", "stopped"):
             raise SystemExit("setup did not come to its end")
@@ -365,8 +368,11 @@ def main() -> int:
         for tool in ("memcheck", "racecheck"):
             session.stage(tool, lambda s, tool=tool: stages.sanitizer(tool, s))  # type: ignore[misc]
         session.stage("bench", stages.bench)
+        thin = {"DLA_KERNELS_THIN_OUT": "1"}
+        session.stage("triton", lambda s: stages.tests([*some, "-k", f"{second} and not slow"], "load", s, **thin))
+        others = "not cuda and not triton or slow"
         # By files: some build programs once for all their tests.
-        session.stage("rest", lambda s: stages.tests([*some, *NO_GATES, "-k", "not cuda or slow"], "loadfile", s))
+        session.stage("rest", lambda s: stages.tests([*some, *NO_GATES, "-k", others], "loadfile", s))
         session.stage("compile", stages.compile)
     except (SystemExit, Exception) as why:  # whatever it is, the verdict comes last
         session.outcomes.append(Outcome("end", "failed", session.elapsed, str(why)))

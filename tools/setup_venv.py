@@ -45,7 +45,8 @@ def dev_requirements() -> list[str]:
     text = (HERE / "pyproject.toml").read_text()
     group = text.split("\ndev = [")[1].split("\n]")[0]
     names = [line.split("#")[0].strip().strip('",') for line in group.splitlines()]
-    return ["setuptools>=77", "wheel", "cmake>=3.18", "ninja", *[name for name in names if name]]
+    names = [name for name in names if name and (sys.platform == "linux" or not name.startswith("triton"))]
+    return ["setuptools>=77", "wheel", "cmake>=3.18", "ninja", *names]
 
 
 def missing(python: Path, requirements: list[str]) -> list[str]:

@@ -1,0 +1,162 @@
+"""What is Triton's alone: its tiles, its launches, choosing by measurement, and when it serves."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import dla_kernels as dla
+from dla_kernels.backends import BACKENDS, INTERPRETED
+
+from .calls import check_parity
+from .cases import FEW_CELLS, MIDDLE, Shape, cell_name, inputs_of
+from .conftest import COMPILED
+
+pytestmark = pytest.mark.skipif(not BACKENDS["triton"].available, reason=f"triton: {BACKENDS['triton'].reason}")
+if BACKENDS["triton"].available:
+    import triton_ops
+    from triton_ops import launch, tiles, tune, weight_gradients
+
+    TRITON = next(served for served in COMPILED if served.name == "triton")
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """The names of the kernels launched."""
+    seen = []
+
+    def launch_and_note(kernel, *args):
+        seen.append(kernel.fn.__name__.removesuffix("_kernel"))
+        real(kernel, *args)
+
+    real = launch.launch
+    monkeypatch.setattr(launch, "launch", launch_and_note)
+    return seen
+
+
+@pytest.mark.parametrize("op", ["gap", "scan", "refresh", "rescale", "layer_update"])
+def test_one_launch_forward_and_two_backward(launches, op):
+    cell = FEW_CELLS[0]
+    inputs = inputs_of(op, MIDDLE, cell, torch.float32, device=TRITON.device)
+    options = {"cell": cell} if "weights" in inputs else {}
+    leaves = [x.requires_grad_() for x in (inputs["xs"] if "xs" in inputs else [inputs["y"]])]
+    out = getattr(dla, op)(**inputs, backend="triton", **options)
+    assert launches == [op]
+    first = out[0][0] if op == "layer_update" else out[0] if isinstance(out, (tuple, list)) else out
+    torch.autograd.grad(first.sum(), leaves, allow_unused=True)
+    backward = {"gap": [], "rescale": ["rescale_bwd"]}.get(op, [f"{op}_bwd", "weight_gradients"])
+    assert launches == [op, *backward]
+
+
+# ---- tiles ----
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("C", [1, 16, 33, 64, 256, 1024, 2048])
+@pytest.mark.parametrize("HW", [0, 1, 49, 64, 196, 3136])
+def test_tiles_are_powers_of_two_and_of_bearable_size(C, HW, dtype):
+    for op in ("gap", "rescale_bwd", "scan", "layer_update", "layer_update_bwd"):
+        t = tiles.from_table(op, C, max(1, C // 4), HW, dtype)
+        numbers = [t.samples, t.rows, t.columns, t.inner, t.step_columns, t.step_inner, t.channels, t.piece]
+        assert all(n == tiles.power_of_two(n) for n in (*numbers, *t.planar, *t.interleaved))
+        assert t.planar[0] * t.planar[1] == t.interleaved[0] * t.interleaved[1] <= 4096
+        assert t.samples * t.step_columns * t.step_inner <= 4096
+        assert not t.dots or min(t.rows, t.columns, t.inner) >= 16  # what tl.dot wants
+
+
+def test_the_batch_has_no_say_in_the_tiles(monkeypatch):
+    asked = []
+    real = tiles.from_table
+    monkeypatch.setattr(tiles, "from_table", lambda *question: (asked.append(question), real(*question))[1])
+    for B in (1, 2, 7):
+        inputs = inputs_of("scan", Shape.parse(f"T2-B{B}-C6-R3-HW1x1"), FEW_CELLS[0], torch.float32)
+        dla.scan(**inputs, cell=FEW_CELLS[0], backend="triton") if INTERPRETED else None
+    assert len(set(asked)) <= 1
+
+
+@pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
+@pytest.mark.parametrize("given", ["", "samples=2,rows=16,columns=16,channels=16,step_columns=16,step_inner=16"])
+def test_other_tiles_give_the_same_results(monkeypatch, cell, given):
+    """Those of the table, and ones so small that every loop goes round more than once."""
+    monkeypatch.setenv("DLA_KERNELS_TRITON_TILES", given)
+    shape = Shape.parse("T3-B3-C37-R19-HW5x3,1x1")
+    inputs = inputs_of("layer_update", shape, cell, torch.float32, device=TRITON.device)
+    check_parity("layer_update", TRITON, inputs, shape.longest_sum, cell=cell)
+
+
+@pytest.mark.parametrize("op", ["scan", "refresh", "layer_update"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weight_gradients_shared_by_several_programs(monkeypatch, op, dtype):
+    monkeypatch.setattr(weight_gradients, "FEWEST_ROWS", 4)
+    cell = FEW_CELLS[1]
+    inputs = inputs_of(op, MIDDLE, cell, dtype, device=TRITON.device)
+    check_parity(op, TRITON, inputs, MIDDLE.longest_sum, cell=cell)
+
+
+# ---- choosing by measurement ----
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Tuning switched on; one candidate is declared the fastest. Lists what is measured."""
+    calls = []
+
+    def milliseconds(call):
+        calls.append(dict(tiles.trial))
+        return 1.0 if tiles.trial == {"samples": 2} else 2.0
+
+    monkeypatch.setattr(tune, "milliseconds", milliseconds)
+    triton_ops.autotune()
+    yield calls
+    triton_ops.autotune(False)
+    tiles.chosen.clear()
+
+
+def test_the_fastest_candidate_serves_every_batch(measured, monkeypatch):
+    monkeypatch.setenv("DLA_KERNELS_TRITON_TILES", "")
+    cell = FEW_CELLS[0]
+    for B in (3, 1, 5):
+        inputs = inputs_of("scan", Shape.parse(f"T2-B{B}-C6-R3-HW1x1"), cell, torch.float32, device=TRITON.device)
+        with torch.no_grad():
+            dla.scan(**inputs, cell=cell, backend="triton")
+    assert measured == list(tune.CANDIDATES)
+    assert tiles.tiles("scan", 6, 3, 0, torch.float32).samples == 2
+    assert tiles.tiles("scan", 8, 3, 0, torch.float32).samples == 1
+
+
+def test_what_writes_in_place_is_never_measured(measured):
+    inputs = inputs_of("rescale", MIDDLE, None, torch.float32, device=TRITON.device)
+    with torch.no_grad():
+        dla.rescale(**inputs, inplace=True, backend="triton")
+    assert measured == []
+
+
+# ---- when it serves ----
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="this machine has a GPU")
+def test_without_gpu_and_interpreter_it_says_why():
+    code = "import torch, dla_kernels as dla; dla.gap([torch.ones(1, 1, 1, 1)], backend='triton')"
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "'triton' is not available here: torch sees no GPU" in done.stderr
+    assert "TRITON_INTERPRET=1" in done.stderr
+
+
+def test_unasked_the_interpreter_never_serves():
+    from dla_kernels.backends import select
+
+    assert select(None, torch.device("cpu")) == "cpu"
+
+
+def test_tf32_only_where_the_user_allows_it():
+    assert launch.precision() == "ieee"
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        assert launch.precision() == "tf32"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before

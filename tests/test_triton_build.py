@@ -1,0 +1,60 @@
+"""The Triton kernels compile for chips that are not here; none spills, none wants more shared memory than there is."""
+
+import os
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+
+from .compilers import TOOLS, Build, started
+
+sys.path.insert(0, str(TOOLS))
+
+import triton_resources
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        os.environ.get("DLA_KERNELS_TRITON_TESTS") != "all", reason="five minutes; DLA_KERNELS_TRITON_TESTS=all runs it"
+    ),
+]
+
+
+def build():
+    """In a process of its own: this one interprets."""
+    return Build("triton_resources.py")
+
+
+@pytest.fixture(scope="module")
+def resources(request):
+    return [triton_resources.Resources(*row) for row in started(request, build).result()]
+
+
+def test_every_kernel_was_compiled_for_every_chip(resources):
+    kernels = ["scan", "refresh", "layer_update", "rescale"]
+    expected = {"gap", "weight_gradients", *kernels, *(f"{name}_bwd" for name in kernels)}
+    for target in triton_resources.TARGETS:
+        assert {r.kernel for r in resources if r.target == target} == expected, target
+
+
+def test_every_dtype_and_kind_of_cell_too(resources):
+    assert {r.dtype for r in resources} == set(triton_resources.MAP_DTYPES)
+    assert {r.cell for r in resources} == {"", *triton_resources.KINDS}
+
+
+def test_nothing_spills_and_shared_memory_suffices(resources):
+    assert triton_resources.faults(resources) == []
+
+
+def test_the_page_has_a_table(resources):
+    page = triton_resources.PAGE.read_text()
+    for kernel, dtype in {(r.kernel, r.dtype) for r in resources}:
+        assert f"| {kernel} | {dtype} |" in page, "run: python tools/triton_resources.py --cells all --write"
+
+
+def test_a_spill_would_be_seen():
+    some = triton_resources.Resources("gfx942", "scan", "rnn dense", "float32", 64, 0, 1024)
+    assert triton_resources.faults([some]) == []
+    assert triton_resources.faults([some._replace(spilled=8)])
+    assert triton_resources.faults([some._replace(shared=65 << 10)])

@@ -1,0 +1,228 @@
+"""Compiles the Triton kernels for GPUs that need not be here, and tabulates what they take of each.
+
+The table, registers per thread and shared memory for kernel and dtype, is kept in docs/performance.md; a test compiles
+a sample of it again and fails where registers spill to memory or shared memory is more than the chip has. Every cell
+takes a quarter of an hour of two cores (--cells all); the sample sees every kernel, kind of cell, dtype and chip.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parent.parent.resolve()
+sys.path.insert(0, str(ROOT))
+PAGE = ROOT / "docs" / "performance.md"
+TITLE = "## What the Triton kernels take of a chip"
+# Backend, architecture, threads of a warp, shared memory that a program may have.
+TARGETS = {
+    "sm_80": ("cuda", 80, 32, 163 << 10),
+    "sm_90": ("cuda", 90, 32, 227 << 10),
+    "sm_100": ("cuda", 100, 32, 227 << 10),
+    "gfx942": ("hip", "gfx942", 64, 64 << 10),
+}
+KINDS = ("dsu-sigmoid-context joint", "dia split", "lstm dense", "rnn dense")
+MAP_DTYPES = ("bfloat16", "float32", "float16", "float64")
+ROW_DTYPES = ("float32", "float64")
+# T, C, R, side of the maps, channels last: a tile of rows and less, few and many channels, even and odd planes.
+SHAPES = ((12, 256, 64, 8, True), (3, 2048, 102, 7, False), (6, 1024, 51, 14, False), (3, 64, 16, 56, False))
+
+
+class Work(NamedTuple):
+    target: str
+    op: str
+    cell: str  # rule and projection
+    dtype: str
+    shape: int  # of SHAPES
+
+
+class Resources(NamedTuple):
+    target: str
+    kernel: str
+    cell: str
+    dtype: str
+    registers: int  # of a thread
+    spilled: int  # bytes of stack; on AMD, of scratch
+    shared: int  # bytes
+
+
+def todo(cells: str) -> Iterator[Work]:
+    for number, target in enumerate(TARGETS):
+        for op in ("scan", "refresh", "layer_update"):
+            dtypes = MAP_DTYPES if op == "layer_update" else ROW_DTYPES
+            if cells == "all":
+                for i, (cell, dtype) in enumerate(product(every_cell(), dtypes)):
+                    yield Work(target, op, cell, dtype, (i + i // len(SHAPES)) % len(SHAPES))
+            else:
+                for i, cell in enumerate(KINDS):
+                    yield Work(target, op, cell, dtypes[(i + number) % len(dtypes)], (i + 2 * number) % len(SHAPES))
+        for i, dtype in enumerate(MAP_DTYPES):
+            yield Work(target, "gap", "", dtype, i)
+            yield Work(target, "rescale", "", dtype, i)
+
+
+def every_cell() -> list[str]:
+    from dla_kernels.cells import ALL_RULES
+
+    usual = [f"{cell.rule} {cell.projection}" for cell in ALL_RULES]
+    return [*usual, "lstm split", "lstm joint", "dsu-sigmoid-sigmoid split", "rnn joint"]
+
+
+class Target:
+    """In place of a driver: Triton asks it what to compile for."""
+
+    def __init__(self, name: str) -> None:
+        from triton.backends.compiler import GPUTarget
+
+        self.target = GPUTarget(*TARGETS[name][:3])
+
+    def get_current_target(self) -> Any:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def usage(compiled: Any) -> tuple[int, int, int]:
+    """Registers, bytes spilled, bytes of shared memory."""
+    if "amdgcn" in compiled.asm:
+        numbers = dict(re.findall(r"\.(vgpr_count|private_segment_fixed_size):\s+(\d+)", compiled.asm["amdgcn"]))
+        return int(numbers["vgpr_count"]), int(numbers["private_segment_fixed_size"]), compiled.metadata.shared
+    import triton
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        said = subprocess.run([tool, "-res-usage", cubin.name], capture_output=True, text=True, check=True).stdout
+    numbers = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", said))
+    return int(numbers["REG"]), int(numbers["STACK"]) + int(numbers["LOCAL"]), compiled.metadata.shared
+
+
+def compile_op(work: Work) -> list[Resources]:
+    import torch
+    from triton.runtime import driver
+
+    from dla_kernels.cells import NUM_GATES
+    from triton_ops import FUNCTIONS, launch
+    from triton_ops.cells import RULES
+
+    functions = {f.__name__: f for f in FUNCTIONS}
+    driver.set_active(Target(work.target))
+    found: list[Resources] = []
+
+    def compile_instead(kernel: Any, programs: int, like: Any, how: Any, args: tuple) -> None:
+        limit = {"maxnreg": how.registers} if TARGETS[work.target][0] == "cuda" else {}
+        kernel.device_caches.clear()  # they know devices by number, and ours change
+        compiled = kernel.warmup(*args, grid=(programs,), num_warps=how.warps, num_stages=how.stages, **limit)
+        name = kernel.fn.__name__.removesuffix("_kernel")
+        found.append(Resources(work.target, name, work.cell, work.dtype, *usage(compiled)))
+
+    launch.launch = compile_instead
+    T, C, R, side, last = SHAPES[work.shape]
+    B = 128
+    dtype = getattr(torch, work.dtype)
+    rows = {"dtype": torch.float64 if work.dtype == "float64" else torch.float32}
+    y = torch.empty(T, B, C, **rows)
+    order = torch.channels_last if last else torch.contiguous_format
+    xs = [torch.empty(B, C, side, side, dtype=dtype).to(memory_format=order) for _ in range(T)]
+    if work.op == "gap":
+        functions["gap"](xs)
+    elif work.op == "rescale":
+        functions["rescale"](xs, y)
+        functions["rescale_bwd"](xs, xs, y)
+    else:
+        rule, projection = work.cell.split()
+        N = NUM_GATES[rule.split("-")[0]] * C
+        half = [(R, C), (R,), (N, R), (N,)]
+        shapes = {"joint": [(R, 2 * C), (N, R), (N,)], "split": [*half, *half], "dense": [(N, C), (N,)] * 2}[projection]
+        w = [torch.empty(shape, **rows) for shape in shapes]
+        cell = RULES[rule]
+        state = [torch.empty(B, C, **rows) for _ in range(1 if rule == "rnn" else 2)]
+        states = [y] * (cell.saves_h + cell.saves_c)
+        if work.op == "scan":
+            functions["scan"](y, w, [], rule)
+            functions["scan_bwd"](states, y, w, state, states, rule)
+        elif work.op == "refresh":
+            functions["refresh"](y, state, w, rule)
+            functions["refresh_bwd"](y, y, state, w, rule)
+        else:
+            functions["layer_update"](xs, w, [], rule)
+            functions["layer_update_bwd"](xs, states, xs, w, state, y, states, rule)
+    return found
+
+
+def compile_all(cells: str) -> list[Resources]:
+    """In two processes; says how far it is."""
+    work = list(todo(cells))
+    with get_context("spawn").Pool(os.cpu_count()) as pool:
+        found: list[Resources] = []
+        for i, some in enumerate(pool.imap_unordered(compile_op, work, chunksize=1), 1):
+            found += some
+            end = "\r" if sys.stderr.isatty() and i < len(work) else "\n"
+            if end == "\r" or i % 50 == 0 or i == len(work):
+                print(f"{i} of {len(work)}", end=end, file=sys.stderr, flush=True)
+    return sorted(set(found))
+
+
+def section(found: list[Resources], version: str) -> str:
+    lines = [
+        TITLE,
+        "",
+        f"Registers per thread and KB of shared memory, each the most over all cells and shapes, as Triton {version}",
+        "compiles for chips that were not there; `tools/triton_resources.py --write` makes this table. Nothing spills.",
+        "",
+        "| kernel | dtype | " + " | ".join(TARGETS) + " |",
+        "|---|---|" + "---|" * len(TARGETS),
+    ]
+    for kernel, dtype in sorted({(r.kernel, r.dtype) for r in found}):
+        cells = []
+        for target in TARGETS:
+            some = [r for r in found if (r.kernel, r.dtype, r.target) == (kernel, dtype, target)]
+            cells.append(f"{max(r.registers for r in some)}, {max(r.shared for r in some) / 1024:.0f}" if some else "")
+        lines.append(f"| {kernel} | {dtype} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def faults(found: list[Resources]) -> list[Resources]:
+    """What spills, or wants more shared memory than there is."""
+    return [r for r in found if r.spilled or r.shared > TARGETS[r.target][3]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", choices=("few", "all"), default="few", help="default: few")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--write", action="store_true", help=f"into {PAGE.relative_to(ROOT)}")
+    args = parser.parse_args()
+    os.environ["TRITON_INTERPRET"] = "0"  # read when triton is imported, also by the processes to come
+    import triton
+
+    found = compile_all(args.cells)
+    text = section(found, triton.__version__)
+    if args.write:
+        before, _, rest = PAGE.read_text().partition(TITLE)
+        following = rest.find("\n## ")
+        PAGE.write_text(before.rstrip() + "\n\n" + text + (rest[following:] if following >= 0 else ""))
+    print(json.dumps(found) if args.json else text)
+    for r in faults(found):
+        what = f"{r.kernel} {r.cell} {r.dtype} on {r.target}"
+        print(f"{what}: {r.spilled} bytes spilled, {r.shared} of shared memory", file=sys.stderr)
+    sys.exit(bool(faults(found)))
+
+
+if __name__ == "__main__":
+    main()

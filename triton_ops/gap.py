@@ -1,0 +1,26 @@
+"""y_t = mean over HW of x_t"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import maps_of_program, pieces_of, run
+from .maps import ELEMENT, MapList, accumulate_dtype, pool, table
+
+
+@triton.jit(do_not_specialize=["B"])
+def gap_kernel(table, y, B, C, ELEMENT: tl.constexpr, PIECE: tl.constexpr, TILES: tl.constexpr):
+    t, b, begin, end = maps_of_program(B, C, TILES)
+    pool(table, y, t, b, B, C, begin, end, ELEMENT, PIECE, TILES)
+
+
+def gap(xs: list[Tensor]) -> Tensor:
+    x = MapList(xs)
+    B, C = xs[0].shape[:2]
+    y = xs[0].new_empty((len(xs), B, C), dtype=accumulate_dtype(xs[0].dtype))
+    given, piece = table(x)
+    tiles, programs = pieces_of("gap", x)
+    run(gap_kernel, programs, xs[0], tiles, given, y, B, C, ELEMENT[xs[0].dtype], piece, tiles)
+    return y

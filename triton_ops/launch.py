@@ -1,0 +1,162 @@
+"""What every launch shares: its tiles, its grid, the device, and what a recurrence is told."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .cells import RULES
+from .maps import MapList, accumulate_dtype
+from .recurrence import Scratch, Weights
+from .recurrence_bwd import Factors
+from .tiles import Tiles, tiles
+
+# The interpreter knows one program of one launch at a time, whichever thread asks.
+INTERPRETED = triton.knobs.runtime.interpret
+_alone: AbstractContextManager = threading.Lock() if INTERPRETED else nullcontext()
+
+
+def launched(kernel: Any, programs: int, like: Tensor, how: Tiles, args: tuple[Any, ...]) -> None:
+    limit = {} if torch.version.hip else {"maxnreg": how.registers}
+    device: AbstractContextManager = torch.cuda.device(like.device) if like.is_cuda else nullcontext()
+    with device, _alone:
+        kernel[(programs,)](*args, num_warps=how.warps, num_stages=how.stages, **limit)
+
+
+launch = launched  # tools/triton_resources.py compiles instead
+
+
+def run(kernel: Any, programs: int, like: Tensor, how: Tiles, *args: Any) -> None:
+    """Launches on the device of `like`, on its current stream. An empty batch launches nothing."""
+    if programs > 0:
+        launch(kernel, programs, like, how, args)
+
+
+def precision() -> str:
+    """TF32 only where the user has allowed it through PyTorch."""
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+# ---- ops on maps alone ----
+
+
+def pieces_of(op: str, x: MapList) -> tuple[Tiles, int]:
+    """Tiles, and how many programs: one for every layer, sample and piece of the channels."""
+    B, C = x.held[0].shape[:2]
+    how = tiles(op, C, 0, x.largest_plane(), x.held[0].dtype)
+    return how, len(x.held) * B * triton.cdiv(C, how.piece)
+
+
+@triton.jit
+def maps_of_program(B, C, TILES: tl.constexpr):
+    """Its layer, its sample, and its channels begin .. end."""
+    pieces = tl.cdiv(C, TILES.piece)
+    program = tl.program_id(0)
+    begin = program % pieces * TILES.piece
+    return program // pieces // B, program // pieces % B, begin, tl.minimum(begin + TILES.piece, C)
+
+
+# ---- recurrences ----
+
+
+class Recurrence:
+    """The cell of a call, and its tensors as kernels take them."""
+
+    def __init__(
+        self, op: str, rule: str, weights: list[Tensor], state: list[Tensor], T: int, B: int, C: int, like: Tensor,
+        HW: int = 0,
+    ) -> None:  # fmt: skip
+        if rule not in RULES:
+            raise ValueError(f"rule: expected one of {', '.join(RULES)}, got {rule!r}")
+        self.cell = RULES[rule]
+        self.T, self.B, self.C, self.like = T, B, C, like
+        self.dtype = accumulate_dtype(like.dtype)
+        self.given = [w.contiguous() for w in weights]
+        self.state = [s.contiguous() for s in state]
+        self.projection = {3: "joint", 8: "split", 4: "dense"}[len(weights)]
+        w = self.given
+        if self.projection == "joint":
+            self.weights = Weights(w[0], w[0][:, C:], None, None, w[1], None, w[2], None, 2 * C)
+        elif self.projection == "split":
+            self.weights = Weights(w[4], w[0], w[5], w[1], w[6], w[2], w[3], w[7], C)
+        else:
+            self.weights = Weights(w[2], w[0], None, None, None, None, w[1], w[3], C)
+        self.R = 0 if self.projection == "dense" else w[0].shape[0]
+        self.N = self.cell.NG * C
+        self.tiles = tiles(op, C, self.R, HW, like.dtype)
+        self.programs = triton.cdiv(B, self.tiles.samples)
+
+    @property
+    def h0(self) -> Tensor | None:
+        return self.state[0] if self.state else None
+
+    @property
+    def c0(self) -> Tensor | None:
+        return self.state[1] if len(self.state) > 1 else None
+
+    def h_of(self, states: Sequence[Tensor]) -> Tensor | None:
+        """Of states as they are saved: [h], [h, c] or [c]."""
+        return states[0] if self.cell.saves_h and states else None
+
+    def c_of(self, states: Sequence[Tensor]) -> Tensor | None:
+        return states[-1] if self.cell.saves_c and states else None
+
+    def empty(self, *shape: int) -> Tensor:
+        return self.like.new_empty(shape, dtype=self.dtype)
+
+    def rows(self, width: int) -> Tensor:
+        return self.empty(self.T, self.B, width)
+
+    def empty_states(self) -> list[Tensor]:
+        return [self.rows(self.C) for _ in range(self.cell.saves_h + self.cell.saves_c)]
+
+    def _p_q_uy_shared(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor]:
+        joint, split = self.projection == "joint", self.projection == "split"
+        return (
+            self.rows(self.R) if joint else None,
+            None if joint else self.rows(self.N),
+            self.rows(self.R) if split else None,
+            self.empty(self.B, self.R or self.N),
+        )
+
+    def scratch(self) -> Scratch:
+        own = self.programs * self.tiles.rows
+        p, q, uy, shared = self._p_q_uy_shared()
+        u = self.empty(own, self.R) if self.R else None
+        h, c = self.empty(2, self.B, self.C), self.empty(self.B, self.C)
+        return Scratch(h, c, p, q, uy, shared, u, self.empty(own, self.N))
+
+    def factors(self) -> Factors:
+        T, B = self.T, self.B
+        p, q, uy, shared = self._p_q_uy_shared()
+        low = self.R > 0
+        return Factors(
+            h=self.empty(T + 1, B, self.C),
+            da=self.empty(2 * T + (not low), B, self.N),
+            u=self.empty(2 * T, B, self.R) if low else None,
+            ds=self.empty(2 * T + 1, B, self.R) if low else None,
+            uy=uy,
+            dsy=self.rows(self.R) if self.projection == "split" else None,
+            p=p,
+            q=q,
+            shared=shared,
+            dh=self.empty(B, self.C),
+            dc=self.empty(B, self.C),
+        )
+
+    def dstate(self, f: Factors) -> list[Tensor]:
+        return [f.dh, f.dc][: len(self.state)]
+
+    def run(self, kernel: Any, *args: Any) -> None:
+        """With what every kernel of a recurrence is told last."""
+        run(
+            kernel, self.programs, self.like, self.tiles, *args,
+            self.T, self.B, self.C, self.R, self.cell, self.projection, self.tiles, precision(),
+        )  # fmt: skip

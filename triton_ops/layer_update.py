@@ -1,0 +1,117 @@
+"""One stage of dynamic layer attention: pool, scan, refresh and rescale, for a tile of samples in one program."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import Recurrence
+from .maps import ELEMENT, MapList, gate_gradient, pool, scale, table
+from .recurrence import hoist, refresh_layers, scan_layers, start
+from .recurrence_bwd import begin, refresh_bwd_layers, scan_bwd_layers, y_gradient
+from .weight_gradients import WeightGradients, clear
+
+
+@triton.jit(do_not_specialize=["T", "B"])
+def layer_update_kernel(
+    table, y, d, states_h, states_c, h0, c0, w, s, ELEMENT: tl.constexpr, PIECE: tl.constexpr, T, B, C, R,
+    CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    first = tl.program_id(0) * TILES.samples
+    end = tl.minimum(first + TILES.samples, B)
+    for t in range(0, T):
+        for b in range(first, end):
+            pool(table, y, t, b, B, C, 0, C, ELEMENT, PIECE, TILES)
+    start(s, h0, c0, B, C, CELL, TILES)
+    hoist(y, w, s.p, s.q, s.uy, T, B, C, R, CELL.NG * C, PROJECTION, TILES, PRECISION)
+    scan_layers(states_h, states_c, w, s, T, B, C, R, CELL, PROJECTION, TILES, PRECISION)
+    h_last = s.h + tl.cast(T % 2, tl.int64) * B * C
+    refresh_layers(d, h_last, s.c, w, s, T, B, C, R, CELL, PROJECTION, TILES, PRECISION)
+    for back in range(0, T):  # the layers read last are nearest
+        for b in range(first, end):
+            scale(table, 1, d, None, T - 1 - back, b, B, C, 0, C, ELEMENT, PIECE, TILES)
+
+
+@triton.jit(do_not_specialize=["T", "B", "COUNT"])
+def layer_update_bwd_kernel(
+    table, y, d, dd, dy, states_h, states_c, dstates_h, dstates_c, h0, c0, w, f, arrived, COUNT,
+    ELEMENT: tl.constexpr, PIECE: tl.constexpr, T, B, C, R,
+    CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    clear(arrived, COUNT)
+    first = tl.program_id(0) * TILES.samples
+    end = tl.minimum(first + TILES.samples, B)
+    for t in range(0, T):
+        for b in range(first, end):
+            gate_gradient(table, dd, t, b, B, C, 0, C, ELEMENT, PIECE, TILES)
+    begin(y, states_h, states_c, h0, w, f, T, B, C, R, CELL, PROJECTION, TILES, PRECISION)
+    layer = tl.cast(T, tl.int64) * B * C
+    c_last = states_c if states_c is None else states_c + layer - B * C
+    refresh_bwd_layers(dd, d, f.h + layer, c_last, w, f, T, B, C, R, CELL, PROJECTION, TILES, PRECISION)
+    scan_bwd_layers(dstates_h, dstates_c, states_c, c0, w, f, T, B, C, R, CELL, PROJECTION, TILES, PRECISION)
+    y_gradient(dy, w, f, T, B, C, R, 0, True, CELL, PROJECTION, TILES, PRECISION)
+    for back in range(0, T):
+        for b in range(first, end):
+            scale(table, 2, d, dy, T - 1 - back, b, B, C, 0, C, ELEMENT, PIECE, TILES)
+
+
+def _recurrence(op: str, x: MapList, weights: list[Tensor], state: list[Tensor], rule: str) -> Recurrence:
+    like = x.held[0]
+    B, C = like.shape[:2]
+    return Recurrence(op, rule, weights, state, len(x.held), B, C, like, x.largest_plane())
+
+
+def _forward(x: MapList, out: MapList, states: list[Tensor], r: Recurrence) -> Tensor:
+    """Fills out and states; returns y."""
+    given, piece = table(x, out)
+    y, d = r.rows(r.C), r.rows(r.C)
+    r.run(
+        layer_update_kernel, given, y, d, r.h_of(states), r.c_of(states), r.h0, r.c0, r.weights, r.scratch(),
+        ELEMENT[r.like.dtype], piece,
+    )  # fmt: skip
+    return y
+
+
+def layer_update(
+    xs: list[Tensor], weights: list[Tensor], state: list[Tensor], rule: str
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    x = MapList(xs)
+    r = _recurrence("layer_update", x, weights, state, rule)
+    out, states = x.empty_like(), r.empty_states()
+    y = _forward(x, out, states, r)
+    return out.as_given(x), states, y
+
+
+def layer_update_(
+    xs: list[Tensor], states: list[Tensor], weights: list[Tensor], state: list[Tensor], rule: str
+) -> None:
+    x = MapList(xs)
+    _forward(x, x, states, _recurrence("layer_update", x, weights, state, rule))
+
+
+def layer_update_bwd(
+    dout: list[Tensor],
+    dstates: list[Tensor],
+    xs: list[Tensor],
+    weights: list[Tensor],
+    state: list[Tensor],
+    y: Tensor,
+    states: list[Tensor],
+    rule: str,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    x = MapList(xs)
+    r = _recurrence("layer_update_bwd", x, weights, state, rule)
+    dx = x.empty_like()
+    grads = MapList(dout, x)  # held until the launch: a table knows addresses only
+    given, piece = table(grads, x, dx)
+    states, dstates = [s.contiguous() for s in states], [s.contiguous() for s in dstates]
+    y, f = y.contiguous(), r.factors()
+    gradients = WeightGradients(r, f, y, has_refresh=True, has_scan=True)
+    d, dd, dy = (r.rows(r.C) for _ in range(3))
+    r.run(
+        layer_update_bwd_kernel, given, y, d, dd, dy, r.h_of(states), r.c_of(states), r.h_of(dstates),
+        r.c_of(dstates), r.h0, r.c0, r.weights, f, *gradients.arrived,
+        ELEMENT[r.like.dtype], piece,
+    )  # fmt: skip
+    return dx.as_given(x), gradients.compute(), r.dstate(f)

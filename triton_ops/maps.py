@@ -1,0 +1,270 @@
+"""Lists of feature maps: how a kernel is told of them, and what it does to one.
+
+A launch takes T maps of different sizes. Their addresses and strides are integers among its arguments, a tuple of T
+for each; ``entry`` finds the one of a layer that is known at run time only. No table has to be copied to the device,
+and a CUDA graph keeps its arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from math import gcd
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+ELEMENT = {
+    torch.float64: tl.float64,
+    torch.float32: tl.float32,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+}
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+# ---- the table ----
+
+Words = tuple[int, ...]
+
+
+class Maps(NamedTuple):
+    """T maps: word t of each tuple tells of layer t. All count pieces, a constant number of neighbouring elements:
+    multiplied by it, they tell the compiler that it may read whole pieces at once."""
+
+    address: Words
+    sample: Words  # stride between samples
+    stride: Words  # between channels of a planar map, between pixels of an interleaved one
+
+
+class Table(NamedTuple):
+    planes: Words  # 2 HW + interleaved
+    maps: tuple[Maps, ...]  # which is which, an op says
+
+
+_TAG = 1 << 62
+
+
+def tagged(n: int) -> int:
+    """Triton compiles a kernel anew for an integer that is 1, divisible by 16 or wider than 32 bits for the first
+    time. A tagged one, n < 2^61, is always odd and wide."""
+    return _TAG + 2 * n + 1
+
+
+def pixel_stride(x: Tensor) -> int:
+    """Distance between neighbouring pixels if H and W can be walked as one axis, else 0."""
+    H, W = x.shape[2:]
+    if W == 1:
+        return 1 if H == 1 else x.stride(2)
+    return x.stride(3) if H == 1 or x.stride(2) == W * x.stride(3) else 0
+
+
+def fits(x: Tensor, interleaved: bool) -> bool:
+    if interleaved:
+        return pixel_stride(x) > 0 and (x.stride(1) == 1 or x.shape[1] == 1)
+    return pixel_stride(x) == 1
+
+
+def is_interleaved(x: Tensor) -> bool:
+    """A single pixel or channel fits both layouts: then walk the axis that is longer."""
+    return fits(x, True) and (x.shape[2] * x.shape[3] == 1 or not fits(x, False))
+
+
+def walkable(x: Tensor, interleaved: bool) -> Tensor:
+    """The map itself, or a copy where it lies otherwise (expanded gradients, transposed views)."""
+    if fits(x, interleaved):
+        return x
+    return x.contiguous(memory_format=torch.channels_last if interleaved else torch.contiguous_format)
+
+
+class MapList:
+    """T maps as kernels can walk them, copied where they must be."""
+
+    def __init__(self, xs: Sequence[Tensor], beside: MapList | None = None) -> None:
+        self.given = xs
+        self.interleaved = beside.interleaved if beside else [is_interleaved(x) for x in xs]
+        self.held = [walkable(x, last) for x, last in zip(xs, self.interleaved)]
+
+    def empty_like(self) -> MapList:
+        return MapList([torch.empty_like(x) for x in self.held], self)
+
+    def words(self, piece: int) -> Maps:
+        size = piece * self.held[0].element_size()
+        strides = [self.row(x, last)[2] for x, last in zip(self.held, self.interleaved)]
+        return Maps(
+            tuple(tagged(x.data_ptr() // size) for x in self.held),
+            tuple(tagged(x.stride(0) // piece) for x in self.held),
+            tuple(tagged(stride // piece) for stride in strides),
+        )
+
+    @staticmethod
+    def row(x: Tensor, interleaved: bool) -> tuple[int, int, int]:
+        """How many rows of neighbours a sample has, their length, and the stride between them."""
+        _, C, H, W = x.shape
+        return (H * W, C, pixel_stride(x)) if interleaved else (C, H * W, x.stride(1))
+
+    def largest_piece(self) -> int:
+        """In elements, up to 16 bytes: at which all rows of all maps begin and end."""
+        size = self.held[0].element_size()
+        numbers = [16 // size]
+        for x, last in zip(self.held, self.interleaved):
+            _, length, stride = self.row(x, last)
+            numbers += [x.data_ptr() // size, length, stride, x.stride(0)]
+        return reduce(gcd, numbers)
+
+    def largest_plane(self) -> int:
+        return max(x.shape[2] * x.shape[3] for x in self.held)
+
+    def as_given(self, model: MapList) -> list[Tensor]:
+        """These maps, new ones, in the layout of the model's, also of those that had to be copied."""
+        return [
+            new if fits(x, last) else torch.empty_like(x).copy_(new)
+            for new, x, last in zip(self.held, model.given, self.interleaved)
+        ]
+
+
+def table(*lists: MapList) -> tuple[Table, int]:
+    """What a kernel is told of them, and the length of a piece."""
+    piece = reduce(gcd, (maps.largest_piece() for maps in lists))
+    first = lists[0]
+    planes = tuple(tagged(2 * x.shape[2] * x.shape[3] + last) for x, last in zip(first.held, first.interleaved))
+    return Table(planes, tuple(maps.words(piece) for maps in lists)), piece
+
+
+# ---- on the device ----
+
+
+@triton.jit
+def entry(words, t):
+    """Word t of a tuple, without its tag."""
+    n = words[0]
+    for i in tl.static_range(1, len(words)):
+        n = tl.where(t == i, words[i], n)
+    return (n - 4611686018427387904) >> 1
+
+
+@triton.jit
+def row_of(t, b, B, C):
+    """Where [t, b] begins in a tensor [T, B, C]."""
+    return (tl.cast(t, tl.int64) * B + b) * C
+
+
+@triton.jit
+def map_of(maps, t, b, ELEMENT: tl.constexpr, PIECE: tl.constexpr):
+    """Where sample b of layer t begins, and the stride of its rows."""
+    at = entry(maps.address, t) + b * entry(maps.sample, t)
+    BYTES: tl.constexpr = PIECE * ELEMENT.primitive_bitwidth // 8
+    x = tl.multiple_of((at * BYTES).to(tl.pointer_type(ELEMENT)), BYTES)
+    return x, entry(maps.stride, t) * PIECE
+
+
+@triton.jit
+def tile_of(x, stride, c, p, INTERLEAVED: tl.constexpr):
+    """Pointers [c, p] into a map."""
+    if INTERLEAVED:
+        return x + c[:, None] + p[None, :] * stride
+    else:
+        return x + c[:, None] * stride + p[None, :]
+
+
+@triton.jit
+def plane_of(table, t):
+    """How many pixels the maps of layer t have, and whether they are interleaved."""
+    n = entry(table.planes, t)
+    return (n >> 1).to(tl.int32), n & 1 == 1
+
+
+@triton.jit
+def sum_in(
+    x, x_stride, y, y_stride, to, begin, end, C, HW,
+    INTERLEAVED: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    CHANNELS: tl.constexpr = TILE[0]
+    PIXELS: tl.constexpr = TILE[1]
+    A: tl.constexpr = to.dtype.element_ty
+    for c0 in range(begin, end, CHANNELS):
+        c = c0 + tl.arange(0, CHANNELS)
+        sums = tl.zeros([CHANNELS, PIXELS], A)
+        for p0 in range(0, HW, PIXELS):
+            p = p0 + tl.arange(0, PIXELS)
+            there = (c < C)[:, None] & (p < HW)[None, :]
+            term = tl.load(tile_of(x, x_stride, c, p, INTERLEAVED), there, 0.0).to(A)
+            if y is not None:
+                term *= tl.load(tile_of(y, y_stride, c, p, INTERLEAVED), there, 0.0).to(A)
+            sums += term
+        total = tl.sum(sums, 1)
+        tl.store(to + c, total / HW if y is None else total, c < C)
+
+
+@triton.jit
+def scale_in(
+    x, x_stride, out, out_stride, d, dy, begin, end, C, HW,
+    INTERLEAVED: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    CHANNELS: tl.constexpr = TILE[0]
+    PIXELS: tl.constexpr = TILE[1]
+    for c0 in range(begin, end, CHANNELS):
+        c = c0 + tl.arange(0, CHANNELS)
+        scale = tl.load(d + c, c < C, 0.0)
+        shift = scale if dy is None else tl.load(dy + c, c < C, 0.0) / HW
+        for p0 in range(0, HW, PIXELS):
+            p = p0 + tl.arange(0, PIXELS)
+            there = (c < C)[:, None] & (p < HW)[None, :]
+            new = tl.load(tile_of(x, x_stride, c, p, INTERLEAVED), there, 0.0).to(scale.dtype) * scale[:, None]
+            if dy is not None:
+                new += shift[:, None]
+            tl.store(tile_of(out, out_stride, c, p, INTERLEAVED), new.to(out.dtype.element_ty), there)
+
+
+# A plane is a whole number of pieces, which HW // PIECE * PIECE tells the compiler.
+
+
+@triton.jit
+def pool(table, y, t, b, B, C, begin, end, ELEMENT: tl.constexpr, PIECE: tl.constexpr, TILES: tl.constexpr):
+    """y[t, b], the mean of map 0, for channels begin .. end."""
+    HW, interleaved = plane_of(table, t)
+    x, stride = map_of(table.maps[0], t, b, ELEMENT, PIECE)
+    y += row_of(t, b, B, C)
+    if interleaved:
+        sum_in(x, stride, None, stride, y, begin, end, C, HW, True, TILES.interleaved)
+    else:
+        sum_in(x, stride, None, stride, y, begin, end, C, HW // PIECE * PIECE, False, TILES.planar)
+
+
+@triton.jit
+def gate_gradient(
+    table, dd, t, b, B, C, begin, end, ELEMENT: tl.constexpr, PIECE: tl.constexpr, TILES: tl.constexpr
+):  # fmt: skip
+    """dd[t, b], the sum of maps 0 and 1, dout and x, multiplied."""
+    HW, interleaved = plane_of(table, t)
+    dout, dout_stride = map_of(table.maps[0], t, b, ELEMENT, PIECE)
+    x, x_stride = map_of(table.maps[1], t, b, ELEMENT, PIECE)
+    dd += row_of(t, b, B, C)
+    if interleaved:
+        sum_in(dout, dout_stride, x, x_stride, dd, begin, end, C, HW, True, TILES.interleaved)
+    else:
+        sum_in(dout, dout_stride, x, x_stride, dd, begin, end, C, HW // PIECE * PIECE, False, TILES.planar)
+
+
+@triton.jit
+def scale(
+    table, TO: tl.constexpr, d, dy, t, b, B, C, begin, end,
+    ELEMENT: tl.constexpr, PIECE: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    """Map TO = map 0 * d[t, b] + dy[t, b] / HW; dy may be None."""
+    HW, interleaved = plane_of(table, t)
+    x, x_stride = map_of(table.maps[0], t, b, ELEMENT, PIECE)
+    out, out_stride = map_of(table.maps[TO], t, b, ELEMENT, PIECE)
+    d += row_of(t, b, B, C)
+    if dy is not None:
+        dy += row_of(t, b, B, C)
+    if interleaved:
+        scale_in(x, x_stride, out, out_stride, d, dy, begin, end, C, HW, True, TILES.interleaved)
+    else:
+        scale_in(x, x_stride, out, out_stride, d, dy, begin, end, C, HW // PIECE * PIECE, False, TILES.planar)

@@ -1,0 +1,248 @@
+"""The cell over one tile of samples, as one program runs it.
+
+Between phases data goes through memory that only this program touches, so a barrier of its own threads is all that
+it ever waits for. Rows (layer, sample) lie in tensors [T, B, .]; what only one phase hands to the next lies in
+scratch of the program's own, `rows` rows at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .products import add, multiply
+
+
+class Weights(NamedTuple):
+    """Of any projection, as the core uses them; None where it has none."""
+
+    w1h: Any  # [R, C] in rows of ldw1; dense: Wh, Wy [NG*C, C]
+    w1y: Any
+    b1h: Any  # [R] split only
+    b1y: Any
+    w2h: Any  # [NG*C, R]
+    w2y: Any
+    q0: Any  # [NG*C] what q holds besides y
+    q1: Any  # may be None
+    ldw1: int
+
+
+class Scratch(NamedTuple):
+    """What a forward pass writes for itself; None where the projection has no use for it."""
+
+    h: Any  # [2, B, C] in turns
+    c: Any  # [B, C]
+    p: Any  # [T, B, R] joint
+    q: Any  # [T, B, NG*C] split and dense
+    uy: Any  # [T, B, R] split
+    shared: Any  # [B, R], dense: [B, NG*C]: W1h h_T, or Wh h_T
+    u: Any  # [programs * rows, R]
+    a: Any  # [programs * rows, NG*C]
+
+
+@triton.jit
+def samples_of_tile(B, TILES: tl.constexpr):
+    """The program's samples, and whether each is there."""
+    b = tl.program_id(0) * TILES.samples + tl.arange(0, TILES.samples)
+    return b.to(tl.int64), b < B
+
+
+@triton.jit
+def rows_of_tile(m0, T, B, TILES: tl.constexpr):
+    """Rows m0, m0 + 1, ... of the program's tile, layer by layer: each one's layer * B + sample, its sample, and
+    whether it is there."""
+    m = m0 + tl.arange(0, TILES.rows)
+    t = m // TILES.samples
+    b = tl.program_id(0) * TILES.samples + m % TILES.samples
+    return t.to(tl.int64) * B + b, b.to(tl.int64), (t < T) & (b < B)
+
+
+@triton.jit
+def own_rows(TILES: tl.constexpr):
+    """Where the program's scratch rows are."""
+    return tl.program_id(0).to(tl.int64) * TILES.rows + tl.arange(0, TILES.rows)
+
+
+@triton.jit
+def own_samples(TILES: tl.constexpr):
+    """The first of them, one for each sample."""
+    return tl.program_id(0).to(tl.int64) * TILES.rows + tl.arange(0, TILES.samples)
+
+
+@triton.jit
+def gates(a, a_rows, c, C, known, NG: tl.constexpr):
+    """The gate rows i, f, g, o of channels c; those that the cell lacks repeat the first."""
+    at = a + a_rows[:, None] + c[None, :]
+    a0 = tl.load(at, known, 0.0)
+    a1 = tl.load(at + C, known, 0.0) if NG > 1 else a0
+    a2 = tl.load(at + 2 * C, known, 0.0) if NG > 2 else a0
+    a3 = tl.load(at + 3 * C, known, 0.0) if NG > 3 else a0
+    return a0, a1, a2, a3
+
+
+@triton.jit
+def start(s, h0, c0, B, C, CELL: tl.constexpr, TILES: tl.constexpr):
+    """s.h[0] and s.c: the state given, or the cell's own start."""
+    SAMPLES: tl.constexpr = TILES.samples
+    CHANNELS: tl.constexpr = TILES.channels
+    b, there = samples_of_tile(B, TILES)
+    for first in range(0, C, TILES.channels):
+        c = first + tl.arange(0, TILES.channels)
+        known = there[:, None] & (c < C)[None, :]
+        at = b[:, None] * C + c[None, :]
+        zero = tl.zeros([SAMPLES, CHANNELS], s.h.dtype.element_ty)
+        tl.store(s.h + at, zero + CELL.start_h if h0 is None else tl.load(h0 + at, known, 0.0), known)
+        tl.store(s.c + at, zero if c0 is None else tl.load(c0 + at, known, 0.0), known)
+
+
+@triton.jit
+def hoist(
+    y, w, p, q, uy, T, B, C, R, N, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr
+):  # fmt: skip
+    """What y alone decides, for all layers at once: p (joint), or q."""
+    for m0 in range(0, T * TILES.samples, TILES.rows):
+        row, _, there = rows_of_tile(m0, T, B, TILES)
+        if PROJECTION == "joint":
+            multiply(p, row * R, R, y, row * C, C, w.w1y, w.ldw1, there, TILES, PRECISION)
+        elif PROJECTION == "split":
+            multiply(uy, row * R, R, y, row * C, C, w.w1y, w.ldw1, there, TILES, PRECISION, bias=w.b1y, RELU=True)
+            tl.debug_barrier()
+            multiply(q, row * N, N, uy, row * R, R, w.w2y, R, there, TILES, PRECISION, bias=w.q0, bias2=w.q1)
+        else:
+            multiply(q, row * N, N, y, row * C, C, w.w1y, w.ldw1, there, TILES, PRECISION, bias=w.q0, bias2=w.q1)
+    tl.debug_barrier()
+
+
+@triton.jit
+def bottleneck(
+    u, u_rows, h, h_rows, row, there, w, p, C, R, PROJECTION: tl.constexpr, TILES: tl.constexpr,
+    PRECISION: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """u = relu(W1h h + p); of a split projection, p is the bias alone."""
+    if PROJECTION == "joint":
+        multiply(
+            u, u_rows, R, h, h_rows, C, w.w1h, w.ldw1, there, TILES, PRECISION, STEP,
+            RELU=True, plus=p, plus_rows=row * R,
+        )  # fmt: skip
+    else:
+        multiply(u, u_rows, R, h, h_rows, C, w.w1h, w.ldw1, there, TILES, PRECISION, STEP, RELU=True, bias=w.b1h)
+
+
+@triton.jit
+def gates_from(
+    u, u_rows, a, a_rows, row, there, w, q, R, N, PROJECTION: tl.constexpr, TILES: tl.constexpr,
+    PRECISION: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """a = W2h u + q; of a joint projection, q is the bias alone."""
+    if PROJECTION == "joint":
+        multiply(a, a_rows, N, u, u_rows, R, w.w2h, R, there, TILES, PRECISION, STEP, bias=w.q0)
+    else:
+        multiply(
+            a, a_rows, N, u, u_rows, R, w.w2h, R, there, TILES, PRECISION, STEP, plus=q, plus_rows=row * N
+        )  # fmt: skip
+
+
+@triton.jit
+def project(
+    h, h_rows, u, u_rows, a, a_rows, row, there, w, p, q, C, R, N, PROJECTION: tl.constexpr, TILES: tl.constexpr,
+    PRECISION: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """The gate pre-activations a of rows, each from its own h, and u on the way."""
+    if PROJECTION == "dense":
+        multiply(
+            a, a_rows, N, h, h_rows, C, w.w1h, w.ldw1, there, TILES, PRECISION, STEP, plus=q, plus_rows=row * N
+        )  # fmt: skip
+    else:
+        bottleneck(u, u_rows, h, h_rows, row, there, w, p, C, R, PROJECTION, TILES, PRECISION, STEP)
+        tl.debug_barrier()
+        gates_from(u, u_rows, a, a_rows, row, there, w, q, R, N, PROJECTION, TILES, PRECISION, STEP)
+    tl.debug_barrier()
+
+
+@triton.jit
+def share_last(h, shared, w, B, C, R, N, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr):
+    """W1h h_T, which the refresh of all layers uses; dense: Wh h_T."""
+    b, there = samples_of_tile(B, TILES)
+    met = N if PROJECTION == "dense" else R
+    multiply(shared, b * met, met, h, b * C, C, w.w1h, w.ldw1, there, TILES, PRECISION, STEP=True)
+    tl.debug_barrier()
+
+
+@triton.jit
+def project_shared(
+    shared, b, u, u_rows, a, a_rows, row, there, w, p, q, R, N, PROJECTION: tl.constexpr, TILES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The same for rows whose h is the shared one."""
+    if PROJECTION == "dense":
+        add(a, a_rows, N, shared, b * N, there, TILES.columns, plus=q, plus_rows=row * N)
+    else:
+        if PROJECTION == "joint":
+            add(u, u_rows, R, shared, b * R, there, TILES.columns, RELU=True, plus=p, plus_rows=row * R)
+        else:
+            add(u, u_rows, R, shared, b * R, there, TILES.columns, RELU=True, bias=w.b1h)
+        tl.debug_barrier()
+        gates_from(u, u_rows, a, a_rows, row, there, w, q, R, N, PROJECTION, TILES, PRECISION, False)
+    tl.debug_barrier()
+
+
+@triton.jit
+def scan_layers(
+    states_h, states_c, w, s, T, B, C, R,
+    CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """From the state in s.h[0] and s.c to the one after the last layer, in s.h[T % 2] and s.c."""
+    N = CELL.NG * C
+    b, there = samples_of_tile(B, TILES)
+    own = own_samples(TILES)
+    other = tl.cast(B, tl.int64) * C
+    for t in range(0, T):
+        h = s.h + (t % 2) * other
+        row = tl.cast(t, tl.int64) * B + b
+        project(
+            h, b * C, s.u, own * R, s.a, own * N, row, there, w, s.p, s.q, C, R, N, PROJECTION, TILES, PRECISION, True
+        )  # fmt: skip
+        for c0 in range(0, C, TILES.channels):
+            c = c0 + tl.arange(0, TILES.channels)
+            known = there[:, None] & (c < C)[None, :]
+            a0, a1, a2, a3 = gates(s.a, own * N, c, C, known, CELL.NG)
+            at = b[:, None] * C + c[None, :]
+            new_h, new_c = CELL.step(
+                CELL, a0, a1, a2, a3, tl.load(h + at, known, 0.0), tl.load(s.c + at, known, 0.0)
+            )  # fmt: skip
+            tl.store(s.h + (1 - t % 2) * other + at, new_h, known)
+            saved = row[:, None] * C + c[None, :]
+            if CELL.saves_h:
+                tl.store(states_h + saved, new_h, known)
+            if CELL.saves_c:
+                tl.store(s.c + at, new_c, known)
+                tl.store(states_c + saved, new_c, known)
+        tl.debug_barrier()
+
+
+@triton.jit
+def refresh_layers(
+    d, h, c_last, w, s, T, B, C, R,
+    CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """d for all layers, from the last state, h and c_last [B, C]."""
+    N = CELL.NG * C
+    own = own_rows(TILES)
+    share_last(h, s.shared, w, B, C, R, N, PROJECTION, TILES, PRECISION)
+    for m0 in range(0, T * TILES.samples, TILES.rows):
+        row, b, there = rows_of_tile(m0, T, B, TILES)
+        project_shared(
+            s.shared, b, s.u, own * R, s.a, own * N, row, there, w, s.p, s.q, R, N, PROJECTION, TILES, PRECISION
+        )  # fmt: skip
+        for c0 in range(0, C, TILES.step_columns):
+            c = c0 + tl.arange(0, TILES.step_columns)
+            known = there[:, None] & (c < C)[None, :]
+            a0, a1, a2, a3 = gates(s.a, own * N, c, C, known, CELL.NG)
+            at = b[:, None] * C + c[None, :]
+            last_h = tl.load(h + at, known, 0.0)
+            memory = tl.load(c_last + at, known, 0.0) if CELL.saves_c else last_h
+            new_h, new_c = CELL.step(CELL, a0, a1, a2, a3, last_h, memory)
+            tl.store(d + row[:, None] * C + c[None, :], CELL.output(CELL, new_h, new_c), known)
+        tl.debug_barrier()

@@ -1,0 +1,233 @@
+"""Gradients of the recurrence over one tile of samples: refresh, then scan, then y. Gates are recomputed from y and
+the saved states. docs/backward.md has the derivation.
+
+What the weight gradients need of every row is kept for weight_gradients.py: of each kind the refresh's T layers,
+then the scan's, then what the refresh sent to the one product that its layers share.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .products import multiply, sum_of_layers
+from .recurrence import gates, hoist, project, project_shared, rows_of_tile, samples_of_tile, share_last
+
+
+class Factors(NamedTuple):
+    """What a backward pass writes for itself and for the weight gradients; None where there is no use for it."""
+
+    h: Any  # [T + 1, B, C] what each layer's projection saw, then h_T
+    da: Any  # [2T (+ 1 if dense), B, NG*C] first a itself
+    u: Any  # [2T, B, R]
+    ds: Any  # [2T + 1, B, R]
+    uy: Any  # [T, B, R] split
+    dsy: Any  # [T, B, R] split
+    p: Any  # [T, B, R] joint
+    q: Any  # [T, B, NG*C] split and dense
+    shared: Any  # [B, R], dense: [B, NG*C]: W1h h_T, or Wh h_T
+    dh: Any  # [B, C] gradients of the state: at last, of the one before the first layer
+    dc: Any  # [B, C]
+
+
+@triton.jit
+def load_c(c0, states_c, t, b, c, B, C, known):
+    """The memory before layer t: of the state given, or zero, before the first."""
+    at = b[:, None] * C + c[None, :]
+    if t > 0:
+        saved = tl.load(states_c + (tl.cast(t, tl.int64) - 1) * B * C + at, known, 0.0)
+    elif c0 is not None:
+        saved = tl.load(c0 + at, known, 0.0)
+    else:
+        saved = tl.zeros(known.shape, states_c.dtype.element_ty)
+    return saved
+
+
+@triton.jit
+def begin(
+    y, states_h, states_c, h0, w, f, T, B, C, R,
+    CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What every layer saw, and all that follows needs of y; gradients of the state that are still zero."""
+    SAMPLES: tl.constexpr = TILES.samples
+    CHANNELS: tl.constexpr = TILES.channels
+    b, there = samples_of_tile(B, TILES)
+    for c0 in range(0, C, TILES.channels):
+        c = c0 + tl.arange(0, TILES.channels)
+        known = there[:, None] & (c < C)[None, :]
+        at = b[:, None] * C + c[None, :]
+        zero = tl.zeros([SAMPLES, CHANNELS], f.h.dtype.element_ty)
+        tl.store(f.dh + at, zero, known)
+        tl.store(f.dc + at, zero, known)
+        if h0 is not None:
+            tl.store(f.h + at, tl.load(h0 + at, known, 0.0), known)
+        else:
+            tl.store(f.h + at, zero + CELL.start_h, known)
+        for t in range(0, T):
+            layer = tl.cast(t, tl.int64) * B * C
+            if CELL.saves_h:
+                h = tl.load(states_h + layer + at, known, 0.0)
+            else:
+                h = CELL.feed(CELL, tl.load(states_c + layer + at, known, 0.0))
+            tl.store(f.h + layer + B * C + at, h, known)
+    hoist(y, w, f.p, f.q, f.uy, T, B, C, R, CELL.NG * C, PROJECTION, TILES, PRECISION)
+
+
+@triton.jit
+def refresh_bwd_layers(
+    dd, d, h, c_last, w, f, T, B, C, R,
+    CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """From dd and the last state, h and c_last [B, C]: da of the refresh, and the gradient of that state in f.dh and
+    f.dc. d is written where it is wanted."""
+    SAMPLES: tl.constexpr = TILES.samples
+    CHANNELS: tl.constexpr = TILES.channels
+    N = CELL.NG * C
+    b, there = samples_of_tile(B, TILES)
+    share_last(h, f.shared, w, B, C, R, N, PROJECTION, TILES, PRECISION)
+    for m0 in range(0, T * TILES.samples, TILES.rows):
+        row, sample, known = rows_of_tile(m0, T, B, TILES)
+        project_shared(
+            f.shared, sample, f.u, row * R, f.da, row * N, row, known, w, f.p, f.q, R, N, PROJECTION, TILES, PRECISION
+        )  # fmt: skip
+    for c0 in range(0, C, TILES.channels):
+        c = c0 + tl.arange(0, TILES.channels)
+        known = there[:, None] & (c < C)[None, :]
+        at = b[:, None] * C + c[None, :]
+        last_h = tl.load(h + at, known, 0.0)
+        last_c = tl.load(c_last + at, known, 0.0) if CELL.saves_c else last_h
+        dc = tl.zeros([SAMPLES, CHANNELS], f.h.dtype.element_ty)
+        for t in range(0, T):
+            row = tl.cast(t, tl.int64) * B + b
+            a0, a1, a2, a3 = gates(f.da, row * N, c, C, known, CELL.NG)
+            here = row[:, None] * C + c[None, :]
+            if d is not None:
+                new_h, new_c = CELL.step(CELL, a0, a1, a2, a3, last_h, last_c)
+                tl.store(d + here, CELL.output(CELL, new_h, new_c), known)
+            da0, da1, da2, da3, more = CELL.output_bwd(
+                CELL, a0, a1, a2, a3, last_h, last_c, tl.load(dd + here, known, 0.0)
+            )  # fmt: skip
+            dc += more
+            store_gates(f.da, row * N, da0, da1, da2, da3, c, C, known, CELL.NG)
+        tl.store(f.dc + at, dc, known)
+    tl.debug_barrier()
+    if PROJECTION == "dense":
+        sum_of_layers(f.da, (2 * T * B + b) * N, f.da, b * N, B * N, T, there, N, TILES.channels)
+        tl.debug_barrier()
+        multiply(
+            f.dh, b * C, C, f.da, (2 * T * B + b) * N, N, w.w1h, w.ldw1, there, TILES, PRECISION,
+            STEP=True, TRANSPOSED=True,
+        )  # fmt: skip
+    else:
+        for m0 in range(0, T * TILES.samples, TILES.rows):
+            row, _, known = rows_of_tile(m0, T, B, TILES)
+            multiply(
+                f.ds, row * R, R, f.da, row * N, N, w.w2h, R, known, TILES, PRECISION,
+                TRANSPOSED=True, gate=f.u, gate_rows=row * R,
+            )  # fmt: skip
+        tl.debug_barrier()
+        sum_of_layers(f.ds, (2 * T * B + b) * R, f.ds, b * R, B * R, T, there, R, TILES.step_columns)
+        tl.debug_barrier()
+        multiply(
+            f.dh, b * C, C, f.ds, (2 * T * B + b) * R, R, w.w1h, w.ldw1, there, TILES, PRECISION,
+            STEP=True, TRANSPOSED=True,
+        )  # fmt: skip
+    tl.debug_barrier()
+
+
+@triton.jit
+def store_gates(da, rows, da0, da1, da2, da3, c, C, known, NG: tl.constexpr):
+    at = da + rows[:, None] + c[None, :]
+    tl.store(at, da0, known)
+    if NG > 1:
+        tl.store(at + C, da1, known)
+    if NG > 2:
+        tl.store(at + 2 * C, da2, known)
+    if NG > 3:
+        tl.store(at + 3 * C, da3, known)
+
+
+@triton.jit
+def scan_bwd_layers(
+    dstates_h, dstates_c, states_c, c0, w, f, T, B, C, R,
+    CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """From the gradient of the last state in f.dh, f.dc and those of all states: da of the scan, and the gradient of
+    the state before the first layer in f.dh, f.dc."""
+    N = CELL.NG * C
+    b, there = samples_of_tile(B, TILES)
+    for m0 in range(0, T * TILES.samples, TILES.rows):
+        row, _, known = rows_of_tile(m0, T, B, TILES)
+        own = T * B + row
+        project(
+            f.h, row * C, f.u, own * R, f.da, own * N, row, known, w, f.p, f.q, C, R, N, PROJECTION, TILES,
+            PRECISION, False,
+        )  # fmt: skip
+    for back in range(0, T):
+        t = T - 1 - back
+        row = tl.cast(t, tl.int64) * B + b
+        own = T * B + row
+        for first in range(0, C, TILES.channels):
+            c = first + tl.arange(0, TILES.channels)
+            known = there[:, None] & (c < C)[None, :]
+            at = b[:, None] * C + c[None, :]
+            here = row[:, None] * C + c[None, :]
+            a0, a1, a2, a3 = gates(f.da, own * N, c, C, known, CELL.NG)
+            dh, dc = tl.load(f.dh + at, known, 0.0), tl.load(f.dc + at, known, 0.0)
+            if dstates_h is not None:
+                dh += tl.load(dstates_h + here, known, 0.0)
+            if dstates_c is not None:
+                dc += tl.load(dstates_c + here, known, 0.0)
+            h = tl.load(f.h + here, known, 0.0)
+            memory = load_c(c0, states_c, t, b, c, B, C, known) if CELL.saves_c else h
+            da0, da1, da2, da3, dc = CELL.step_bwd(CELL, a0, a1, a2, a3, h, memory, dh, dc)
+            store_gates(f.da, own * N, da0, da1, da2, da3, c, C, known, CELL.NG)
+            tl.store(f.dc + at, dc, known)
+        tl.debug_barrier()
+        if PROJECTION == "dense":
+            multiply(
+                f.dh, b * C, C, f.da, own * N, N, w.w1h, w.ldw1, there, TILES, PRECISION, STEP=True, TRANSPOSED=True
+            )  # fmt: skip
+        else:
+            multiply(
+                f.ds, own * R, R, f.da, own * N, N, w.w2h, R, there, TILES, PRECISION,
+                STEP=True, TRANSPOSED=True, gate=f.u, gate_rows=own * R,
+            )  # fmt: skip
+            tl.debug_barrier()
+            multiply(
+                f.dh, b * C, C, f.ds, own * R, R, w.w1h, w.ldw1, there, TILES, PRECISION, STEP=True, TRANSPOSED=True
+            )  # fmt: skip
+        tl.debug_barrier()
+
+
+@triton.jit
+def y_gradient(
+    dy, w, f, T, B, C, R, FIRST: tl.constexpr, BOTH: tl.constexpr,
+    CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dy from what arrived at p or q: from refresh (FIRST 0), from the scan (FIRST 1), or from both."""
+    N = CELL.NG * C
+    for m0 in range(0, T * TILES.samples, TILES.rows):
+        row, _, there = rows_of_tile(m0, T, B, TILES)
+        one = FIRST * T * B + row
+        other = T * B + row
+        if PROJECTION == "joint":
+            multiply(
+                dy, row * C, C, f.ds, one * R, R, w.w1y, w.ldw1, there, TILES, PRECISION,
+                TRANSPOSED=True, also=other * R if BOTH else None,
+            )  # fmt: skip
+        elif PROJECTION == "split":
+            multiply(
+                f.dsy, row * R, R, f.da, one * N, N, w.w2y, R, there, TILES, PRECISION,
+                TRANSPOSED=True, also=other * N if BOTH else None, gate=f.uy, gate_rows=row * R,
+            )  # fmt: skip
+            tl.debug_barrier()
+            multiply(dy, row * C, C, f.dsy, row * R, R, w.w1y, w.ldw1, there, TILES, PRECISION, TRANSPOSED=True)
+        else:
+            multiply(
+                dy, row * C, C, f.da, one * N, N, w.w1y, w.ldw1, there, TILES, PRECISION,
+                TRANSPOSED=True, also=other * N if BOTH else None,
+            )  # fmt: skip
+    tl.debug_barrier()

@@ -1,0 +1,51 @@
+"""d_t = Dyn(y_t, c_T) for all t at once, output only"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import Recurrence
+from .recurrence import hoist, refresh_layers
+from .recurrence_bwd import refresh_bwd_layers, y_gradient
+from .weight_gradients import WeightGradients, clear
+
+
+@triton.jit(do_not_specialize=["T", "B"])
+def refresh_kernel(
+    y, h, c, d, w, s, T, B, C, R,
+    CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    hoist(y, w, s.p, s.q, s.uy, T, B, C, R, CELL.NG * C, PROJECTION, TILES, PRECISION)
+    refresh_layers(d, h, c, w, s, T, B, C, R, CELL, PROJECTION, TILES, PRECISION)
+
+
+@triton.jit(do_not_specialize=["T", "B", "COUNT"])
+def refresh_bwd_kernel(
+    y, h, c, dd, dy, w, f, arrived, COUNT, T, B, C, R,
+    CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    clear(arrived, COUNT)
+    hoist(y, w, f.p, f.q, f.uy, T, B, C, R, CELL.NG * C, PROJECTION, TILES, PRECISION)
+    refresh_bwd_layers(dd, None, h, c, w, f, T, B, C, R, CELL, PROJECTION, TILES, PRECISION)
+    y_gradient(dy, w, f, T, B, C, R, 0, False, CELL, PROJECTION, TILES, PRECISION)
+
+
+def refresh(y: Tensor, state: list[Tensor], weights: list[Tensor], rule: str) -> Tensor:
+    y = y.contiguous()
+    r = Recurrence("refresh", rule, weights, state, *y.shape, y)
+    d = y.new_empty(y.shape)
+    r.run(refresh_kernel, y, r.h0, r.c0, d, r.weights, r.scratch())
+    return d
+
+
+def refresh_bwd(
+    dd: Tensor, y: Tensor, state: list[Tensor], weights: list[Tensor], rule: str
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    y = y.contiguous()
+    r = Recurrence("refresh_bwd", rule, weights, state, *y.shape, y)
+    f, dy = r.factors(), y.new_empty(y.shape)
+    gradients = WeightGradients(r, f, y, has_refresh=True, has_scan=False)
+    r.run(refresh_bwd_kernel, y, r.h0, r.c0, dd.contiguous(), dy, r.weights, f, *gradients.arrived)
+    return dy, r.dstate(f), gradients.compute()

@@ -1,0 +1,56 @@
+"""x_t <- x_t * d_t, broadcast over HW"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import maps_of_program, pieces_of, run
+from .maps import ELEMENT, MapList, gate_gradient, scale, table
+
+
+@triton.jit(do_not_specialize=["B"])
+def rescale_kernel(table, d, B, C, ELEMENT: tl.constexpr, PIECE: tl.constexpr, TILES: tl.constexpr):
+    t, b, begin, end = maps_of_program(B, C, TILES)
+    scale(table, 1, d, None, t, b, B, C, begin, end, ELEMENT, PIECE, TILES)
+
+
+@triton.jit(do_not_specialize=["B"])
+def rescale_bwd_kernel(table, d, dd, B, C, ELEMENT: tl.constexpr, PIECE: tl.constexpr, TILES: tl.constexpr):
+    t, b, begin, end = maps_of_program(B, C, TILES)
+    gate_gradient(table, dd, t, b, B, C, begin, end, ELEMENT, PIECE, TILES)
+    scale(table, 2, d, None, t, b, B, C, begin, end, ELEMENT, PIECE, TILES)
+
+
+def _rescale_to(x: MapList, out: MapList, d: Tensor) -> None:
+    given, piece = table(x, out)
+    how, programs = pieces_of("rescale", x)
+    like = x.held[0]
+    B, C = like.shape[:2]
+    run(rescale_kernel, programs, like, how, given, d.contiguous(), B, C, ELEMENT[like.dtype], piece, how)
+
+
+def rescale(xs: list[Tensor], d: Tensor) -> list[Tensor]:
+    x = MapList(xs)
+    out = x.empty_like()
+    _rescale_to(x, out, d)
+    return out.as_given(x)
+
+
+def rescale_(xs: list[Tensor], d: Tensor) -> None:
+    x = MapList(xs)
+    _rescale_to(x, x, d)
+
+
+def rescale_bwd(dout: list[Tensor], xs: list[Tensor], d: Tensor) -> tuple[list[Tensor], Tensor]:
+    x = MapList(xs)
+    dx = x.empty_like()
+    grads = MapList(dout, x)  # held until the launch: a table knows addresses only
+    given, piece = table(grads, x, dx)
+    d = d.contiguous()
+    dd = d.new_empty(d.shape)
+    how, programs = pieces_of("rescale_bwd", x)
+    B, C = xs[0].shape[:2]
+    run(rescale_bwd_kernel, programs, xs[0], how, given, d, dd, B, C, ELEMENT[xs[0].dtype], piece, how)
+    return dx.as_given(x), dd

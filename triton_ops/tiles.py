@@ -1,0 +1,86 @@
+"""How large a piece each program and each step of it takes: one small table, by what a launch is about.
+
+Never by the batch: a sample's bits would then depend on how many others are beside it, and every new batch size
+would compile anew.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import torch
+
+
+class Tiles(NamedTuple):
+    """All are powers of two."""
+
+    samples: int  # that a program takes through the recurrence together, sharing every weight it reads
+    rows: int  # (layer, sample) of a product that need not wait for the layer before
+    columns: int  # of such a product's result
+    inner: int  # and how many terms at once
+    step_columns: int  # the same of a product inside the scan, whose rows are the samples
+    step_inner: int
+    channels: int  # of the cell's rule at once
+    planar: tuple[int, int]  # channels and pixels of a map whose pixels are neighbours in memory
+    interleaved: tuple[int, int]  # and of one whose channels are
+    piece: int  # channels of a program of gap and rescale
+    dots: bool  # whether products of 16 rows go to tl.dot; fp64 is summed without it
+    warps: int
+    stages: int
+    registers: int  # of a thread, at most; ptxas would else spill a few for the sake of more programs at once
+
+
+def power_of_two(n: int) -> int:
+    """The least that is not below n."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def between(least: int, n: int, most: int) -> int:
+    return max(least, min(n, most))
+
+
+# What tune.py found, where it was switched on, by what tiles() is asked; and what it is trying out.
+Question = tuple[str, int, int, int, torch.dtype]
+chosen: dict[Question, dict[str, int]] = {}
+trial: dict[str, int] = {}
+asked: list[Question] = []  # the last question
+
+
+def tiles(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
+    """For an op with C channels, a bottleneck of R and maps of at most HW pixels; R = HW = 0 where there is none."""
+    question = (op.removesuffix("_"), C, R, HW, dtype)
+    asked[:] = [question]
+    return from_table(*question)._replace(**{**chosen.get(question, {}), **trial, **from_environment()})
+
+
+def from_environment() -> dict[str, int]:
+    """For measurements and tests: DLA_KERNELS_TRITON_TILES, such as ``samples=4,warps=16``."""
+    given = os.environ.get("DLA_KERNELS_TRITON_TILES", "")
+    return {name: int(value) for name, _, value in (item.partition("=") for item in given.split(",") if item)}
+
+
+def from_table(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
+    wide = dtype == torch.float64
+    two_maps = op in ("rescale_bwd", "layer_update_bwd")  # some loop reads both at once
+    # A tile of a map is 4 K elements, 16 a thread; half of that where odd planes need a pointer for each.
+    whole = 4096 if HW * dtype.itemsize % 8 == 0 and not wide else 2048
+    pixels, channels = between(16, power_of_two(HW), whole // 8), between(16, power_of_two(C), whole // 8)
+    return Tiles(
+        # Weights of 1024 channels and more, some MB a step, are worth sharing.
+        samples=1 if C < 1024 else 2 if C < 2048 else 4,
+        rows=4 if wide else 16,
+        columns=16 if wide else 32,
+        inner=16,
+        step_columns=16 if wide else 32,
+        step_inner=between(16, power_of_two(min(C, R or C)), 32 if C >= 1024 or wide else 128),
+        channels=between(16, power_of_two(C), 128 if wide else 256),
+        planar=(whole // pixels, pixels),
+        interleaved=(channels, whole // channels),
+        piece=between(16, power_of_two((32 << 10) // max(HW, 1)), power_of_two(C)),
+        dots=not wide,
+        # A backward pass keeps more at hand: twice the threads, each with half the work.
+        warps=16 if two_maps and not wide else 8,
+        stages=2,
+        registers=255 if wide else 128,  # 512 threads on a processor; 256 of fp64
+    )

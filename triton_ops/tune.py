@@ -1,0 +1,64 @@
+"""Choosing tiles by measurement, for those who want it: the first call of an op with new C, R, HW or dtype tries
+the candidates below beside the table's choice, and the fastest serves from then on, for any batch.
+
+Bits may then differ from one process to the next, since sums are cut otherwise.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+from . import tiles
+
+CANDIDATES: tuple[dict[str, int], ...] = (
+    {},
+    {"warps": 4},
+    {"warps": 16},
+    {"samples": 2},
+    {"samples": 4},
+    {"step_inner": 64},
+    {"stages": 3},
+)
+enabled = os.environ.get("DLA_KERNELS_TRITON_AUTOTUNE", "0") not in ("", "0")
+
+
+def autotune(on: bool = True) -> None:
+    """Switches it on or off; DLA_KERNELS_TRITON_AUTOTUNE=1 does so from the start."""
+    global enabled
+    enabled = on
+
+
+def milliseconds(call: Callable[[], object]) -> float:
+    from triton.testing import do_bench
+
+    return do_bench(call, return_mode="median")
+
+
+def tuned(function: Callable) -> Callable:
+    """For functions that may be called again and again: those that write nothing but their results."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any) -> Any:
+        if enabled:
+            result = function(*args)
+            (question,) = tiles.asked
+            if question in tiles.chosen:
+                return result
+            tiles.chosen[question] = fastest(functools.partial(function, *args))
+        return function(*args)
+
+    return wrapper
+
+
+def fastest(call: Callable[[], object]) -> dict[str, int]:
+    times = []
+    for candidate in CANDIDATES:
+        tiles.trial.update(candidate)
+        try:
+            times.append(milliseconds(call))
+        finally:
+            tiles.trial.clear()
+    return CANDIDATES[times.index(min(times))]

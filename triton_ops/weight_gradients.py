@@ -1,0 +1,191 @@
+"""Weight gradients: products g^T x over all rows (layer, sample), every one of a backward pass in one launch.
+
+Where tiles of the results are too few to fill a chip, several programs share one, each with its part of the rows.
+The one that finishes last adds up all parts in their order: nobody waits, and the bits are always the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import Recurrence, precision, run
+from .maps import ELEMENT, Words, entry, tagged
+from .recurrence_bwd import Factors
+from .tiles import between
+
+ENOUGH_PROGRAMS = 512
+FEWEST_ROWS = 256  # of one program, where it shares a tile
+
+
+class Product(NamedTuple):
+    """to [N, K] = g [rows, N]^T x [rows, K], and the column sums of g to a bias. x may have fewer rows and then
+    begins again; `to` may be columns of a wider tensor."""
+
+    to: Tensor
+    bias: Tensor | None
+    g: Tensor
+    x: Tensor
+
+
+class Products(NamedTuple):
+    """The same as tagged integers, one word per product."""
+
+    to: Words
+    ldto: Words
+    bias: Words  # 0 for none
+    g: Words
+    x: Words
+    rows: Words
+    x_rows: Words
+    N: Words
+    K: Words
+    first: Words  # program
+
+
+@triton.jit(do_not_specialize=["splits", "rows_of_split"])
+def weight_gradients_kernel(
+    p, parts, arrived, splits, rows_of_split, A: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr
+):  # fmt: skip
+    TILE: tl.constexpr = TILES.columns
+    ROWS: tl.constexpr = TILES.rows
+    program = tl.program_id(0)
+    which = 0
+    for i in tl.static_range(1, len(p.first)):
+        which += (program >= entry(p.first, i)).to(tl.int32)
+    N, K, rows = entry(p.N, which), entry(p.K, which), entry(p.rows, which)
+    g = entry(p.g, which).to(tl.pointer_type(A))
+    x = entry(p.x, which).to(tl.pointer_type(A))
+    tile = (program - entry(p.first, which)) // splits
+    part = (program - entry(p.first, which)) % splits
+    across = tl.cdiv(K, TILE)
+    n = tile // across * TILE + tl.arange(0, TILE)
+    k = tile % across * TILE + tl.arange(0, TILE)
+
+    sums = tl.zeros([TILE, TILE], A) if TILES.dots else tl.zeros([ROWS, TILE, TILE], A)
+    of_bias = tl.zeros([TILE], A)
+    for r0 in range(part * rows_of_split, tl.minimum(rows, (part + 1) * rows_of_split), TILES.rows):
+        r = r0 + tl.arange(0, TILES.rows)
+        left = tl.load(g + r[:, None] * N + n[None, :], (r < rows)[:, None] & (n < N)[None, :], 0.0)
+        at = r % entry(p.x_rows, which)
+        right = tl.load(x + at[:, None] * K + k[None, :], (r < rows)[:, None] & (k < K)[None, :], 0.0)
+        if TILES.dots:
+            sums = tl.dot(tl.trans(left), right, sums, input_precision=PRECISION, out_dtype=A)
+        else:
+            sums += left[:, :, None] * right[:, None, :]
+        of_bias += tl.sum(left, 0)
+    if not TILES.dots:
+        sums = tl.sum(sums, 0)
+
+    cell = tl.arange(0, TILE)[:, None] * TILE + tl.arange(0, TILE)[None, :]
+    if splits == 1:
+        store_result(p, which, sums, of_bias, n, k, N, K, tile % across == 0, A)
+    else:
+        mine = parts + program.to(tl.int64) * (TILE * TILE + TILE)
+        tl.store(mine + cell, sums)
+        tl.store(mine + TILE * TILE + tl.arange(0, TILE), of_bias)
+        tl.debug_barrier()
+        if tl.atomic_add(arrived + (program - part), 1) == splits - 1:
+            sums = tl.zeros([TILE, TILE], A)
+            of_bias = tl.zeros([TILE], A)
+            for each in range(0, splits):
+                theirs = parts + (program - part + each) * (TILE * TILE + TILE)
+                sums += tl.load(theirs + cell, cache_modifier=".cg")
+                of_bias += tl.load(theirs + TILE * TILE + tl.arange(0, TILE), cache_modifier=".cg")
+            store_result(p, which, sums, of_bias, n, k, N, K, tile % across == 0, A)
+
+
+@triton.jit
+def clear(arrived, COUNT, BLOCK: tl.constexpr = 1024):
+    """The counters of the launch to come: for program 0 of the one before."""
+    if tl.program_id(0) == 0:
+        for first in range(0, COUNT, BLOCK):
+            i = first + tl.arange(0, BLOCK)
+            tl.store(arrived + i, tl.zeros([BLOCK], tl.int32), i < COUNT)
+
+
+@triton.jit
+def store_result(p, which, sums, of_bias, n, k, N, K, leftmost, A: tl.constexpr):
+    to = entry(p.to, which).to(tl.pointer_type(A))
+    tl.store(to + n[:, None] * entry(p.ldto, which) + k[None, :], sums, (n < N)[:, None] & (k < K)[None, :])
+    bias = entry(p.bias, which)
+    if (bias != 0) & leftmost:
+        tl.store(bias.to(tl.pointer_type(A)) + n, of_bias, n < N)
+
+
+def products_of(
+    r: Recurrence, f: Factors, y: Tensor, dw: list[Tensor], has_refresh: bool, has_scan: bool
+) -> list[Product]:
+    """Factors hold the refresh's rows, the scan's, and then what the refresh sent to W1h h_T."""
+    T, C = r.T, r.C
+    own = slice(0 if has_refresh else T, 2 * T if has_scan else T)
+    with_h = slice(T if has_scan else 2 * T, 2 * T + 1 if has_refresh else 2 * T)
+    h = f.h[: T + 1 if has_refresh else T] if has_scan else r.state[0]
+    if r.projection == "joint":
+        return [
+            Product(dw[0][:, :C], None, f.ds[with_h], h),
+            Product(dw[0][:, C:], None, f.ds[own], y),
+            Product(dw[1], dw[2], f.da[own], f.u[own]),
+        ]
+    if r.projection == "split":
+        return [
+            Product(dw[0], dw[1], f.dsy, y),
+            Product(dw[2], dw[3], f.da[own], f.uy),
+            Product(dw[4], dw[5], f.ds[with_h], h),
+            Product(dw[6], dw[7], f.da[own], f.u[own]),
+        ]
+    return [
+        Product(dw[0], dw[1], f.da[own], y),
+        Product(dw[2], dw[3], f.da[with_h], h),
+    ]
+
+
+class WeightGradients:
+    """Made before the backward kernel runs, which clears the counters; computed after it."""
+
+    def __init__(self, r: Recurrence, f: Factors, y: Tensor, *, has_refresh: bool, has_scan: bool) -> None:
+        self.how, self.like = r.tiles, y
+        self.dweights = [torch.empty_like(w) for w in r.given]
+        self.products = products_of(r, f, y, self.dweights, has_refresh, has_scan)
+        side = r.tiles.columns
+        tiles = [triton.cdiv(N, side) * triton.cdiv(K, side) for N, K in map(_sizes, self.products)]
+        rows = max(p.g[..., 0].numel() for p in self.products)
+        self.splits = between(1, triton.cdiv(rows, FEWEST_ROWS), max(1, ENOUGH_PROGRAMS // sum(tiles)))
+        self.rows_of_split = triton.cdiv(triton.cdiv(rows, self.splits), r.tiles.rows) * r.tiles.rows
+        self.first = [sum(tiles[:i]) * self.splits for i in range(len(tiles))]
+        self.programs = sum(tiles) * self.splits
+        sharing = self.programs if self.splits > 1 else 0
+        self.parts = y.new_empty(sharing * (side + 1) * side)
+        # For the backward kernel, which is to clear them: the counters, and how many.
+        self.arrived = torch.empty(sharing, dtype=torch.int32, device=y.device), sharing
+
+    def compute(self) -> list[Tensor]:
+        def words(numbers: Iterable[int]) -> Words:
+            return tuple(map(tagged, numbers))
+
+        given = Products(
+            to=words(p.to.data_ptr() for p in self.products),
+            ldto=words(p.to.stride(0) for p in self.products),
+            bias=words(0 if p.bias is None else p.bias.data_ptr() for p in self.products),
+            g=words(p.g.data_ptr() for p in self.products),
+            x=words(p.x.data_ptr() for p in self.products),
+            rows=words(p.g[..., 0].numel() for p in self.products),
+            x_rows=words(p.x[..., 0].numel() for p in self.products),
+            N=words(_sizes(p)[0] for p in self.products),
+            K=words(_sizes(p)[1] for p in self.products),
+            first=words(self.first),
+        )
+        run(
+            weight_gradients_kernel, self.programs, self.like, self.how, given, self.parts, self.arrived[0],
+            self.splits, self.rows_of_split, ELEMENT[self.like.dtype], self.how, precision(),
+        )  # fmt: skip
+        return self.dweights
+
+
+def _sizes(p: Product) -> tuple[int, int]:
+    return p.g.shape[-1], p.x.shape[-1]
