@@ -121,7 +121,7 @@ def check(inputs: Inputs, notes: dict[str, str]) -> dict[str, dict]:
     """Parity of what is about to be timed; cuDNN must also compute the function it is compared with."""
     lstm, dense = inputs.lstm()
     found = {
-        "layer_update": layer_update_parity(inputs, inputs.ours),
+        "layer_update": layer_update_parity(inputs),
         "scan": scan_parity(inputs, dla.PAPER_DSU, inputs.weights),
         "scan lstm": scan_parity(inputs, dla.Cell("lstm"), dense),
     }

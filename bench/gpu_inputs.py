@@ -116,14 +116,14 @@ def outputs_and_gradients(
     return [x.detach() for x in (*out, *got[: len(xs)], *states)], list(got[len(xs) :])
 
 
-def layer_update_parity(inputs: Inputs, ours: Any, chunk_bytes: int = 1 << 30) -> tuple[float, float]:
+def layer_update_parity(inputs: Inputs, ours: Any = None, chunk_bytes: int = 1 << 30) -> tuple[float, float]:
     """(error, allowed) of one backend's layer_update on the very inputs that are timed, as in `verify.parity`.
 
     The truth in fp64 would not fit beside large rows, so it is computed for a few samples at a time: samples
     are independent, and the gradients of the weights are sums over them.
     """
     one, B = inputs.sets[0], inputs.shape.B
-    candidates = [outputs_and_gradients(f, one.xs, inputs.weights, one.grads) for f in (ours, reference)]
+    candidates = [outputs_and_gradients(f, one.xs, inputs.weights, one.grads) for f in (ours or inputs.ours, reference)]
     weights64 = dla.Joint(*(w.double() for w in inputs.weights))
     step = max(1, chunk_bytes // (one.flat.numel() // B * 8))
     num = len(candidates[0][0])
