@@ -107,9 +107,9 @@ def section(resources: list[Resources], version: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(text: str) -> None:
-    """In place of the section in the page, or at its end."""
-    before, _, rest = PAGE.read_text().partition(TITLE)
+def write(text: str, title: str = TITLE) -> None:
+    """In place of the section of that title in the page, or at its end."""
+    before, _, rest = PAGE.read_text().partition(title)
     following = rest.find("\n## ")
     PAGE.write_text(before.rstrip() + "\n\n" + text + (rest[following:] if following >= 0 else ""))
 

@@ -20,9 +20,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).parent.parent.resolve()
+import cuda_resources
+from cuda_resources import PAGE, ROOT
+
 sys.path.insert(0, str(ROOT))
-PAGE = ROOT / "docs" / "performance.md"
 TITLE = "## What the Triton kernels take of a chip"
 # Backend, architecture, threads of a warp, shared memory that a program may have.
 TARGETS = {
@@ -214,9 +215,7 @@ def main() -> None:
     found = compile_all(args.cells)
     text = section(found, triton.__version__)
     if args.write:
-        before, _, rest = PAGE.read_text().partition(TITLE)
-        following = rest.find("\n## ")
-        PAGE.write_text(before.rstrip() + "\n\n" + text + (rest[following:] if following >= 0 else ""))
+        cuda_resources.write(text, TITLE)
     print(json.dumps(found) if args.json else text)
     for r in faults(found):
         what = f"{r.kernel} {r.cell} {r.dtype} on {r.target}"

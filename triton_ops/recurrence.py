@@ -116,21 +116,6 @@ def hoist(
 
 
 @triton.jit
-def bottleneck(
-    u, u_rows, h, h_rows, row, there, w, p, C, R, PROJECTION: tl.constexpr, TILES: tl.constexpr,
-    PRECISION: tl.constexpr, STEP: tl.constexpr,
-):  # fmt: skip
-    """u = relu(W1h h + p); of a split projection, p is the bias alone."""
-    if PROJECTION == "joint":
-        multiply(
-            u, u_rows, R, h, h_rows, C, w.w1h, w.ldw1, there, TILES, PRECISION, STEP,
-            RELU=True, plus=p, plus_rows=row * R,
-        )  # fmt: skip
-    else:
-        multiply(u, u_rows, R, h, h_rows, C, w.w1h, w.ldw1, there, TILES, PRECISION, STEP, RELU=True, bias=w.b1h)
-
-
-@triton.jit
 def gates_from(
     u, u_rows, a, a_rows, row, there, w, q, R, N, PROJECTION: tl.constexpr, TILES: tl.constexpr,
     PRECISION: tl.constexpr, STEP: tl.constexpr,
@@ -155,7 +140,10 @@ def project(
             a, a_rows, N, h, h_rows, C, w.w1h, w.ldw1, there, TILES, PRECISION, STEP, plus=q, plus_rows=row * N
         )  # fmt: skip
     else:
-        bottleneck(u, u_rows, h, h_rows, row, there, w, p, C, R, PROJECTION, TILES, PRECISION, STEP)
+        multiply(  # p of a joint projection, the bias of a split one; the other is None
+            u, u_rows, R, h, h_rows, C, w.w1h, w.ldw1, there, TILES, PRECISION, STEP,
+            RELU=True, plus=p, plus_rows=row * R, bias=w.b1h,
+        )  # fmt: skip
         tl.debug_barrier()
         gates_from(u, u_rows, a, a_rows, row, there, w, q, R, N, PROJECTION, TILES, PRECISION, STEP)
     tl.debug_barrier()
@@ -179,10 +167,7 @@ def project_shared(
     if PROJECTION == "dense":
         add(a, a_rows, N, shared, b * N, there, TILES.columns, plus=q, plus_rows=row * N)
     else:
-        if PROJECTION == "joint":
-            add(u, u_rows, R, shared, b * R, there, TILES.columns, RELU=True, plus=p, plus_rows=row * R)
-        else:
-            add(u, u_rows, R, shared, b * R, there, TILES.columns, RELU=True, bias=w.b1h)
+        add(u, u_rows, R, shared, b * R, there, TILES.columns, RELU=True, plus=p, plus_rows=row * R, bias=w.b1h)
         tl.debug_barrier()
         gates_from(u, u_rows, a, a_rows, row, there, w, q, R, N, PROJECTION, TILES, PRECISION, False)
     tl.debug_barrier()

@@ -113,14 +113,7 @@ def refresh_bwd_layers(
             store_gates(f.da, row * N, da0, da1, da2, da3, c, C, known, CELL.NG)
         tl.store(f.dc + at, dc, known)
     tl.debug_barrier()
-    if PROJECTION == "dense":
-        sum_of_layers(f.da, (2 * T * B + b) * N, f.da, b * N, B * N, T, there, N, TILES.channels)
-        tl.debug_barrier()
-        multiply(
-            f.dh, b * C, C, f.da, (2 * T * B + b) * N, N, w.w1h, w.ldw1, there, TILES, PRECISION,
-            STEP=True, TRANSPOSED=True,
-        )  # fmt: skip
-    else:
+    if PROJECTION != "dense":
         for m0 in range(0, T * TILES.samples, TILES.rows):
             row, _, known = rows_of_tile(m0, T, B, TILES)
             multiply(
@@ -128,12 +121,14 @@ def refresh_bwd_layers(
                 TRANSPOSED=True, gate=f.u, gate_rows=row * R,
             )  # fmt: skip
         tl.debug_barrier()
-        sum_of_layers(f.ds, (2 * T * B + b) * R, f.ds, b * R, B * R, T, there, R, TILES.step_columns)
-        tl.debug_barrier()
-        multiply(
-            f.dh, b * C, C, f.ds, (2 * T * B + b) * R, R, w.w1h, w.ldw1, there, TILES, PRECISION,
-            STEP=True, TRANSPOSED=True,
-        )  # fmt: skip
+    sent = f.da if PROJECTION == "dense" else f.ds  # to the product that all layers share
+    met = N if PROJECTION == "dense" else R
+    last = (2 * T * B + b) * met
+    sum_of_layers(sent, last, sent, b * met, B * met, T, there, met, TILES.channels)
+    tl.debug_barrier()
+    multiply(
+        f.dh, b * C, C, sent, last, met, w.w1h, w.ldw1, there, TILES, PRECISION, STEP=True, TRANSPOSED=True
+    )  # fmt: skip
     tl.debug_barrier()
 
 
