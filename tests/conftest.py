@@ -29,7 +29,7 @@ from . import interpreter
 from .compilers import BUILDS
 
 if INTERPRETED:
-    interpreter.patch_once_a_launch()
+    interpreter.patch()
 
 
 def pytest_collection_modifyitems(config, items):

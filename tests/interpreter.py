@@ -3,6 +3,8 @@
 import os
 from collections import defaultdict
 
+import numpy as np
+
 from dla_kernels import Cell
 
 # What always runs; DLA_KERNELS_TRITON_TESTS=all adds the rest, a quarter of an hour.
@@ -51,6 +53,12 @@ def thin_out(items):
     return removed
 
 
+def patch():
+    patch_once_a_launch()
+    remember_shapes()
+    round_to_nearest()
+
+
 def patch_once_a_launch():
     """The interpreter replaces the functions of triton.language anew whenever one function of a kernel calls another,
     which is half of its time; once for each module in a launch is enough."""
@@ -75,3 +83,62 @@ def patch_once_a_launch():
         return patch(function)
 
     interpreter.GridExecutor.__call__, interpreter._patch_lang = launch_once, patch_once
+
+
+def remember_shapes():
+    """What it makes of a shape, anew for every tensor, is the same for all of that shape."""
+    from triton.language import core
+
+    def once_for_each(kind, key_of, fields, rest):
+        original, made = kind.__init__, {}
+
+        def init(self, *args):
+            key = key_of(*args)
+            if key not in made:
+                original(self, *args)
+                made[key] = [getattr(self, name) for name in fields]
+                return
+            for name, value in zip(fields, made[key]):
+                setattr(self, name, value)
+            rest(self, *args)
+
+        kind.__init__ = init
+
+    def ints(shape):
+        return tuple(n.value if isinstance(n, core.constexpr) else n for n in shape)
+
+    def rest_of_tensor(self, handle, type):
+        self.handle, self.type, self.dtype = handle, type, type.scalar
+
+    def rest_of_type(self, element_ty, shape):
+        self.element_ty = element_ty
+
+    def shape_of(handle, type):
+        return ints(type.shape) if type.is_block() else ()
+
+    def name_and_shape(element_ty, shape):
+        return element_ty.name, ints(shape)
+
+    once_for_each(core.tensor, shape_of, ("shape", "numel"), rest_of_tensor)
+    once_for_each(core.block_type, name_and_shape, ("shape", "numel", "name"), rest_of_type)
+
+
+def round_to_nearest():
+    """The interpreter cuts bits off where it converts to bfloat16; every compiler rounds to nearest, ties to even."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    convert = interpreter._convert_float
+
+    def convert_float(input, input_dtype, output_dtype, rounding_mode):
+        if (input_dtype, output_dtype) == (tl.bfloat16, tl.float32):
+            return input.astype(np.uint32) << np.uint32(16)
+        if (input_dtype, output_dtype) != (tl.float32, tl.bfloat16):
+            return convert(input, input_dtype, output_dtype, rounding_mode)
+        bits = np.ascontiguousarray(input).view(np.uint32)
+        odd = (bits >> np.uint32(16)) & np.uint32(1)
+        rounded = (bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)
+        quiet_nan = (bits >> np.uint32(16)) | np.uint32(0x40)
+        return np.where(np.isnan(input), quiet_nan, rounded).astype(np.uint16)
+
+    interpreter._convert_float = convert_float

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .checks import check_maps
 from .launch import maps_of_program, pieces_of, run
 from .maps import ELEMENT, MapList, accumulate_dtype, pool, table
 
@@ -17,6 +18,7 @@ def gap_kernel(table, y, B, C, ELEMENT: tl.constexpr, PIECE: tl.constexpr, TILES
 
 
 def gap(xs: list[Tensor]) -> Tensor:
+    check_maps(xs)
     x = MapList(xs)
     B, C = xs[0].shape[:2]
     y = xs[0].new_empty((len(xs), B, C), dtype=accumulate_dtype(xs[0].dtype))

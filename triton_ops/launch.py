@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .cells import RULES
+from .checks import check_rule, check_states, check_weights
 from .maps import MapList, accumulate_dtype
 from .recurrence import Scratch, Weights
 from .recurrence_bwd import Factors
@@ -73,14 +73,14 @@ class Recurrence:
         self, op: str, rule: str, weights: list[Tensor], state: list[Tensor], T: int, B: int, C: int, like: Tensor,
         HW: int = 0,
     ) -> None:  # fmt: skip
-        if rule not in RULES:
-            raise ValueError(f"rule: expected one of {', '.join(RULES)}, got {rule!r}")
-        self.cell = RULES[rule]
+        self.cell = check_rule(rule)
         self.T, self.B, self.C, self.like = T, B, C, like
         self.dtype = accumulate_dtype(like.dtype)
+        self.projection = check_weights(weights, self.cell.NG, C, self.dtype, like)
+        may_start_by_itself = not op.startswith("refresh")
+        check_states("state", state, 1 + self.cell.saves_c, may_start_by_itself, (B, C), self.dtype, like)
         self.given = [w.contiguous() for w in weights]
         self.state = [s.contiguous() for s in state]
-        self.projection = {3: "joint", 8: "split", 4: "dense"}[len(weights)]
         w = self.given
         if self.projection == "joint":
             self.weights = Weights(w[0], w[0][:, C:], None, None, w[1], None, w[2], None, 2 * C)
@@ -107,6 +107,12 @@ class Recurrence:
 
     def c_of(self, states: Sequence[Tensor]) -> Tensor | None:
         return states[-1] if self.cell.saves_c and states else None
+
+    def saved(self, name: str, states: list[Tensor], may_be_absent: bool = False) -> list[Tensor]:
+        """States as the forward pass returned them, or their gradients, for kernels to read."""
+        count, shape = self.cell.saves_h + self.cell.saves_c, (self.T, self.B, self.C)
+        check_states(name, states, count, may_be_absent, shape, self.dtype, self.like)
+        return [s.contiguous() for s in states]
 
     def empty(self, *shape: int) -> Tensor:
         return self.like.new_empty(shape, dtype=self.dtype)

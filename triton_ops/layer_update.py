@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .checks import IN_PLACE, check_in_place, check_like_maps, check_maps, check_tensor
 from .launch import Recurrence
 from .maps import ELEMENT, MapList, gate_gradient, pool, scale, table
 from .recurrence import hoist, refresh_layers, scan_layers, start
@@ -76,6 +77,7 @@ def _forward(x: MapList, out: MapList, states: list[Tensor], r: Recurrence) -> T
 def layer_update(
     xs: list[Tensor], weights: list[Tensor], state: list[Tensor], rule: str
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    check_maps(xs)
     x = MapList(xs)
     r = _recurrence("layer_update", x, weights, state, rule)
     out, states = x.empty_like(), r.empty_states()
@@ -86,8 +88,12 @@ def layer_update(
 def layer_update_(
     xs: list[Tensor], states: list[Tensor], weights: list[Tensor], state: list[Tensor], rule: str
 ) -> None:
+    check_maps(xs)
     x = MapList(xs)
-    _forward(x, x, states, _recurrence("layer_update", x, weights, state, rule))
+    check_in_place(x.held, xs, IN_PLACE)
+    r = _recurrence("layer_update", x, weights, state, rule)
+    check_in_place(r.saved("states", states), states, "states: expected contiguous tensors")
+    _forward(x, x, states, r)
 
 
 def layer_update_bwd(
@@ -100,12 +106,15 @@ def layer_update_bwd(
     states: list[Tensor],
     rule: str,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    check_maps(xs)
+    check_like_maps("dout", dout, xs)
     x = MapList(xs)
     r = _recurrence("layer_update_bwd", x, weights, state, rule)
+    check_tensor("y", y, (r.T, r.B, r.C), r.dtype, r.like)
     dx = x.empty_like()
     grads = MapList(dout, x)  # held until the launch: a table knows addresses only
     given, piece = table(grads, x, dx)
-    states, dstates = [s.contiguous() for s in states], [s.contiguous() for s in dstates]
+    states, dstates = r.saved("states", states), r.saved("dstates", dstates, may_be_absent=True)
     y, f = y.contiguous(), r.factors()
     gradients = WeightGradients(r, f, y, has_refresh=True, has_scan=True)
     d, dd, dy = (r.rows(r.C) for _ in range(3))

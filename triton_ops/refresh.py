@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .checks import check_rows, check_tensor
 from .launch import Recurrence
 from .recurrence import hoist, refresh_layers
 from .recurrence_bwd import refresh_bwd_layers, y_gradient
@@ -33,6 +34,7 @@ def refresh_bwd_kernel(
 
 
 def refresh(y: Tensor, state: list[Tensor], weights: list[Tensor], rule: str) -> Tensor:
+    check_rows("y", y)
     y = y.contiguous()
     r = Recurrence("refresh", rule, weights, state, *y.shape, y)
     d = y.new_empty(y.shape)
@@ -43,6 +45,8 @@ def refresh(y: Tensor, state: list[Tensor], weights: list[Tensor], rule: str) ->
 def refresh_bwd(
     dd: Tensor, y: Tensor, state: list[Tensor], weights: list[Tensor], rule: str
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    check_rows("y", y)
+    check_tensor("dd", dd, y.shape, y.dtype, y)
     y = y.contiguous()
     r = Recurrence("refresh_bwd", rule, weights, state, *y.shape, y)
     f, dy = r.factors(), y.new_empty(y.shape)

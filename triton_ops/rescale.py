@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .checks import IN_PLACE, check_gates, check_in_place, check_like_maps, check_maps
 from .launch import maps_of_program, pieces_of, run
 from .maps import ELEMENT, MapList, gate_gradient, scale, table
 
@@ -24,14 +25,16 @@ def rescale_bwd_kernel(table, d, dd, B, C, ELEMENT: tl.constexpr, PIECE: tl.cons
 
 
 def _rescale_to(x: MapList, out: MapList, d: Tensor) -> None:
+    like = x.held[0]
     given, piece = table(x, out)
     how, programs = pieces_of("rescale", x)
-    like = x.held[0]
     B, C = like.shape[:2]
     run(rescale_kernel, programs, like, how, given, d.contiguous(), B, C, ELEMENT[like.dtype], piece, how)
 
 
 def rescale(xs: list[Tensor], d: Tensor) -> list[Tensor]:
+    check_maps(xs)
+    check_gates(d, xs)
     x = MapList(xs)
     out = x.empty_like()
     _rescale_to(x, out, d)
@@ -39,11 +42,17 @@ def rescale(xs: list[Tensor], d: Tensor) -> list[Tensor]:
 
 
 def rescale_(xs: list[Tensor], d: Tensor) -> None:
+    check_maps(xs)
+    check_gates(d, xs)
     x = MapList(xs)
+    check_in_place(x.held, xs, IN_PLACE)
     _rescale_to(x, x, d)
 
 
 def rescale_bwd(dout: list[Tensor], xs: list[Tensor], d: Tensor) -> tuple[list[Tensor], Tensor]:
+    check_maps(xs)
+    check_like_maps("dout", dout, xs)
+    check_gates(d, xs)
     x = MapList(xs)
     dx = x.empty_like()
     grads = MapList(dout, x)  # held until the launch: a table knows addresses only

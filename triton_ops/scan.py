@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .checks import check_rows
 from .launch import Recurrence
 from .recurrence import hoist, scan_layers, start
 from .recurrence_bwd import begin, scan_bwd_layers, y_gradient
@@ -34,6 +35,7 @@ def scan_bwd_kernel(
 
 
 def scan(y: Tensor, weights: list[Tensor], state: list[Tensor], rule: str) -> list[Tensor]:
+    check_rows("y", y)
     y = y.contiguous()
     r = Recurrence("scan", rule, weights, state, *y.shape, y)
     states = r.empty_states()
@@ -44,9 +46,10 @@ def scan(y: Tensor, weights: list[Tensor], state: list[Tensor], rule: str) -> li
 def scan_bwd(
     dstates: list[Tensor], y: Tensor, weights: list[Tensor], state: list[Tensor], states: list[Tensor], rule: str
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    check_rows("y", y)
     y = y.contiguous()
     r = Recurrence("scan_bwd", rule, weights, state, *y.shape, y)
-    states, dstates = [x.contiguous() for x in states], [x.contiguous() for x in dstates]
+    states, dstates = r.saved("states", states), r.saved("dstates", dstates)
     f, dy = r.factors(), y.new_empty(y.shape)
     gradients = WeightGradients(r, f, y, has_refresh=False, has_scan=True)
     r.run(

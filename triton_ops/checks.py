@@ -1,0 +1,100 @@
+"""What the operators require of their tensors before a kernel is told their addresses. The public functions check
+the same in friendlier words; these guard those who call torch.ops.dla_triton directly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .cells import RULES, Cell
+from .maps import ELEMENT, accumulate_dtype
+
+PROJECTIONS = {3: "joint", 8: "split", 4: "dense"}  # by the number of weights
+
+IN_PLACE = "xs: in place, expected maps that are NCHW or channels_last in memory"
+
+
+def require(holds: bool, complaint: str) -> None:
+    if not holds:
+        raise RuntimeError(complaint)
+
+
+def check_tensor(name: str, x: Tensor, shape: Sequence[int], dtype: torch.dtype, like: Tensor) -> None:
+    if x.shape == tuple(shape) and x.dtype == dtype and x.device == like.device:
+        return
+    require(x.dim() == len(shape), f"{name}: expected {len(shape)} dimensions, got {x.dim()}")
+    for i, (expected, got) in enumerate(zip(shape, x.shape)):
+        require(expected == got, f"{name}: expected size {expected} in dimension {i}, got {got}")
+    require(x.dtype == dtype, f"{name}: expected dtype {dtype}, got {x.dtype}")
+    raise RuntimeError(f"{name}: expected device {like.device}, got {x.device}")
+
+
+def check_maps(xs: Sequence[Tensor]) -> None:
+    """T maps [B, C, H, W] of one dtype that share B and C."""
+    require(len(xs) > 0, "xs: expected at least one map, got an empty list")
+    first = xs[0]
+    require(first.dtype in ELEMENT, f"xs: expected fp32, fp64, bf16 or fp16, got {first.dtype}")
+    for x in xs:
+        require(x.dim() == 4, f"xs: expected maps [B, C, H, W], got {x.dim()} dimensions")
+        require(0 not in x.shape[1:], "xs: a map of size zero")
+        check_tensor("xs", x, (*first.shape[:2], *x.shape[2:]), first.dtype, first)
+
+
+def check_like_maps(name: str, dout: Sequence[Tensor], xs: Sequence[Tensor]) -> None:
+    require(len(dout) == len(xs), f"{name}: expected {len(xs)} maps, got {len(dout)}")
+    for given, x in zip(dout, xs):
+        check_tensor(name, given, x.shape, x.dtype, xs[0])
+
+
+def check_rows(name: str, y: Tensor) -> None:
+    """[T, B, C] in fp32 or fp64."""
+    require(y.dim() == 3, f"{name}: expected [T, B, C], got {y.dim()} dimensions")
+    require(y.shape[0] > 0 and y.shape[2] > 0, f"{name}: expected at least one layer and channel")
+    require(y.dtype in (torch.float32, torch.float64), f"{name}: expected fp32 or fp64, got {y.dtype}")
+
+
+def check_gates(d: Tensor, xs: Sequence[Tensor]) -> None:
+    check_tensor("d", d, (len(xs), *xs[0].shape[:2]), accumulate_dtype(xs[0].dtype), xs[0])
+
+
+def check_rule(rule: str) -> Cell:
+    require(rule in RULES, f"rule: expected one of {', '.join(RULES)}, got {rule!r}")
+    return RULES[rule]
+
+
+def check_weights(weights: Sequence[Tensor], NG: int, C: int, dtype: torch.dtype, like: Tensor) -> str:
+    """Returns the projection that they belong to."""
+    count = len(weights)
+    require(count in PROJECTIONS, f"weights: expected 3 (joint), 8 (split) or 4 (dense) tensors, got {count}")
+    projection = PROJECTIONS[count]
+    R = weights[0].shape[0] if weights[0].dim() else 0
+    require(R > 0, "weights: expected a bottleneck of at least one row")
+    N = NG * C
+    shapes = {
+        "joint": [(R, 2 * C), (N, R), (N,)],
+        "split": [(R, C), (R,), (N, R), (N,)] * 2,
+        "dense": [(N, C), (N,)] * 2,
+    }
+    for w, shape in zip(weights, shapes[projection]):
+        check_tensor("weights", w, shape, dtype, like)
+    return projection
+
+
+def check_states(
+    name: str, states: Sequence[Tensor], count: int, may_be_absent: bool, shape: Sequence[int], dtype: torch.dtype,
+    like: Tensor,
+) -> None:  # fmt: skip
+    """``count`` tensors; none where a cell starts by itself, or where no gradient arrives."""
+    if may_be_absent and not states:
+        return
+    require(len(states) == count, f"{name}: expected {count} tensors, got {len(states)}")
+    for s in states:
+        check_tensor(name, s, shape, dtype, like)
+
+
+def check_in_place(held: Sequence[Tensor], given: Sequence[Tensor], expected: str) -> None:
+    """What a kernel would write is what the caller gave, not a copy of it."""
+    for ours, theirs in zip(held, given):
+        require(ours.data_ptr() == theirs.data_ptr(), expected)
