@@ -18,7 +18,7 @@ setup:
 	@$(PYTHON) tools/setup_venv.py $(VENV)
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $$($(BIN)/python -c "import xdist; print('-n 2 --dist loadfile')" 2>/dev/null)
 
 bench: setup
 	$(BIN)/python -m dla_kernels verify

@@ -1,43 +1,59 @@
-"""Tools that compile for minutes: conftest.py starts them first, beside the other tests, and theirs wait last."""
+"""Tools that compile for minutes: conftest.py starts them first, beside the other tests, and theirs wait last.
 
+Several pytest processes (pytest-xdist) may share a run: the first that needs a tool starts it, all wait for its files.
+"""
+
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
-import pytest
-
-BUILDS = pytest.StashKey()  # under way: module name -> Build
 TOOLS = Path(__file__).parent.parent / "tools"
+FOLDER = "DLA_KERNELS_BUILDS"  # where the processes of a run find what the tools said
+
+
+def begin():
+    """By the process that others are workers of."""
+    os.environ[FOLDER] = tempfile.mkdtemp(prefix="dla-builds-")
+
+
+def end():
+    folder = Path(os.environ[FOLDER])
+    for pid in folder.glob("*/pid"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int(pid.read_text()), signal.SIGKILL)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 class Build:
     """A tool of tools/ that prints JSON; it gives way to the tests."""
 
     def __init__(self, tool, *options):
-        self.folder = tempfile.TemporaryDirectory()
-        command = ["nice", sys.executable, TOOLS / tool, "--json", *options]
+        self.folder = Path(os.environ[FOLDER]) / tool
+        self.command = ["nice", sys.executable, TOOLS / tool, "--json", *options]
         if "--folder" in options:
-            command.append(self.folder.name)
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen([str(word) for word in command], start_new_session=True, **pipes)
+            self.command.append(self.folder)
+
+    def start(self):
+        """Unless another process has."""
+        try:
+            self.folder.mkdir()
+        except FileExistsError:
+            return
+        script = '"$@" > out 2> err; echo $? > status.part; mv status.part status'
+        process = subprocess.Popen(["sh", "-c", script, "sh", *self.command], cwd=self.folder, start_new_session=True)
+        (self.folder / "pid").write_text(str(process.pid))
 
     def result(self):
-        out, err = self.process.communicate()
-        self.stop()
-        assert self.process.returncode == 0, err[-8000:]
-        return json.loads(out)
-
-    def stop(self):  # also twice
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        self.folder.cleanup()
-
-
-def started(request, build):
-    """The module's build, that conftest.py has started, or else now."""
-    return request.config.stash.get(BUILDS, {}).get(request.module.__name__) or build()
+        self.start()
+        status = self.folder / "status"
+        while not status.exists():
+            time.sleep(0.1)
+        assert status.read_text() == "0\n", (self.folder / "err").read_text()[-8000:]
+        return json.loads((self.folder / "out").read_text())

@@ -25,11 +25,24 @@ if not torch.cuda.is_available():
 
 from dla_kernels.backends import BACKENDS, INTERPRETED
 
-from . import interpreter
-from .compilers import BUILDS
+from . import compilers, interpreter
 
 if INTERPRETED:
     interpreter.patch()
+
+
+def is_worker(config):
+    return hasattr(config, "workerinput")
+
+
+def pytest_configure(config):
+    if not is_worker(config):
+        compilers.begin()
+
+
+def pytest_unconfigure(config):
+    if not is_worker(config):
+        compilers.end()
 
 
 def pytest_collection_modifyitems(config, items):
@@ -41,13 +54,8 @@ def pytest_collection_modifyitems(config, items):
 def pytest_collection_finish(session):
     if not session.config.option.collectonly:
         waiting = [item for item in session.items if "resources" in item.fixturenames]
-        compiled = {item.module for item in waiting if not any(m.args[0] for m in item.iter_markers("skipif"))}
-        session.config.stash[BUILDS] = {module.__name__: module.build() for module in compiled}
-
-
-def pytest_unconfigure(config):
-    for build in config.stash.get(BUILDS, {}).values():
-        build.stop()
+        for module in {item.module for item in waiting if not any(m.args[0] for m in item.iter_markers("skipif"))}:
+            module.BUILD.start()
 
 
 class Served(NamedTuple):

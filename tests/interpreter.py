@@ -1,19 +1,36 @@
 """Triton's interpreter takes a second for what a GPU does in microseconds: fewer cases, and less of its overhead."""
 
-import os
 from collections import defaultdict
 
 import numpy as np
 
 from dla_kernels import Cell
+from dla_kernels.backends import INTERPRETED
 
-# What always runs; DLA_KERNELS_TRITON_TESTS=all adds the rest, a quarter of an hour.
-ALWAYS = ("triton", "gap", "scan", "refresh", "rescale", "layer_update")
+from .cases import Shape
+
+# More elements than this outgrow a cache, which is no case of its own to these kernels.
+MOST_ELEMENTS = 100_000
+# Second derivatives are torch's own work, over formulas that the other backends have tested for every cell.
+FEW_CASES = {"test_second_derivatives_of_every_cell": 3}
 
 
-def always_runs(item):
-    name = item.path.stem.removeprefix("test_")
-    return name in ALWAYS or os.environ.get("DLA_KERNELS_TRITON_TESTS") == "all"
+def interpreted(backend):
+    return backend.name == "triton" and INTERPRETED
+
+
+def some(backend, many, n):
+    """All of them; n from first to last where the interpreter runs them."""
+    many = list(many)
+    if not interpreted(backend) or len(many) <= n:
+        return many
+    return [many[i * (len(many) - 1) // max(n - 1, 1)] for i in range(n)]
+
+
+def is_large(item):
+    shapes = [value for value in item.callspec.params.values() if isinstance(value, Shape)]
+    elements = [s.T * s.B * s.C * sum(H * W for H, W in s.sizes) / len(s.sizes) for s in shapes]
+    return "outgrow" in item.originalname or max(elements, default=0) > MOST_ELEMENTS
 
 
 def parameters(item):
@@ -27,8 +44,7 @@ def parameters(item):
 
 def thin_out(items):
     """Removes from ``items``, and returns, cases of the backend `triton`: each test keeps, of its parameters' values,
-    the first together, the second together and so on, every value at least once. What outgrows a cache is large, and
-    no case of its own to these kernels."""
+    the first together, the second together and so on, every value at least once."""
     cases = defaultdict(list)
     for item in items:
         served = getattr(item, "callspec", None) and next(
@@ -37,15 +53,18 @@ def thin_out(items):
         if served and served.name == "triton":
             cases[item.parent.nodeid, item.originalname].append(item)
     dropped = set()
-    for group in cases.values():
+    for (_, name), group in cases.items():
+        dropped |= {item for item in group if is_large(item)}
+        group = [item for item in group if item not in dropped]
+        if not group:
+            continue
         values = [parameters(item) for item in group]
         ranks = {name: list(dict.fromkeys(each[name] for each in values)) for name in values[0]}
-        length = max((len(rank) for rank in ranks.values()), default=1)
+        length = FEW_CASES.get(name, max((len(rank) for rank in ranks.values()), default=1))
         kept = [{name: rank[i % len(rank)] for name, rank in ranks.items()} for i in range(length)]
         seen = set()
         for item, each in sorted(zip(group, values), key=lambda pair: pair[1] not in kept):
-            large, repeated = "outgrow" in item.originalname, each not in kept and seen.issuperset(each.items())
-            if large or repeated or not always_runs(item):
+            if each not in kept and (name in FEW_CASES or seen.issuperset(each.items())):
                 dropped.add(item)
             seen |= set(each.items())
     removed = [item for item in items if item in dropped]

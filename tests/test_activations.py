@@ -5,9 +5,9 @@ import torch
 
 import dla_kernels as dla
 from dla_kernels import Cell, Dense
-from dla_kernels.backends import INTERPRETED
 
 from .cases import dtype_name
+from .interpreter import interpreted
 
 FLOATS = [torch.float32, torch.float64]
 # How far from zero, and how many units in the last place: exp's relative error grows with its argument.
@@ -17,7 +17,7 @@ EXTREMES = [0.0, -0.0, 1e-45, 1e-30, -1e-8, 88.0, -88.0, 710.0, -710.0, 1e30, -1
 
 def points(reach, n, dtype, backend):
     """n of them; not so many where the interpreter takes milliseconds for each."""
-    n = 401 if backend.name == "triton" and INTERPRETED else n
+    n = 401 if interpreted(backend) else n
     return torch.linspace(-reach, reach, n, dtype=dtype, device=backend.device)
 
 

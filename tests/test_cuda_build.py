@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from .compilers import TOOLS, Build, started
+from .compilers import TOOLS, Build
 
 sys.path.insert(0, str(TOOLS))
 
@@ -16,13 +16,12 @@ pytestmark = [
 ]
 
 
-def build():
-    return Build("cuda_resources.py", "--folder")
+BUILD = Build("cuda_resources.py", "--folder")
 
 
 @pytest.fixture(scope="module")
-def resources(request):
-    return [cuda_resources.Resources(*row) for row in started(request, build).result()]
+def resources():
+    return [cuda_resources.Resources(*row) for row in BUILD.result()]
 
 
 def test_every_kernel_is_there_for_every_architecture(resources):

@@ -21,6 +21,7 @@ from .cases import (
     inputs_of,
     options_of,
 )
+from .interpreter import some
 from .tolerances import assert_same_bits
 
 # Nine samples: a block and one more. The large maps do not fit a core's cache, the wide weights neither.
@@ -56,7 +57,7 @@ def test_from_run_to_run_and_on_any_number_of_threads(backend, set_threads, op, 
         inputs = inputs_of(op, BATCH, cell, dtype, layout=layout, device=backend.device)
         cotangents = cotangents_for(op, inputs, **options_of(op, cell))
         first = complete_outcome(op, backend, inputs, cotangents, cell)
-        for threads in (1, 2, 2):
+        for threads in some(backend, (1, 2, 2), 1):
             set_threads(threads)
             again = complete_outcome(op, backend, inputs, cotangents, cell)
             assert_equal(again, first, f"on {threads} threads")
@@ -106,8 +107,9 @@ def assert_batch_invariant(op, backend, shape, cell, dtype, groups, layout="nchw
 def test_a_sample_does_not_depend_on_its_batch(backend, op, layout):
     sizes = [(0, n) for n in range(1, BATCH.B)]
     places = [(b, b + 1) for b in range(1, BATCH.B)]
+    groups = some(backend, sizes + places, 3)
     for cell in cells_for(op):
-        assert_batch_invariant(op, backend, BATCH, cell, torch.float32, sizes + places, layout)
+        assert_batch_invariant(op, backend, BATCH, cell, torch.float32, groups, layout)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)

@@ -1,34 +1,24 @@
 """The Triton kernels compile for chips that are not here; none spills, none wants more shared memory than there is."""
 
-import os
 import sys
 
 import pytest
 
 pytest.importorskip("triton")
 
-from .compilers import TOOLS, Build, started
+from .compilers import TOOLS, Build
 
 sys.path.insert(0, str(TOOLS))
 
 import triton_resources
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        os.environ.get("DLA_KERNELS_TRITON_TESTS") != "all", reason="five minutes; DLA_KERNELS_TRITON_TESTS=all runs it"
-    ),
-]
-
-
-def build():
-    """In a process of its own: this one interprets."""
-    return Build("triton_resources.py")
+pytestmark = pytest.mark.slow
+BUILD = Build("triton_resources.py")  # in a process of its own: this one interprets
 
 
 @pytest.fixture(scope="module")
-def resources(request):
-    return [triton_resources.Resources(*row) for row in started(request, build).result()]
+def resources():
+    return [triton_resources.Resources(*row) for row in BUILD.result()]
 
 
 def test_every_kernel_was_compiled_for_every_chip(resources):
