@@ -1,0 +1,36 @@
+"""Layer attention inside a network: the weights of one layer, and what a stage remembers from layer to layer."""
+
+from __future__ import annotations
+
+from math import log2
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Attention(NamedTuple):
+    """One layer's own filters."""
+
+    q: Tensor  # [K], over the channels of y; no bias
+    k: Tensor  # [K]
+    v: Tensor  # [C, 1, 3, 3], depthwise over x; no bias
+
+
+class BaseStage(NamedTuple):
+    """What ``base_step`` hands from layer to layer; M layers have been. The values are never rewritten: the product
+    of all their refreshes so far is ``scale``."""
+
+    values: tuple[Tensor, ...]  # M maps v_m [B, C, H, W], as they were
+    pooled: Tensor  # [M, B, C], their means
+    scale: Tensor  # [M, B, C]
+    keys: Tensor  # [M, B, C], refreshed
+    state: tuple[Tensor, ...] | None  # of the cell, each [B, C]; None without one
+
+
+def filter_width(C: int) -> int:
+    """K, how many neighbouring channels make a query or a key.
+
+    >>> [filter_width(C) for C in (16, 64, 256, 2048)]
+    [3, 3, 5, 7]
+    """
+    return int(abs((log2(C) + 1) / 2)) | 1

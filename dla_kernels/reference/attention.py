@@ -1,0 +1,38 @@
+"""What both steps of layer attention share."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..cells import Cell, Weights
+from .cells import step, unpack_state
+
+State = tuple[Tensor, ...]
+
+
+def across_channels(y: Tensor, taps: Tensor) -> Tensor:
+    """A filter [K] over the channels of y [B, C], with zeros beyond them."""
+    return F.conv1d(y[:, None], taps.to(y.dtype)[None, None], padding=taps.shape[0] // 2)[:, 0]
+
+
+def scores(q: Tensor, k: Tensor, heads: int) -> Tensor:
+    """``q . k / sqrt(D)`` per head: [..., C] -> [..., G]."""
+    per_head = (q * k).unflatten(-1, (heads, -1))
+    return per_head.sum(-1) * per_head.shape[-1] ** -0.5
+
+
+def per_channel(of_heads: Tensor, C: int) -> Tensor:
+    """[..., G] -> [..., C]"""
+    return of_heads.repeat_interleave(C // of_heads.shape[-1], -1)
+
+
+def depthwise(x: Tensor, taps: Tensor) -> Tensor:
+    """Each channel of x [B, C, H, W] under its own 3x3 filter of taps [C, 1, 3, 3], with zeros around it."""
+    return F.conv2d(x, taps.to(x.dtype), padding=1, groups=x.shape[1])
+
+
+def next_state(y: Tensor, state: State | None, weights: Weights, cell: Cell) -> State:
+    """One step of the scan: y [B, C] and a state -> the state, in the form of ``cell.state_names``."""
+    h, c, _ = step(y, *unpack_state(state, y, cell), weights, cell)
+    return tuple({"h": h, "c": c}[name] for name in cell.state_names)

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..attention import Attention
+from ..cells import PAPER_DSU, Cell, Weights, accumulate_dtype
+from .attention import State, across_channels, depthwise, next_state, per_channel, scores
+from .refresh import refresh
+
+
+def light_step(
+    x: Tensor,
+    o_prev: Tensor | None,
+    attention: Attention,
+    lam: Tensor,
+    weights: Weights | None = None,
+    *,
+    heads: int,
+    cell: Cell = PAPER_DSU,
+    state: State | None = None,
+    e: Tensor | None = None,
+) -> tuple[Tensor, State | None]:
+    """One layer of DLA-L (Eq. 3), of MRLA-L without a cell: maps x and o_prev [B, C, H, W] -> o and the new state.
+
+    ``o = lam o_prev' + sig(q . k / sqrt(D)) dwconv(x; v)``, where ``o_prev'`` is ``o_prev`` refreshed with the state
+    after x, ``o_prev d + dwconv(o_prev; e)``; the paper has no ``e``.
+    """
+    exact, C = x.to(accumulate_dtype(x.dtype)), x.shape[1]
+    y = exact.mean((2, 3))
+    gate = torch.sigmoid(scores(across_channels(y, attention.q), across_channels(y, attention.k), heads))
+    o = per_channel(gate, C)[..., None, None] * depthwise(exact, attention.v)
+    new_state = None if weights is None else next_state(y, state, weights, cell)
+    if o_prev is not None:
+        before = o_prev.to(exact.dtype)
+        refreshed = before
+        if weights is not None and new_state is not None:
+            d = refresh(before.mean((2, 3))[None], new_state, weights, cell=cell)[0]
+            refreshed = before * d[..., None, None]
+        if e is not None:
+            refreshed = refreshed + depthwise(before, e)
+        o = o + lam.to(o.dtype)[:, None, None] * refreshed
+    return o.to(x.dtype), new_state

@@ -1,0 +1,95 @@
+"""DLA-B and MRLA-B inside a network: so far the reference, against the published way of copying every map."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+import dla_kernels as dla
+from dla_kernels import reference
+from dla_kernels.attention import Attention
+
+from .cases import CELLS, FEW_CELLS, Shape, cell_name
+from .stages import cell_weights, grown, layers
+
+DOUBLE = torch.float64
+
+
+def lazily(stage_layers, weights, heads, **options):
+    """o of every layer, and what the stage holds at the end."""
+    stage, out = None, []
+    for x, filters in stage_layers:
+        o, stage = reference.base_step(x, stage, filters, weights, heads=heads, **options)
+        out.append(o)
+    return out, stage
+
+
+def by_copying(stage_layers, weights, heads, **options):
+    """Every earlier key and map is written anew at every layer."""
+    keys, values, state, out = [], [], None, []
+    for x, filters in stage_layers:
+        B, C = x.shape[:2]
+        y = x.mean((2, 3))
+        if weights is not None:
+            states = reference.scan(y[None], weights, state=state, **options)
+            state = tuple(s[-1] for s in states)
+
+            def dyn(rows, state=state):
+                return reference.refresh(rows[None], state, weights, **options)[0]
+
+            keys = [k * dyn(k) for k in keys]
+            values = [v * dyn(v.mean((2, 3)))[..., None, None] for v in values]
+        width = len(filters.q)
+        q, k = (torch.conv1d(y[:, None], f[None, None], padding=width // 2)[:, 0] for f in (filters.q, filters.k))
+        keys.append(k)
+        values.append(torch.conv2d(x, filters.v, padding=1, groups=C))
+        scores = torch.stack([(q * k).view(B, heads, -1).sum(-1) for k in keys]) / (C // heads) ** 0.5
+        shares = scores.softmax(0)[:, :, :, None].expand(-1, -1, -1, C // heads).reshape(len(keys), B, C)
+        out.append(sum(share[..., None, None] * v for share, v in zip(shares, values)))
+    return out
+
+
+@pytest.mark.parametrize("cell", [*CELLS, None], ids=lambda cell: cell_name(cell) if cell else "mrla")
+@pytest.mark.parametrize("T, size", [(1, "3x5"), (3, "1x1"), (4, "3x5")])
+def test_lazy_scales_equal_copies_gradients_included(cell, T, size):
+    shape = Shape.parse(f"T{T}-B2-C6-R3-HW{size}")
+    given, w = layers(shape), cell_weights(cell, shape)
+    options = {"heads": 3} | ({"cell": cell} if cell else {})
+    arriving = [torch.randn_like(x) for x, _ in given]
+    results = []
+    for way in (lambda *args, **kw: lazily(*args, **kw)[0], by_copying):
+        fresh = [(grown(x), Attention(*map(grown, filters))) for x, filters in given]
+        leaves_w = w and type(w)(*map(grown, w))
+        out = way(fresh, leaves_w, **options)
+        leaves = [t for x, filters in fresh for t in (x, *filters)] + list(leaves_w or ())
+        grads = torch.autograd.grad(out, leaves, arriving, materialize_grads=True)
+        results.append([o.detach() for o in out] + list(grads))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
+def test_twelve_layers(cell):
+    shape = Shape.parse("T12-B2-C8-R3-HW3x3")
+    given, w = layers(shape), cell_weights(cell, shape)
+    out, stage = lazily(given, w, heads=2, cell=cell)
+    torch.testing.assert_close(out, by_copying(given, w, heads=2, cell=cell))
+    for (x, filters), value in zip(given, stage.values):  # as they were, however often refreshed
+        torch.testing.assert_close(value, torch.conv2d(x, filters.v, padding=1, groups=8), rtol=0, atol=0)
+    assert [t.shape for t in (stage.keys, stage.pooled, stage.scale)] == [(12, 2, 8)] * 3
+
+
+def test_the_first_layer_attends_to_itself():
+    shape = Shape.parse("T1-B2-C6-HW3x5")
+    ((x, filters),) = given = layers(shape)
+    out, _ = lazily(given, None, heads=3)
+    torch.testing.assert_close(out[0], torch.conv2d(x, filters.v, padding=1, groups=6))
+
+
+def test_the_reference_is_differentiable():
+    shape = Shape.parse("T2-B2-C4-R2-HW2x1")
+    given, w = layers(shape), cell_weights(dla.RELEASED_DSU, shape)
+
+    def f(x1, x2, q, k, v, *w):
+        filters = Attention(q, k, v)
+        return tuple(lazily([(x1, filters), (x2, filters)], dla.Split(*w), heads=2, cell=dla.RELEASED_DSU)[0])
+
+    assert gradcheck(f, [t.requires_grad_() for t in (given[0][0], given[1][0], *given[0][1], *w)])
