@@ -210,6 +210,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"into {PAGE.relative_to(ROOT)}")
     args = parser.parse_args()
     os.environ["TRITON_INTERPRET"] = "0"  # read when triton is imported, also by the processes to come
+    os.environ.pop("DLA_KERNELS_TRITON_TILES", None)  # the tests choose some that only an interpreter can bear
     import triton
 
     found = compile_all(args.cells)
