@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 TOOLS = Path(__file__).parent.parent / "tools"
+LONGEST_SECONDS = 3600
 FOLDER = "DLA_KERNELS_BUILDS"  # where the processes of a run find what the tools said
 
 
@@ -38,7 +39,7 @@ class Build:
         self.folder = Path(os.environ[FOLDER]) / tool
         self.command = ["nice", sys.executable, TOOLS / tool, "--json", *options]
         if "--folder" in options:
-            self.command.append(self.folder)
+            self.command.append(self.folder / "built")  # tools begin with an empty one
 
     def start(self):
         """Unless another process has."""
@@ -52,8 +53,9 @@ class Build:
 
     def result(self):
         self.start()
-        status = self.folder / "status"
+        status, deadline = self.folder / "status", time.monotonic() + LONGEST_SECONDS
         while not status.exists():
+            assert time.monotonic() < deadline, f"{self.command}: no end after {LONGEST_SECONDS} s"
             time.sleep(0.1)
         assert status.read_text() == "0\n", (self.folder / "err").read_text()[-8000:]
         return json.loads((self.folder / "out").read_text())
