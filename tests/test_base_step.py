@@ -18,7 +18,7 @@ def lazily(stage_layers, weights, heads, **options):
     """o of every layer, and what the stage holds at the end."""
     stage, out = None, []
     for x, filters in stage_layers:
-        o, stage = reference.base_step(x, stage, filters, weights, heads=heads, **options)
+        o, stage, _ = reference.base_step(x, stage, filters, weights, heads=heads, **options)
         out.append(o)
     return out, stage
 

@@ -56,7 +56,7 @@ def test_the_reference_follows_its_equation(cell, published, size):
     w, lam = cell_weights(cell, shape), torch.randn(4, dtype=DOUBLE)
     e = torch.randn(4, 1, 3, 3, dtype=DOUBLE) if published else None
     options = {"heads": 2, "e": e} | ({"cell": cell} if cell else {})
-    o, state = reference.light_step(x, o_prev, filters, lam, w, **options)
+    o, state, _ = reference.light_step(x, o_prev, filters, lam, w, **options)
 
     y, refreshed = reference.gap([x, o_prev]), o_prev
     if cell:
@@ -73,7 +73,7 @@ def test_without_a_layer_before_there_is_attention_alone():
     shape = Shape.parse("T1-B2-C6-HW3x3")
     ((x, filters),) = layers(shape)
     lam = torch.randn(6, dtype=DOUBLE)
-    o, state = reference.light_step(x, None, filters, lam, heads=3)
+    o, state, _ = reference.light_step(x, None, filters, lam, heads=3)
     assert state is None
     torch.testing.assert_close(o, reference.light_step(x, torch.zeros_like(x), filters, lam, heads=3)[0])
 
@@ -94,8 +94,8 @@ def test_a_sample_is_refreshed_with_its_own_state(cell):
     shape = Shape.parse("T2-B3-C4-R2-HW2x3")
     (x, filters), (o_prev, _) = layers(shape)
     w, lam, order = cell_weights(cell, shape), torch.randn(4, dtype=DOUBLE), [2, 0, 1]
-    o, _ = reference.light_step(x, o_prev, filters, lam, w, heads=2, cell=cell)
-    moved, _ = reference.light_step(x[order], o_prev[order], filters, lam, w, heads=2, cell=cell)
+    o, _, _ = reference.light_step(x, o_prev, filters, lam, w, heads=2, cell=cell)
+    moved, _, _ = reference.light_step(x[order], o_prev[order], filters, lam, w, heads=2, cell=cell)
     torch.testing.assert_close(moved, o[order])
 
 
@@ -105,7 +105,7 @@ def test_the_reference_is_differentiable():
     w, lam, e = cell_weights(dla.PAPER_DSU, shape), torch.randn(4, dtype=DOUBLE), attention(4).v
 
     def f(x, o_prev, lam, e, q, k, v, *w):
-        o, state = reference.light_step(x, o_prev, Attention(q, k, v), lam, dla.Joint(*w), heads=2, e=e)
+        o, state, _ = reference.light_step(x, o_prev, Attention(q, k, v), lam, dla.Joint(*w), heads=2, e=e)
         return o, *state
 
     assert gradcheck(f, [t.requires_grad_() for t in (x, o_prev, lam, e, *filters, *w)])

@@ -4,8 +4,10 @@ import torch
 from torch import Tensor
 
 from ..attention import Attention, BaseStage
-from ..cells import PAPER_DSU, Cell, Weights, accumulate_dtype
-from .attention import across_channels, depthwise, next_state, per_channel, scores
+from ..cells import PAPER_DSU, Cell, Weights
+from .attention import across_channels, next_state, per_channel, scores
+from .depthwise import depthwise
+from .mix import mix
 from .refresh import refresh
 
 
@@ -17,17 +19,17 @@ def base_step(
     *,
     heads: int,
     cell: Cell = PAPER_DSU,
-) -> tuple[Tensor, BaseStage]:
-    """One layer of DLA-B (Eq. 2), of MRLA-B without a cell: x [B, C, H, W] -> o, and the stage with one layer more.
+    moments: bool = False,
+) -> tuple[Tensor, BaseStage, Tensor | None]:
+    """One layer of DLA-B (Eq. 2), of MRLA-B without a cell: x [B, C, H, W] -> o, the stage with one layer more, and
+    the moments of o where asked for.
 
     ``o = sum over m of softmax_m(q . k_m / sqrt(D)) v_m``, each earlier ``k_m`` and ``v_m`` refreshed with the state
     after x. Since ``mean(v d) = mean(v) d``, the refreshes of a value gather in one number per sample and channel,
     and its map stays as it was.
     """
-    exact, C = x.to(accumulate_dtype(x.dtype)), x.shape[1]
-    y = exact.mean((2, 3))
-    value = depthwise(exact, attention.v).to(x.dtype)
-    mean, key = value.to(exact.dtype).mean((2, 3))[None], across_channels(y, attention.k)[None]
+    value, (y, mean) = depthwise(x, attention.v)
+    mean, key = mean[None], across_channels(y, attention.k)[None]
     state = stage.state if stage else None
     if weights is not None:
         state = next_state(y, state, weights, cell)
@@ -47,6 +49,5 @@ def base_step(
             state,
         )
     shares = torch.softmax(scores(across_channels(y, attention.q), stage.keys, heads), 0)  # [M, B, G]
-    coef = per_channel(shares, C) * stage.scale
-    o = sum((c[..., None, None] * v.to(c.dtype) for c, v in zip(coef, stage.values)), torch.zeros_like(exact))
-    return o.to(x.dtype), stage
+    o, of_o = mix(stage.values, per_channel(shares, x.shape[1]) * stage.scale, moments=moments)
+    return o, stage, of_o
