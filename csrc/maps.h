@@ -72,7 +72,7 @@ std::vector<MapView<T>> empty_maps(const ReadMaps<T>& like, Tensors& out) {
 // Outputs come back in the layout of the inputs, also of those that had to be copied to be read.
 inline void restore_layout(const Tensors& xs, Tensors& out) {
   for (size_t t = 0; t < xs.size(); ++t) {
-    if (fits(xs[t], is_interleaved(xs[t]))) continue;
+    if (fits(xs[t], is_interleaved(xs[t])) && is_interleaved(out[t]) == is_interleaved(xs[t])) continue;
     Tensor restored = torch::stable::empty_like(xs[t]);
     torch::stable::copy_(restored, out[t]);
     out[t] = restored;

@@ -132,7 +132,6 @@ struct Rule {
     });
   }
   size_t num_states() const { return size_t(saves_h + saves_c); }
-  size_t state_size() const { return saves_c ? 2 : 1; }
   template <class A>
   A start_h() const {
     A h = A(0);
@@ -171,7 +170,7 @@ struct Cell {
        bool start_may_be_absent, const Tensor& like)
       : rule(name) {
     check_weights(given, rule.NG, C, dtype_of<A>(), like);
-    check_state("state", start, rule.state_size(), start_may_be_absent, B, C, dtype_of<A>(), like);
+    check_state("state", start, rule.saves_h, rule.saves_c, start_may_be_absent, B, C, dtype_of<A>(), like);
     for (const Tensor& w : given) weights.push_back(aligned(w));
     state = dense(start);
     args.rule = rule.number, args.NG = rule.NG, args.saves_h = rule.saves_h, args.saves_c = rule.saves_c;

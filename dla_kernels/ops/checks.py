@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from ..attention import Attention
 from ..cells import PROJECTIONS, Cell, Weights, accumulate_dtype, weight_shapes
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -76,12 +77,50 @@ def _check_company(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
         raise TypeError(f"{name}: expected {expected} beside {like_name} of {like.dtype}, got {x.dtype}")
 
 
-def check_gates(d: Tensor, xs: Sequence[Tensor]) -> None:
-    check_rows("d", d)
-    _check_company("d", d, "xs[0]", xs[0])
+def check_gates(name: str, T: str, d: Tensor, xs_name: str, xs: Sequence[Tensor]) -> None:
+    """One factor for each channel of each map."""
+    check_rows(name, d)
+    _check_company(name, d, f"{xs_name}[0]", xs[0])
     expected = [len(xs), *xs[0].shape[:2]]
     if list(d.shape) != expected:
-        raise ValueError(f"d: expected [T, B, C] = {expected}, got {shape_of(d)}")
+        raise ValueError(f"{name}: expected [{T}, B, C] = {expected}, got {shape_of(d)}")
+
+
+def check_alike(maps: Mapping[str, Tensor]) -> None:
+    """Maps [B, C, H, W] of one shape, dtype and device."""
+    (first_name, first), *_ = maps.items()
+    for name, x in maps.items():
+        check_tensor(name, x)
+        if x.dim() != 4 or 0 in x.shape[1:]:
+            raise ValueError(f"{name}: expected a map [B, C, H, W] with C, H and W of at least 1, got {shape_of(x)}")
+        for what, got, expected in (
+            ("dtype", x.dtype, first.dtype),
+            ("device", x.device, first.device),
+            ("shape", shape_of(x), shape_of(first)),
+        ):
+            if got != expected:
+                error = TypeError if what == "dtype" else ValueError
+                raise error(f"{name}: expected {what} {expected} like {first_name}, got {got}")
+
+
+def check_weight(name: str, w: Tensor, shape: tuple[int, ...], like_name: str, like: Tensor) -> None:
+    _check_company(name, w, like_name, like)
+    if tuple(w.shape) != shape:
+        raise ValueError(f"{name}: expected {list(shape)}, got {shape_of(w)}")
+
+
+def check_attention(attention: Attention, heads: int, like: Tensor) -> None:
+    """One layer's filters, for maps like x."""
+    C = like.shape[1]
+    if not isinstance(attention, Attention):
+        raise TypeError(f"attention: expected a dla_kernels.Attention(q, k, v), got {type(attention).__name__}")
+    if not isinstance(heads, int) or heads < 1 or C % heads:
+        raise ValueError(f"heads: expected a divisor of C = {C}, got {heads}")
+    check_tensor("attention.q", attention.q)
+    if attention.q.dim() != 1 or len(attention.q) % 2 == 0:
+        raise ValueError(f"attention.q: expected [K] with an odd K, got {shape_of(attention.q)}")
+    for name, shape in (("q", attention.q.shape), ("k", attention.q.shape), ("v", (C, 1, 3, 3))):
+        check_weight(f"attention.{name}", getattr(attention, name), tuple(shape), "x", like)
 
 
 def check_cell(weights: Weights, cell: Cell, C: int, like_name: str, like: Tensor) -> None:

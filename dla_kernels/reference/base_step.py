@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ..attention import Attention, BaseStage
 from ..cells import PAPER_DSU, Cell, Weights
-from .attention import across_channels, next_state, per_channel, scores
+from .attention import across_channels, per_channel, scores
 from .depthwise import depthwise
 from .mix import mix
 from .refresh import refresh
+from .scan import scan
 
 
 def base_step(
@@ -28,26 +32,53 @@ def base_step(
     after x. Since ``mean(v d) = mean(v) d``, the refreshes of a value gather in one number per sample and channel,
     and its map stays as it was.
     """
-    value, (y, mean) = depthwise(x, attention.v)
-    mean, key = mean[None], across_channels(y, attention.k)[None]
+    return from_parts(PARTS, x, stage, attention, weights, heads=heads, cell=cell, moments=moments)
+
+
+class Parts(NamedTuple):
+    """The ops of which a layer is made: here the reference's, elsewhere a backend's."""
+
+    depthwise: Callable
+    scan: Callable
+    refresh: Callable
+    mix: Callable  # returns the values too, for the next layer
+
+
+def _mix(values: Sequence[Tensor], coef: Tensor, *, moments: bool) -> tuple[Tensor, Sequence[Tensor], Tensor | None]:
+    o, of_o = mix(values, coef, moments=moments)
+    return o, values, of_o
+
+
+PARTS = Parts(depthwise, scan, refresh, _mix)
+
+
+def from_parts(
+    parts: Parts,
+    x: Tensor,
+    stage: BaseStage | None,
+    attention: Attention,
+    weights: Weights | None,
+    *,
+    heads: int,
+    cell: Cell,
+    moments: bool,
+) -> tuple[Tensor, BaseStage, Tensor | None]:
+    value, y = parts.depthwise(x, attention.v)
+    q, key = (across_channels(y[0], taps)[None] for taps in (attention.q, attention.k))  # [1, B, C]
+    mean, one = y[1:], torch.ones_like(y[1:])
     state = stage.state if stage else None
     if weights is not None:
-        state = next_state(y, state, weights, cell)
+        state = tuple(s[0] for s in parts.scan(y[:1], weights, cell=cell, state=state))
     if stage is None:
-        stage = BaseStage((value,), mean, torch.ones_like(mean), key, state)
+        values, pooled, scale, keys = (value,), mean, one, key
     else:
-        keys, scale = stage.keys, stage.scale
-        if weights is not None and state is not None:
-            d = refresh(torch.cat([keys, stage.pooled * scale]), state, weights, cell=cell)
+        scale, keys = stage.scale, stage.keys
+        if weights is not None:
+            d = parts.refresh(torch.cat([keys, stage.pooled * scale]), state, weights, cell=cell)
             for_keys, for_values = d.chunk(2)
             keys, scale = keys * for_keys, scale * for_values
-        stage = BaseStage(
-            (*stage.values, value),
-            torch.cat([stage.pooled, mean]),
-            torch.cat([scale, torch.ones_like(mean)]),
-            torch.cat([keys, key]),
-            state,
-        )
-    shares = torch.softmax(scores(across_channels(y, attention.q), stage.keys, heads), 0)  # [M, B, G]
-    o, of_o = mix(stage.values, per_channel(shares, x.shape[1]) * stage.scale, moments=moments)
-    return o, stage, of_o
+        values = (*stage.values, value)
+        pooled, scale, keys = (torch.cat(p) for p in ((stage.pooled, mean), (scale, one), (keys, key)))
+    shares = torch.softmax(scores(q, keys, heads), 0)  # [M, B, G]
+    o, values, of_o = parts.mix(values, per_channel(shares, x.shape[1]) * scale, moments=moments)
+    return o, BaseStage(tuple(values), pooled, scale, keys, state), of_o
