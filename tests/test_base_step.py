@@ -1,4 +1,6 @@
-"""DLA-B and MRLA-B inside a network: so far the reference, against the published way of copying every map."""
+"""DLA-B and MRLA-B inside a network: the reference against the published way of copying, kernels against it."""
+
+from functools import partial
 
 import pytest
 import torch
@@ -8,17 +10,19 @@ import dla_kernels as dla
 from dla_kernels import reference
 from dla_kernels.attention import Attention
 
-from .cases import CELLS, FEW_CELLS, Shape, cell_name
-from .stages import cell_weights, grown, layers
+from .calls import check_parity
+from .cases import CELLS, DTYPES, FEW_CELLS, LAYOUT_NAMES, MIDDLE, Shape, cell_name, dtype_name, inputs_of, state_forms
+from .stages import cell_weights, check_moments, grown, layers
 
+OP = "base_step"
 DOUBLE = torch.float64
 
 
-def lazily(stage_layers, weights, heads, **options):
+def lazily(stage_layers, weights, heads, base_step=reference.base_step, **options):
     """o of every layer, and what the stage holds at the end."""
     stage, out = None, []
     for x, filters in stage_layers:
-        o, stage, _ = reference.base_step(x, stage, filters, weights, heads=heads, **options)
+        o, stage, _ = base_step(x, stage, filters, weights, heads=heads, **options)
         out.append(o)
     return out, stage
 
@@ -93,3 +97,84 @@ def test_the_reference_is_differentiable():
         return tuple(lazily([(x1, filters), (x2, filters)], dla.Split(*w), heads=2, cell=dla.RELEASED_DSU)[0])
 
     assert gradcheck(f, [t.requires_grad_() for t in (given[0][0], given[1][0], *given[0][1], *w)])
+
+
+# ---- the kernels ----
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=dtype_name)
+@pytest.mark.parametrize("cell", CELLS, ids=cell_name)
+def test_every_cell_from_every_state(backend, cell, dtype):
+    for form in (None, *state_forms(cell)):
+        inputs = inputs_of(OP, MIDDLE, cell, dtype, form=form, device=backend.device)
+        check_parity(OP, backend, inputs, MIDDLE.longest_sum, cell=cell, heads=1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("layout", LAYOUT_NAMES)
+def test_every_layout(backend, layout, dtype):
+    inputs = inputs_of(OP, MIDDLE, FEW_CELLS[1], dtype, layout=layout, device=backend.device)
+    check_parity(OP, backend, inputs, MIDDLE.longest_sum, cell=FEW_CELLS[1], heads=1)
+
+
+@pytest.mark.parametrize("cell", [*FEW_CELLS, None], ids=lambda cell: cell_name(cell) if cell else "mrla")
+@pytest.mark.parametrize(("T", "C", "D", "size"), [(12, 32, 16, "3x5"), (3, 64, 32, "7x7"), (5, 6, 6, "1x1")])
+def test_a_stage_equals_one_that_copies_gradients_included(backend, cell, T, C, D, size):
+    shape = Shape.parse(f"T{T}-B2-C{C}-R3-HW{size}")
+    options = {"heads": C // D} | ({"cell": cell} if cell else {})
+    given = [(x.to(backend.device), Attention(*(t.to(backend.device) for t in f))) for x, f in layers(shape)]
+    w = cell_weights(cell, shape)
+    arriving = [torch.randn_like(x) for x, _ in given]
+    results = []
+    for way in (lambda *a, **kw: lazily(*a, base_step=partial(dla.base_step, backend=backend.name), **kw)[0], by_copying):
+        fresh = [(grown(x), Attention(*map(grown, filters))) for x, filters in given]
+        leaves_w = w and type(w)(*(grown(t.to(backend.device)) for t in w))
+        out = way(fresh, leaves_w, **options)
+        leaves = [t for x, filters in fresh for t in (x, *filters)] + list(leaves_w or ())
+        results.append([*out, *torch.autograd.grad(out, leaves, arriving, materialize_grads=True)])
+    torch.testing.assert_close(*results)
+
+
+def maps_held(T, step):
+    """How many maps autograd holds for the backward pass of T layers, the layers' own x aside."""
+    shape = Shape.parse(f"T{T}-B2-C8-R3-HW16x16")
+    given, w = layers(shape, torch.float32), cell_weights(dla.PAPER_DSU, shape, torch.float32)
+    given = [(grown(x), Attention(*map(grown, f))) for x, f in given]
+    held, own = {}, {x.untyped_storage().data_ptr() for x, _ in given}
+
+    def pack(x):
+        held[x.untyped_storage().data_ptr()] = x
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        out = step(given, type(w)(*map(grown, w)), 2)
+    large = [x for at, x in held.items() if x.untyped_storage().nbytes() >= given[0][0].nbytes and at not in own]
+    del out
+    return len(large)
+
+
+@pytest.mark.parametrize("T", [2, 6, 12, 36])
+def test_memory_that_autograd_holds(backend, T):
+    ours = maps_held(T, lambda *a: lazily(*a, base_step=partial(dla.base_step, backend=backend.name)))
+    assert T <= ours <= T + 3
+
+
+def test_copying_holds_far_more():
+    """What the figures above are compared with."""
+    assert maps_held(12, by_copying) >= 12 * 13 / 2
+
+
+def test_moments(backend):
+    inputs = inputs_of(OP, MIDDLE, dla.PAPER_DSU, torch.float32, device=backend.device)
+    o, _, moments = dla.base_step(**inputs, heads=1, moments=True, backend=backend.name)
+    check_moments(moments, o)
+
+
+def test_says_what_was_expected_and_what_came():
+    inputs = inputs_of(OP, Shape.parse("T2-B2-C6-R3-HW2x3"), dla.PAPER_DSU, torch.float32)
+    with pytest.raises(ValueError, match="x: expected shape .* like stage.values.0., got"):
+        dla.base_step(**inputs | {"x": torch.ones(2, 6, 4, 4)}, heads=2)
+    with pytest.raises(ValueError, match="heads: expected a divisor of C = 6, got 5"):
+        dla.base_step(**inputs, heads=5)
+    with pytest.raises(TypeError, match="stage: expected .*, got tuple"):
+        dla.base_step(**inputs | {"stage": tuple(inputs["stage"])}, heads=2)

@@ -105,10 +105,10 @@ std::tuple<Tensor, Tensor, Tensor> norm_add_bwd(const Tensor& dout, const Tensor
     for (int64_t c = 0; c < C; ++c) {
       A sum = 0, sum_off = 0;
       for (int64_t b = 0; b < B; ++b) sum += norm.keep(b) * dz[b][c], sum_off += norm.keep(b) * dz_off[b][c];
-      const A rstd = norm.rstd[0][c], count = batch_moments ? A(1) / A(B * o.HW) : A(0);
+      const A rstd = norm.rstd[0][c], a = norm.a[0][c], pixels = A(B * o.HW);
       write<A>(dbeta)[c] = sum, write<A>(dgamma)[c] = sum_off * rstd;
-      slope[0][c] = -norm.a[0][c] * rstd * rstd * sum_off * count;
-      shift[0][c] = -norm.a[0][c] * sum * count;
+      slope[0][c] = batch_moments ? -a * rstd * rstd * sum_off / pixels : A(0);
+      shift[0][c] = batch_moments ? -a * sum / pixels : A(0);
     }
     for_each_plane(1, B, C, [&](int64_t, int64_t b, int64_t c0, int64_t c1) {
       const Matrix<A> factor(1, c1 - c0);

@@ -40,6 +40,8 @@ def base_step(
     Returns o, a map like x; the stage for the next layer; and with ``moments`` mean and biased variance of o per
     channel, [2, C], which ``norm_add`` takes and which are constants to autograd, else None.
     """
+    if not (stage is None or isinstance(stage, BaseStage)):
+        raise TypeError(f"stage: expected what base_step returned, or None, got {type(stage).__name__}")
     check_alike({"x": x} if stage is None else {"stage.values[0]": stage.values[0], "x": x})
     check_attention(attention, heads, x)
     chosen = select(backend, x.device)

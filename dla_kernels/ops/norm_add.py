@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import reference
 from ..backends import REFERENCE, select
+from ..reference.norm_add import move
 from .autograd import accumulated, double_backward, kernels, needs_grad, split_at, with_signature, without_autocast
 from .checks import check_alike, check_weight
 
@@ -57,20 +58,12 @@ def norm_add(
             )
     by_batch = moments is not None
     if by_batch and running is not None:
-        _move(running, moments, momentum, o.numel() // C)
+        move(running, moments, momentum, o.numel() // C)
     gamma, beta, by = accumulated([gamma, beta, moments if by_batch else torch.stack(tuple(running))], o)
     keeps = [] if keep is None else accumulated([keep], o)
     if needs_grad([x, o, gamma, beta]):
         return _NormAdd.apply(_Spec(chosen, eps, relu, by_batch), x, o, gamma, beta, by.detach(), *keeps)
     return kernels(chosen).norm_add(x, o, by, gamma, beta, keeps, eps, relu)
-
-
-def _move(running: tuple[Tensor, Tensor], moments: Tensor, momentum: float, count: int) -> None:
-    """The running statistics towards those of the batch; torch keeps the unbiased variance."""
-    mean, var = moments.detach().unbind()
-    with torch.no_grad():
-        for own, new in zip(running, (mean, var * (count / max(count - 1, 1)))):
-            own.lerp_(new.to(own.dtype), momentum)
 
 
 class _Spec(NamedTuple):
