@@ -94,13 +94,31 @@ inline void check_state(const char* name, const Tensors& state, bool saves_h, bo
   for (const Tensor& s : state) check_tensor(name, s, {B, C}, dtype, like);
 }
 
+// Filters [K] over C channels in so many heads.
+inline void check_heads(const Tensor& q, const Tensor& k, int64_t C, int64_t heads, ScalarType dtype,
+                        const Tensor& like) {
+  STD_TORCH_CHECK(heads > 0 && C % heads == 0, "heads: expected a divisor of C = ", C, ", got ", heads);
+  STD_TORCH_CHECK(q.dim() == 1 && q.size(0) % 2 == 1, "q: expected [K] with an odd K");
+  check_tensor("q", q, {q.size(0)}, dtype, like);
+  check_tensor("k", k, {q.size(0)}, dtype, like);
+}
+
+// past of attend: [], [keys, scale] or [keys, scale, d]. Returns M.
+inline int64_t check_past(const Tensors& past, const Tensor& y) {
+  if (past.empty()) return 0;
+  STD_TORCH_CHECK(past.size() == 2 || past.size() == 3, "past: expected keys, scale and maybe d, got ", past.size(),
+                  " tensors");
+  const int64_t M = past[0].dim() == 3 ? past[0].size(0) : 0;
+  for (size_t i = 0; i < past.size(); ++i)
+    check_tensor("past", past[i], {i == 2 ? 2 * M : M, y.size(0), y.size(1)}, y.scalar_type(), y);
+  return M;
+}
+
 // filters of light_step: [q, k, v, lam], then e where there is one.
 inline void check_filters(const Tensors& filters, int64_t C, int64_t heads, ScalarType dtype, const Tensor& like) {
   STD_TORCH_CHECK(filters.size() == 4 || filters.size() == 5, "filters: expected q, k, v, lam and maybe e, got ",
                   filters.size(), " tensors");
-  STD_TORCH_CHECK(heads > 0 && C % heads == 0, "heads: expected a divisor of C = ", C, ", got ", heads);
-  STD_TORCH_CHECK(filters[0].dim() == 1 && filters[0].size(0) % 2 == 1, "filters: expected q [K] with an odd K");
-  for (size_t i : {0, 1}) check_tensor("filters", filters[i], {filters[0].size(0)}, dtype, like);
+  check_heads(filters[0], filters[1], C, heads, dtype, like);
   check_tensor("filters", filters[2], {C, 1, 3, 3}, dtype, like);
   check_tensor("filters", filters[3], {C}, dtype, like);
   if (filters.size() == 5) check_tensor("filters", filters[4], {C, 1, 3, 3}, dtype, like);

@@ -5,6 +5,7 @@ from .attention import Attention, BaseStage
 from .backends import BACKENDS
 from .cells import PAPER_DSU, RELEASED_DSU, Cell, Dense, Joint, Split, Weights
 from .ops import (
+    attend,
     base_step,
     depthwise,
     gap,
@@ -32,6 +33,7 @@ __all__ = [
     "Joint",
     "Split",
     "Weights",
+    "attend",
     "base_step",
     "depthwise",
     "gap",

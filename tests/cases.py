@@ -9,7 +9,7 @@ import torch
 from dla_kernels.attention import Attention, BaseStage, filter_width
 from dla_kernels.cells import ALL_RULES, PROJECTIONS, Cell, accumulate_dtype, weight_shapes
 
-OPS = ("gap", "scan", "refresh", "rescale", "layer_update", "depthwise", "mix", "light_step", "base_step")
+OPS = ("gap", "scan", "refresh", "rescale", "layer_update", "depthwise", "attend", "mix", "light_step", "base_step")
 STEPS = ("light_step", "base_step")
 OPS_WITH_CELL = ("scan", "refresh", "layer_update", *STEPS)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -203,7 +203,7 @@ def stage(shape, form, dtype, layout="nchw", device="cpu"):
 
 
 # The inputs that no sample has to itself.
-SHARED = ("weights", "attention", "v", "lam", "e")
+SHARED = ("weights", "attention", "q", "k", "v", "lam", "e")
 
 
 def is_shared(name):
@@ -225,13 +225,16 @@ def inputs_of(op, shape, cell, dtype, *, layout="nchw", form="default", weight_d
         "o_prev": lambda: o_prev,
         "stage": lambda: stage(shape, form, dtype, layout, device),
         "values": lambda: maps(of_one_size, dtype, layout, device),
+        "past": lambda: [torch.randn(n * shape.T, shape.B, shape.C).to(device, dtype) for n in (1, 1, 2)],
+        "q": lambda: filters(shape, weight_dtype, device).q,
+        "k": lambda: filters(shape, weight_dtype, device).k,
         "coef": lambda: rows(shape, weight_dtype, device),
         "attention": lambda: filters(shape, weight_dtype, device),
         "lam": lambda: torch.randn(channels[0]).to(device, weight_dtype),
         "e": lambda: (0.5 * torch.randn(channels[1])).to(device, weight_dtype),
         "v": lambda: torch.randn(channels[1]).to(device, weight_dtype),
         "xs": lambda: maps(shape, dtype, layout, device),
-        "y": lambda: rows(shape, dtype, device),
+        "y": lambda: rows(shape, dtype, device)[0] if op == "attend" else rows(shape, dtype, device),
         "d": lambda: rows(shape, dtype, device),
         "weights": lambda: weights(cell, shape, weight_dtype, device),
         "state": lambda: state(shape, form, weight_dtype, device),
@@ -243,6 +246,7 @@ def inputs_of(op, shape, cell, dtype, *, layout="nchw", form="default", weight_d
         "rescale": ("xs", "d"),
         "layer_update": ("xs", "weights", "state"),
         "depthwise": ("x", "v"),
+        "attend": ("y", "q", "k", "past"),
         "mix": ("values", "coef"),
         "light_step": ("x", "o_prev", "attention", "lam", "weights", "state", "e"),
         "base_step": ("x", "stage", "attention", "weights"),
@@ -250,6 +254,18 @@ def inputs_of(op, shape, cell, dtype, *, layout="nchw", form="default", weight_d
     return {name: make[name]() for name in wanted}
 
 
+def laid_out_again(inputs, layout):
+    """The same inputs with their maps in memory as ``inputs_of`` puts them."""
+    again = dict(inputs)
+    for name in ("xs", "values"):
+        if name in again:
+            again[name] = lay_out(again[name], layout)
+    if "stage" in again:
+        again["stage"] = again["stage"]._replace(values=tuple(lay_out(again["stage"].values, layout)))
+    single = [name for name in ("x", "o_prev") if name in again]
+    return again | dict(zip(single, lay_out([again[name] for name in single], layout)))
+
+
 def options_of(op, cell):
     """What ``dla.<op>`` takes besides tensors and the backend."""
-    return ({"cell": cell} if op in OPS_WITH_CELL else {}) | ({"heads": 1} if op in STEPS else {})
+    return ({"cell": cell} if op in OPS_WITH_CELL else {}) | ({"heads": 1} if op in (*STEPS, "attend") else {})

@@ -13,7 +13,7 @@ from .tolerances import assert_same_bits
 SHAPE = Shape.parse("T3-B9-C17-R5-HW5x3,1x1")
 SICK = 4
 CARRIERS = {"gap": ["xs"], "scan": ["y", "state"], "refresh": ["y", "state"], "rescale": ["xs", "d"]}
-CARRIERS |= {"layer_update": ["xs", "state"], "depthwise": ["x"], "mix": ["values", "coef"]}
+CARRIERS |= {"layer_update": ["xs", "state"], "depthwise": ["x"], "attend": ["y", "past"], "mix": ["values", "coef"]}
 CARRIERS |= {"light_step": ["x", "o_prev", "state"], "base_step": ["x", "stage"]}
 OP_AND_CARRIER = [(op, carrier) for op in OPS for carrier in (*CARRIERS[op], "cotangent")]
 

@@ -23,6 +23,7 @@ from .cases import (
     Shape,
     inputs_of,
     is_shared,
+    laid_out_again,
     lay_out,
     options_of,
     state_forms,
@@ -135,14 +136,8 @@ def test_permuting_the_batch_permutes_the_result(backend, op, data):
     def permuted(x):
         return x.index_select(batch_axis[x.dim()], order)
 
-    moved = {}
-    for name, value in inputs.items():
-        if is_shared(name) or value is None:
-            moved[name] = value
-        else:
-            moved[name] = mapped(permuted, value)
-            if name in ("xs", "values"):
-                moved[name] = lay_out(moved[name], choices["layout"])
+    moved = {name: value if is_shared(name) else mapped(permuted, value) for name, value in inputs.items()}
+    moved = laid_out_again(moved, choices["layout"])
     options = options_of(op, cell) | {"backend": backend.name}
     expected = outcome(getattr(dla, op), inputs, **options)
     for name, result in outcome(getattr(dla, op), moved, **options).items():

@@ -43,44 +43,34 @@ Tensor from_tap_rows(const Matrix<A>& taps, int64_t C) {
 
 constexpr int kCentre = 4;
 
-// The gate of one layer, sig(q . k / sqrt(D)) per head, where q and k are 1-D filters over the channels of y.
+// A filter of K taps over the channels of one sample, zeros beyond them.
 template <class A>
-class Gate {
- public:
-  Gate(const Tensor& q, const Tensor& k, int64_t C, int64_t heads)
-      : q_(dense(q)), k_(dense(k)), C_(C), K_(q.size(0)), D_(C / heads), scale_(1 / std::sqrt(A(D_))) {}
+struct ChannelFilter {
+  const Tensor held;
+  const A* const taps;
+  const int64_t K, C;
 
-  // gate [C], one value within a head, from y [C]
-  void operator()(const A* y, A* gate) const {
-    const Vectors v(*this, y);
-    for (int64_t c = 0; c < C_; c += D_) std::fill_n(gate + c, D_, of_head(v, c));
-  }
-  // From dgate [C]: adds to dy [C]; this sample's gradients of q and k go to dtaps [2, K].
-  void backward(const A* y, const A* dgate, A* dy, A* dtaps) const {
-    const Vectors v(*this, y);
-    const Matrix<A> d(2, C_);
-    for (int64_t c = 0; c < C_; c += D_) {
-      const A gate = of_head(v, c);
-      A sum = 0;
-      for (int64_t i = c; i < c + D_; ++i) sum += dgate[i];
-      const A dscore = sum * gate * (1 - gate) * scale_;
-      for (int64_t i = c; i < c + D_; ++i) d[0][i] = dscore * v.qk[1][i], d[1][i] = dscore * v.qk[0][i];
+  ChannelFilter(const Tensor& taps_in, int64_t C)
+      : held(dense(taps_in)), taps(read<A>(held)), K(taps_in.size(0)), C(C) {}
+
+  // out [C] from y [C]
+  void operator()(const A* y, A* out) const {
+    std::fill_n(out, C, A(0));
+    for (int64_t j = 0; j < K; ++j) {
+      const Span span(j - K / 2, C);
+      for (int64_t c = 0; c < span.n; ++c) out[span.to + c] += taps[j] * y[span.from + c];
     }
-    for (int i = 0; i < 2; ++i) {
-      const A* taps = read<A>(i ? k_ : q_);
-      for (int64_t j = 0; j < K_; ++j) {
-        const Span span(j - K_ / 2, C_);
-        dtaps[i * K_ + j] = dot(span.n, d[i] + span.to, y + span.from);
-        for (int64_t c = 0; c < span.n; ++c) dy[span.from + c] += taps[j] * d[i][span.to + c];
-      }
+  }
+  // From dout [C]: adds to dy [C]; the gradient of the taps, this sample's part, goes to dtaps [K].
+  void backward(const A* y, const A* dout, A* dy, A* dtaps) const {
+    for (int64_t j = 0; j < K; ++j) {
+      const Span span(j - K / 2, C);
+      dtaps[j] = dot(span.n, dout + span.to, y + span.from);
+      for (int64_t c = 0; c < span.n; ++c) dy[span.from + c] += taps[j] * dout[span.to + c];
     }
   }
 
  private:
-  const Tensor q_, k_;
-  const int64_t C_, K_, D_;
-  const A scale_;
-
   // The channels `to` whose neighbour at this distance, `from`, there is.
   struct Span {
     int64_t to, from, n;
@@ -89,20 +79,58 @@ class Gate {
           from(std::max<int64_t>(0, distance)),
           n(std::max<int64_t>(0, C - to - from)) {}
   };
-  struct Vectors {
-    Matrix<A> qk;  // [2, C]
-    Vectors(const Gate& of, const A* y) : qk(2, of.C_) {
-      std::fill_n(qk[0], 2 * of.C_, A(0));
-      for (int i = 0; i < 2; ++i)
-        for (int64_t j = 0; j < of.K_; ++j) {
-          const A tap = read<A>(i ? of.k_ : of.q_)[j];
-          const Span span(j - of.K_ / 2, of.C_);
-          for (int64_t c = 0; c < span.n; ++c) qk[i][span.to + c] += tap * y[span.from + c];
-        }
+};
+
+// The sum over samples of their parts [B, K], in their order.
+template <class A>
+Tensor sum_of_parts(const Matrix<A>& parts, int64_t B, int64_t K) {
+  const Tensor sum = empty<A>({K});
+  for (int64_t j = 0; j < K; ++j) {
+    A total = 0;
+    for (int64_t b = 0; b < B; ++b) total += parts[b][j];
+    write<A>(sum)[j] = total;
+  }
+  return sum;
+}
+
+// The gate of one layer, sig(q . k / sqrt(D)) per head, where q and k are filters over the channels of y.
+template <class A>
+class Gate {
+ public:
+  Gate(const Tensor& q, const Tensor& k, int64_t C, int64_t heads)
+      : q_(q, C), k_(k, C), C_(C), D_(C / heads), scale_(1 / std::sqrt(A(D_))) {}
+
+  // gate [C], one value within a head, from y [C]
+  void operator()(const A* y, A* gate) const {
+    const Matrix<A> qk = filtered(y);
+    for (int64_t c = 0; c < C_; c += D_) std::fill_n(gate + c, D_, of_head(qk, c));
+  }
+  // From dgate [C]: adds to dy [C]; this sample's gradients of q and k go to dq, dk [K].
+  void backward(const A* y, const A* dgate, A* dy, A* dq, A* dk) const {
+    const Matrix<A> qk = filtered(y), d(2, C_);
+    for (int64_t c = 0; c < C_; c += D_) {
+      const A gate = of_head(qk, c);
+      A sum = 0;
+      for (int64_t i = c; i < c + D_; ++i) sum += dgate[i];
+      const A dscore = sum * gate * (1 - gate) * scale_;
+      for (int64_t i = c; i < c + D_; ++i) d[0][i] = dscore * qk[1][i], d[1][i] = dscore * qk[0][i];
     }
-  };
-  A of_head(const Vectors& v, int64_t c) const {
-    return 1 / (1 + std::exp(-scale_ * dot(D_, v.qk[0] + c, v.qk[1] + c)));
+    q_.backward(y, d[0], dy, dq);
+    k_.backward(y, d[1], dy, dk);
+  }
+
+ private:
+  const ChannelFilter<A> q_, k_;
+  const int64_t C_, D_;
+  const A scale_;
+
+  Matrix<A> filtered(const A* y) const {
+    Matrix<A> qk(2, C_);
+    q_(y, qk[0]), k_(y, qk[1]);
+    return qk;
+  }
+  A of_head(const Matrix<A>& qk, int64_t c) const {
+    return 1 / (1 + std::exp(-scale_ * dot(D_, qk[0] + c, qk[1] + c)));
   }
 };
 

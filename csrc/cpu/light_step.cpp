@@ -206,7 +206,7 @@ std::tuple<Tensors, Tensors, Tensors, Tensors> light_step_bwd(const Tensor& dout
     // Sums over pixels of dout with the neighbours of x and of o_prev, row (b, k) = b * rows + k; gates, and what
     // arrives at the gates q . k; the gradients of y over HW, row (i, b) = i * B + b.
     const Matrix<A> with_x(B * 9, C), with_before(std::max<int64_t>(B * rows, 1), C), gate(B, C), d(B, C), dd(B, C);
-    const Matrix<A> dqk(B, 2 * K), dy(num_maps * B, C);
+    const Matrix<A> dq(B, K), dk(B, K), dy(num_maps * B, C);
     std::optional<RecurrenceBwd<A>> step, refresh;
     if (context) step.emplace(context->cell, B, true, false);
     if (context && num_maps == 2) refresh.emplace(context->cell, B, false, true);
@@ -233,7 +233,7 @@ std::tuple<Tensors, Tensors, Tensors, Tensors> light_step_bwd(const Tensor& dout
         for (int k = 0; k < 9; ++k)
           for (int64_t c = 0; c < C; ++c) dgate[0][c] += layer.v[k][c] * with_x[b * 9 + k][c];
         layer.gate(y[b], gate[b]);
-        layer.gate.backward(y[b], dgate[0], dy[b], dqk[b]);
+        layer.gate.backward(y[b], dgate[0], dy[b], dq[b], dk[b]);
         for (int64_t c = 0; c < C && rows; ++c) dd[b][c] = layer.lam[c] * with_before[b * rows + rows / 2][c];
       }
       if (context) {
@@ -302,14 +302,7 @@ std::tuple<Tensors, Tensors, Tensors, Tensors> light_step_bwd(const Tensor& dout
       for (int k = 0; k < 9 && rows == 9; ++k)
         for (int64_t c = c0; c < c1; ++c) sum[c] += layer.e[k][c] * de[k][c], de[k][c] *= layer.lam[c];
     });
-    const Tensor dq = empty<A>({K}), dk = empty<A>({K});
-    for (int64_t j = 0; j < K; ++j) {
-      A sums[2] = {};
-      for (int64_t b = 0; b < B; ++b)
-        for (int i = 0; i < 2; ++i) sums[i] += dqk[b][i * K + j];
-      write<A>(dq)[j] = sums[0], write<A>(dk)[j] = sums[1];
-    }
-    Tensors dfilters{dq, dk, from_tap_rows(dv, C), dlam};
+    Tensors dfilters{sum_of_parts(dq, B, K), sum_of_parts(dk, B, K), from_tap_rows(dv, C), dlam};
     if (filters.size() == 5) dfilters.push_back(from_tap_rows(de, C));
 
     Tensors dweights = context ? step->weight_gradients() : Tensors{};

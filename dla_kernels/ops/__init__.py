@@ -1,5 +1,6 @@
 """The public functions: check, choose a backend, enter autograd only when a gradient is needed."""
 
+from .attend import attend
 from .base_step import base_step
 from .depthwise import depthwise
 from .gap import gap
@@ -12,6 +13,7 @@ from .rescale import rescale
 from .scan import scan
 
 __all__ = [
+    "attend",
     "base_step",
     "depthwise",
     "gap",

@@ -8,6 +8,7 @@ from ..attention import Attention, BaseStage
 from ..backends import REFERENCE, select
 from ..cells import PAPER_DSU, Cell, Weights
 from ..reference.base_step import PARTS, Parts, from_parts
+from .attend import attend
 from .autograd import without_autocast
 from .checks import check_alike, check_attention
 from .depthwise import depthwise
@@ -50,4 +51,4 @@ def base_step(
         return from_parts(parts, x, stage, attention, weights, heads=heads, cell=cell, moments=moments)
 
 
-_OURS = Parts(depthwise, scan, refresh, mix_and_hand_on)
+_OURS = Parts(depthwise, scan, refresh, attend, mix_and_hand_on)

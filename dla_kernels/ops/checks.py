@@ -93,14 +93,12 @@ def check_alike(maps: Mapping[str, Tensor]) -> None:
         check_tensor(name, x)
         if x.dim() != 4 or 0 in x.shape[1:]:
             raise ValueError(f"{name}: expected a map [B, C, H, W] with C, H and W of at least 1, got {shape_of(x)}")
-        for what, got, expected in (
-            ("dtype", x.dtype, first.dtype),
-            ("device", x.device, first.device),
-            ("shape", shape_of(x), shape_of(first)),
-        ):
-            if got != expected:
-                error = TypeError if what == "dtype" else ValueError
-                raise error(f"{name}: expected {what} {expected} like {first_name}, got {got}")
+        if x.dtype != first.dtype:
+            raise TypeError(f"{name}: expected dtype {first.dtype} like {first_name}, got {x.dtype}")
+        if x.device != first.device:
+            raise ValueError(f"{name}: expected device {first.device} like {first_name}, got {x.device}")
+        if x.shape != first.shape:
+            raise ValueError(f"{name}: expected shape {shape_of(first)} like {first_name}, got {shape_of(x)}")
 
 
 def check_weight(name: str, w: Tensor, shape: tuple[int, ...], like_name: str, like: Tensor) -> None:
@@ -114,13 +112,29 @@ def check_attention(attention: Attention, heads: int, like: Tensor) -> None:
     C = like.shape[1]
     if not isinstance(attention, Attention):
         raise TypeError(f"attention: expected a dla_kernels.Attention(q, k, v), got {type(attention).__name__}")
+    check_heads("attention.", attention.q, attention.k, heads, C, "x", like)
+    check_weight("attention.v", attention.v, (C, 1, 3, 3), "x", like)
+
+
+def check_heads(prefix: str, q: Tensor, k: Tensor, heads: int, C: int, like_name: str, like: Tensor) -> None:
+    """Filters [K] over C channels in so many heads."""
     if not isinstance(heads, int) or heads < 1 or C % heads:
         raise ValueError(f"heads: expected a divisor of C = {C}, got {heads}")
-    check_tensor("attention.q", attention.q)
-    if attention.q.dim() != 1 or len(attention.q) % 2 == 0:
-        raise ValueError(f"attention.q: expected [K] with an odd K, got {shape_of(attention.q)}")
-    for name, shape in (("q", attention.q.shape), ("k", attention.q.shape), ("v", (C, 1, 3, 3))):
-        check_weight(f"attention.{name}", getattr(attention, name), tuple(shape), "x", like)
+    check_tensor(f"{prefix}q", q)
+    if q.dim() != 1 or len(q) % 2 == 0:
+        raise ValueError(f"{prefix}q: expected [K] with an odd K, got {shape_of(q)}")
+    for name, taps in (("q", q), ("k", k)):
+        check_weight(f"{prefix}{name}", taps, tuple(q.shape), like_name, like)
+
+
+def check_past(past: Sequence[Tensor], y: Tensor) -> None:
+    """() | (keys, scale) | (keys, scale, d), for y [B, C]."""
+    if isinstance(past, Tensor) or not isinstance(past, Sequence) or len(past) not in (0, 2, 3):
+        got = f"{len(past)} tensors" if isinstance(past, (tuple, list)) else type(past).__name__
+        raise ValueError(f"past: expected (), (keys, scale) or (keys, scale, d), got {got}")
+    for i, p in enumerate(past):
+        check_rows(f"past[{i}]", p)
+        check_weight(f"past[{i}]", p, (len(past[0]) * (1 + i // 2), *y.shape), "y", y)
 
 
 def check_cell(weights: Weights, cell: Cell, C: int, like_name: str, like: Tensor) -> None:

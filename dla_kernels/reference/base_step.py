@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..attention import Attention, BaseStage
 from ..cells import PAPER_DSU, Cell, Weights
-from .attention import across_channels, per_channel, scores
+from .attend import attend
 from .depthwise import depthwise
 from .mix import mix
 from .refresh import refresh
@@ -41,6 +41,7 @@ class Parts(NamedTuple):
     depthwise: Callable
     scan: Callable
     refresh: Callable
+    attend: Callable
     mix: Callable  # returns the values too, for the next layer
 
 
@@ -49,7 +50,7 @@ def _mix(values: Sequence[Tensor], coef: Tensor, *, moments: bool) -> tuple[Tens
     return o, values, of_o
 
 
-PARTS = Parts(depthwise, scan, refresh, _mix)
+PARTS = Parts(depthwise, scan, refresh, attend, _mix)
 
 
 def from_parts(
@@ -64,21 +65,15 @@ def from_parts(
     moments: bool,
 ) -> tuple[Tensor, BaseStage, Tensor | None]:
     value, y = parts.depthwise(x, attention.v)
-    q, key = (across_channels(y[0], taps)[None] for taps in (attention.q, attention.k))  # [1, B, C]
-    mean, one = y[1:], torch.ones_like(y[1:])
-    state = stage.state if stage else None
+    state, past, values, pooled = None, (), (value,), y[1:]
+    if stage is not None:
+        state, past = stage.state, (stage.keys, stage.scale)
+        values, pooled = (*stage.values, value), torch.cat([stage.pooled, pooled])
     if weights is not None:
         state = tuple(s[0] for s in parts.scan(y[:1], weights, cell=cell, state=state))
-    if stage is None:
-        values, pooled, scale, keys = (value,), mean, one, key
-    else:
-        scale, keys = stage.scale, stage.keys
-        if weights is not None:
-            d = parts.refresh(torch.cat([keys, stage.pooled * scale]), state, weights, cell=cell)
-            for_keys, for_values = d.chunk(2)
-            keys, scale = keys * for_keys, scale * for_values
-        values = (*stage.values, value)
-        pooled, scale, keys = (torch.cat(p) for p in ((stage.pooled, mean), (scale, one), (keys, key)))
-    shares = torch.softmax(scores(q, keys, heads), 0)  # [M, B, G]
-    o, values, of_o = parts.mix(values, per_channel(shares, x.shape[1]) * scale, moments=moments)
+        if stage is not None:
+            rows = torch.cat([stage.keys, stage.pooled * stage.scale])
+            past = (*past, parts.refresh(rows, state, weights, cell=cell))
+    coef, keys, scale = parts.attend(y[0], attention.q, attention.k, past, heads=heads)
+    o, values, of_o = parts.mix(values, coef, moments=moments)
     return o, BaseStage(tuple(values), pooled, scale, keys, state), of_o
