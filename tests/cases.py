@@ -189,9 +189,12 @@ def state(shape, form, dtype, device="cpu"):
 
 
 def filters(shape, dtype, device="cpu"):
-    """Of one layer's attention."""
+    """Of one layer's attention. A layer's own score is then about 1, and its softmax not yet flat at its top, where
+    float64 is not exact either."""
     K = filter_width(shape.C)
-    return Attention(*((0.7 * torch.randn(s)).to(device, dtype) for s in ((K,), (K,), (shape.C, 1, 3, 3))))
+    small = shape.C**-0.25
+    shapes = (((K,), small), ((K,), small), ((shape.C, 1, 3, 3), 0.7))
+    return Attention(*((scale * torch.randn(s)).to(device, dtype) for s, scale in shapes))
 
 
 def stage(shape, form, dtype, layout="nchw", device="cpu"):
