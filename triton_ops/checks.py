@@ -55,8 +55,8 @@ def check_rows(name: str, y: Tensor) -> None:
     require(y.dtype in (torch.float32, torch.float64), f"{name}: expected fp32 or fp64, got {y.dtype}")
 
 
-def check_gates(d: Tensor, xs: Sequence[Tensor]) -> None:
-    check_tensor("d", d, (len(xs), *xs[0].shape[:2]), accumulate_dtype(xs[0].dtype), xs[0])
+def check_gates(d: Tensor, xs: Sequence[Tensor], name: str = "d") -> None:
+    check_tensor(name, d, (len(xs), *xs[0].shape[:2]), accumulate_dtype(xs[0].dtype), xs[0])
 
 
 def check_rule(rule: str) -> Cell:

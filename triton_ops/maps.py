@@ -84,11 +84,14 @@ def walkable(x: Tensor, interleaved: bool) -> Tensor:
 
 
 class MapList:
-    """T maps as kernels can walk them, copied where they must be."""
+    """T maps as kernels can walk them, copied where they must be: each in its own layout, in that of the map beside
+    it, or all in that of the only one there."""
 
     def __init__(self, xs: Sequence[Tensor], beside: MapList | None = None) -> None:
         self.given = xs
         self.interleaved = beside.interleaved if beside else [is_interleaved(x) for x in xs]
+        if len(self.interleaved) == 1:
+            self.interleaved = self.interleaved * len(xs)
         self.held = [walkable(x, last) for x, last in zip(xs, self.interleaved)]
 
     def empty_like(self) -> MapList:

@@ -24,7 +24,9 @@ class Tiles(NamedTuple):
     channels: int  # of the cell's rule at once
     planar: tuple[int, int]  # channels and pixels of a map whose pixels are neighbours in memory
     interleaved: tuple[int, int]  # and of one whose channels are
-    piece: int  # channels of a program of gap and rescale
+    planar_window: tuple[int, int]  # the same of maps read nine times, once for each tap of a 3x3 filter
+    interleaved_window: tuple[int, int]
+    piece: int  # channels of a program, where programs share the channels of a sample
     dots: bool  # whether products of 16 rows go to tl.dot; fp64 is summed without it
     warps: int
     stages: int
@@ -77,6 +79,9 @@ def from_table(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
         channels=between(16, power_of_two(C), 128 if wide else 256),
         planar=(whole // pixels, pixels),
         interleaved=(channels, whole // channels),
+        # A quarter: a thread holds nine taps of every channel it has, or nine sums of every element.
+        planar_window=(whole // pixels // 4, pixels),
+        interleaved_window=(channels, whole // channels // 4),
         piece=between(16, power_of_two((32 << 10) // max(HW, 1)), power_of_two(C)),
         dots=not wide,
         # A backward pass keeps more at hand: twice the threads, each with half the work.
