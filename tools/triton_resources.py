@@ -68,8 +68,8 @@ def todo(cells: str) -> Iterator[Work]:
                 for i, cell in enumerate(KINDS):
                     yield Work(target, op, cell, dtypes[(i + number) % len(dtypes)], (i + 2 * number) % len(SHAPES))
         for i, dtype in enumerate(MAP_DTYPES):
-            yield Work(target, "gap", "", dtype, i)
-            yield Work(target, "rescale", "", dtype, i)
+            for op in ("gap", "rescale", "depthwise", "mix", "norm_add"):
+                yield Work(target, op, "", dtype, i)
 
 
 def every_cell() -> list[str]:
@@ -145,6 +145,17 @@ def compile_op(work: Work) -> list[Resources]:
     elif work.op == "rescale":
         functions["rescale"](xs, y)
         functions["rescale_bwd"](xs, xs, y)
+    elif work.op == "depthwise":
+        v = torch.empty(C, 1, 3, 3, **rows)
+        functions["depthwise"](xs[0], v)
+        functions["depthwise_bwd"](xs[0], y[:2], xs[0], v)
+    elif work.op == "mix":
+        functions["mix"](xs, y, True)
+        functions["mix_bwd"](xs[0], xs, xs, y)
+    elif work.op == "norm_add":
+        moments, keep = torch.empty(2, C, **rows), [torch.empty(B, **rows)]
+        functions["norm_add"](xs[0], xs[0], moments, *moments, keep, 1e-5, True)
+        functions["norm_add_bwd"](xs[0], xs[0], moments, *moments, keep, 1e-5, True, True)
     else:
         rule, projection = work.cell.split()
         N = NUM_GATES[rule.split("-")[0]] * C

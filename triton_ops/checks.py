@@ -82,6 +82,13 @@ def check_weights(weights: Sequence[Tensor], NG: int, C: int, dtype: torch.dtype
     return projection
 
 
+def check_state(state: Sequence[Tensor], cell: Cell, may_be_absent: bool, shape: Sequence[int], dtype: torch.dtype,
+    like: Tensor) -> None:
+    """[h] (rnn), [h, c], or [c] of a dsu, whose h is then act(c)."""
+    count = 1 if len(state) == 1 and not cell.saves_h else 1 + cell.saves_c
+    check_states("state", state, count, may_be_absent, shape, dtype, like)
+
+
 def check_states(
     name: str, states: Sequence[Tensor], count: int, may_be_absent: bool, shape: Sequence[int], dtype: torch.dtype,
     like: Tensor,

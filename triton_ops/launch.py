@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check_rule, check_states, check_weights
+from .checks import check_rule, check_state, check_states, check_weights
 from .maps import MapList, accumulate_dtype
 from .recurrence import Scratch, Weights
 from .recurrence_bwd import Factors
@@ -78,7 +78,7 @@ class Recurrence:
         self.dtype = accumulate_dtype(like.dtype)
         self.projection = check_weights(weights, self.cell.NG, C, self.dtype, like)
         may_start_by_itself = not op.startswith("refresh")
-        check_states("state", state, 1 + self.cell.saves_c, may_start_by_itself, (B, C), self.dtype, like)
+        check_state(state, self.cell, may_start_by_itself, (B, C), self.dtype, like)
         self.given = [w.contiguous() for w in weights]
         self.state = [s.contiguous() for s in state]
         w = self.given
@@ -95,11 +95,12 @@ class Recurrence:
 
     @property
     def h0(self) -> Tensor | None:
-        return self.state[0] if self.state else None
+        """None where it is act(c0), or the cell's own start."""
+        return self.state[0] if len(self.state) > 1 or self.state and self.cell.saves_h else None
 
     @property
     def c0(self) -> Tensor | None:
-        return self.state[1] if len(self.state) > 1 else None
+        return self.state[-1] if self.state and self.cell.saves_c else None
 
     def h_of(self, states: Sequence[Tensor]) -> Tensor | None:
         """Of states as they are saved: [h], [h, c] or [c]."""
@@ -158,7 +159,8 @@ class Recurrence:
         )
 
     def dstate(self, f: Factors) -> list[Tensor]:
-        return [f.dh, f.dc][: len(self.state)]
+        """As many as there are tensors of the state given; of a dsu's c alone, dc holds all."""
+        return [f.dc] if self.state and self.h0 is None else [f.dh, f.dc][: len(self.state)]
 
     def run(self, kernel: Any, *args: Any) -> None:
         """With what every kernel of a recurrence is told last."""

@@ -14,7 +14,7 @@ from .moments import Moments, observe, store_plane
 
 @triton.jit
 def mix_in(
-    table, o, o_stride, coef, planes, b, B, begin, end, C, HW, ELEMENT: tl.constexpr, PIECE: tl.constexpr,
+    table, o, o_stride, coef, planes, M, b, B, begin, end, C, HW, ELEMENT: tl.constexpr, PIECE: tl.constexpr,
     INTERLEAVED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     CHANNELS: tl.constexpr = TILE[0]
@@ -27,7 +27,7 @@ def mix_in(
             p = p0 + tl.arange(0, PIXELS)
             there = (c < C)[:, None] & (p < HW)[None, :]
             sums = tl.zeros([CHANNELS, PIXELS], A)
-            for m in tl.static_range(len(table.planes)):  # all under way at once
+            for m in range(0, M):
                 value, stride = map_of(table.maps[0], m, b, ELEMENT, PIECE)
                 scale = tl.load(coef + row_of(m, b, B, C) + c, c < C, 0.0)
                 sums += tl.load(tile_of(value, stride, c, p, INTERLEAVED), there, 0.0).to(A) * scale[:, None]
@@ -39,18 +39,18 @@ def mix_in(
             store_plane(planes, mean, m2, c, b, B, C, HW)
 
 
-@triton.jit(do_not_specialize=["B"])
-def mix_kernel(table, coef, planes, B, C, ELEMENT: tl.constexpr, PIECE: tl.constexpr, TILES: tl.constexpr):
+@triton.jit(do_not_specialize=["M", "B"])
+def mix_kernel(table, coef, planes, M, B, C, ELEMENT: tl.constexpr, PIECE: tl.constexpr, TILES: tl.constexpr):
     _, b, begin, end = maps_of_program(B, C, TILES)
     HW, interleaved = plane_of(table, 0)
     o, stride = map_of(table.maps[1], 0, b, ELEMENT, PIECE)
     if interleaved:
         mix_in(
-            table, o, stride, coef, planes, b, B, begin, end, C, HW, ELEMENT, PIECE, True, TILES.interleaved
+            table, o, stride, coef, planes, M, b, B, begin, end, C, HW, ELEMENT, PIECE, True, TILES.interleaved
         )  # fmt: skip
     else:
         HW = HW // PIECE * PIECE
-        mix_in(table, o, stride, coef, planes, b, B, begin, end, C, HW, ELEMENT, PIECE, False, TILES.planar)
+        mix_in(table, o, stride, coef, planes, M, b, B, begin, end, C, HW, ELEMENT, PIECE, False, TILES.planar)
 
 
 @triton.jit
@@ -77,9 +77,13 @@ def mix_bwd_in(
         tl.store(dcoef + c, tl.sum(sums, 1), c < C)
 
 
-@triton.jit(do_not_specialize=["B"])
-def mix_bwd_kernel(table, coef, dcoef, B, C, ELEMENT: tl.constexpr, PIECE: tl.constexpr, TILES: tl.constexpr):
-    m, b, begin, end = maps_of_program(B, C, TILES)
+@triton.jit(do_not_specialize=["M", "B"])
+def mix_bwd_kernel(table, coef, dcoef, M, B, C, ELEMENT: tl.constexpr, PIECE: tl.constexpr, TILES: tl.constexpr):
+    # Programs that read the same piece of dout are neighbours: it comes from memory once.
+    m, piece = tl.program_id(0) % M, tl.program_id(0) // M
+    pieces = tl.cdiv(C, TILES.piece)
+    b, begin = piece // pieces, piece % pieces * TILES.piece
+    end = tl.minimum(begin + TILES.piece, C)
     HW, interleaved = plane_of(table, 0)
     dout, dout_stride = map_of(table.maps[0], 0, b, ELEMENT, PIECE)
     value, stride = map_of(table.maps[1], m, b, ELEMENT, PIECE)
@@ -115,7 +119,7 @@ def mix(values: list[Tensor], coef: Tensor, moments: bool) -> tuple[Tensor, list
     how, programs = pieces_of("mix", first)
     of_o = Moments(values[0], moments, coef)
     B, C = values[0].shape[:2]
-    run(mix_kernel, programs, coef, how, maps, coef, of_o.planes, B, C, ELEMENT[values[0].dtype], piece, how)
+    run(mix_kernel, programs, coef, how, maps, coef, of_o.planes, len(values), B, C, ELEMENT[values[0].dtype], piece, how)
     return o.as_given(first)[0], of_o.compute(how)
 
 
@@ -132,5 +136,5 @@ def mix_bwd(dout: Tensor, later: list[Tensor], values: list[Tensor], coef: Tenso
     how, programs = pieces_of("mix_bwd", given)
     dcoef = coef.new_empty(coef.shape)
     B, C = values[0].shape[:2]
-    run(mix_bwd_kernel, programs, coef, how, maps, coef, dcoef, B, C, ELEMENT[values[0].dtype], piece, how)
+    run(mix_bwd_kernel, programs, coef, how, maps, coef, dcoef, len(values), B, C, ELEMENT[values[0].dtype], piece, how)
     return dvalues.as_given(given), dcoef

@@ -64,7 +64,8 @@ def from_environment() -> dict[str, int]:
 
 def from_table(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
     wide = dtype == torch.float64
-    two_maps = op in ("rescale_bwd", "layer_update_bwd")  # some loop reads both at once
+    # Some loop reads two maps at once, or keeps the moments of what it writes.
+    much_at_hand = op in ("rescale_bwd", "layer_update_bwd", "mix", "mix_bwd", "norm_add", "norm_add_bwd")
     # A tile of a map is 4 K elements, 16 a thread; half of that where odd planes need a pointer for each.
     whole = 4096 if HW * dtype.itemsize % 8 == 0 and not wide else 2048
     pixels, channels = between(16, power_of_two(HW), whole // 8), between(16, power_of_two(C), whole // 8)
@@ -84,8 +85,7 @@ def from_table(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
         interleaved_window=(channels, whole // channels // 4),
         piece=between(16, power_of_two((32 << 10) // max(HW, 1)), power_of_two(C)),
         dots=not wide,
-        # A backward pass keeps more at hand: twice the threads, each with half the work.
-        warps=16 if two_maps and not wide else 8,
+        warps=16 if much_at_hand and not wide else 8,  # twice the threads, each with half the work
         stages=2,
         registers=255 if wide else 128,  # 512 threads on a processor; 256 of fp64
     )
