@@ -59,8 +59,8 @@ class Resources(NamedTuple):
 
 def todo(cells: str) -> Iterator[Work]:
     for number, target in enumerate(TARGETS):
-        for op in ("scan", "refresh", "layer_update"):
-            dtypes = MAP_DTYPES if op == "layer_update" else ROW_DTYPES
+        for op in ("scan", "refresh", "layer_update", "light_step"):
+            dtypes = ROW_DTYPES if op in ("scan", "refresh") else MAP_DTYPES
             if cells == "all":
                 for i, (cell, dtype) in enumerate(product(every_cell(), dtypes)):
                     yield Work(target, op, cell, dtype, (i + i // len(SHAPES)) % len(SHAPES))
@@ -171,6 +171,11 @@ def compile_op(work: Work) -> list[Resources]:
         elif work.op == "refresh":
             functions["refresh"](y, state, w, rule)
             functions["refresh_bwd"](y, y, state, w, rule)
+        elif work.op == "light_step":
+            v, lam, taps = torch.empty(C, 1, 3, 3, **rows), torch.empty(C, **rows), torch.empty(5, **rows)
+            filters, states, heads = [taps, taps, v, lam, v], [s[0] for s in states], C // 32
+            functions["light_step"](xs[:2], filters, w, state, rule, heads, True)
+            functions["light_step_bwd"](xs[0], states, xs[:2], filters, w, state, y[:2], states, rule, heads)
         else:
             functions["layer_update"](xs, w, [], rule)
             functions["layer_update_bwd"](xs, states, xs, w, state, y, states, rule)

@@ -65,7 +65,9 @@ def from_environment() -> dict[str, int]:
 def from_table(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
     wide = dtype == torch.float64
     # Some loop reads two maps at once, or keeps the moments of what it writes.
-    much_at_hand = op in ("rescale_bwd", "layer_update_bwd", "mix", "mix_bwd", "norm_add", "norm_add_bwd")
+    much_at_hand = op in (
+        "rescale_bwd", "layer_update_bwd", "mix", "mix_bwd", "norm_add", "norm_add_bwd", "light_step", "light_step_bwd",
+    )  # fmt: skip
     # A tile of a map is 4 K elements, 16 a thread; half of that where odd planes need a pointer for each.
     whole = 4096 if HW * dtype.itemsize % 8 == 0 and not wide else 2048
     pixels, channels = between(16, power_of_two(HW), whole // 8), between(16, power_of_two(C), whole // 8)
