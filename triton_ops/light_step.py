@@ -19,7 +19,7 @@ from torch import Tensor
 from .attention import channel_gates, channel_gates_bwd
 from .checks import check_filters, check_light_maps, check_like_maps, check_tensor, require
 from .launch import NoRecurrence, Recurrence, from_row
-from .maps import ELEMENT, MapList, map_of, plane_of, pool, row_of, table, tile_of
+from .maps import ELEMENT, MapList, map_of, pixels_of, pool, row_of, table, tile_of
 from .moments import Moments, observe, store_plane
 from .recurrence import hoist, refresh_layers, scan_layers, start
 from .recurrence_bwd import begin, feed_gradient, refresh_bwd_layers, scan_bwd_layers, y_gradient
@@ -54,37 +54,46 @@ class Work(NamedTuple):
 
 
 @triton.jit
-def taps_on_x(f, gate, c, C, FLIPPED: tl.constexpr):
-    return taps_of(f.v, tl.load(gate + c, c < C, 0.0), 0.0, c, C, FLIPPED)
+def taps_on_x(f, gate, row, c, C, FLIPPED: tl.constexpr):
+    return taps_of(f.v, tl.load(gate + row + c, c < C, 0.0), 0.0, c, C, FLIPPED)
 
 
 @triton.jit
-def taps_on_o(f, d, c, C, FLIPPED: tl.constexpr):
-    middle = 1.0 if d is None else tl.load(d + c, c < C, 0.0)
+def taps_on_o(f, d, row, c, C, FLIPPED: tl.constexpr):
+    middle = 1.0 if d is None else tl.load(d + row + c, c < C, 0.0)
     return taps_of(f.e, tl.load(f.lam + c, c < C, 0.0), middle, c, C, FLIPPED)
 
 
 @triton.jit
-def attend_in(
-    x, x_stride, before, before_stride, o, o_stride, f, gate, d, planes, b, B, C, W, HW,
-    INTERLEAVED: tl.constexpr, TILE: tl.constexpr,
+def attend(
+    table, W, f, gate, d, planes, b, B, C,
+    ELEMENT: tl.constexpr, PIECE: tl.constexpr, INTERLEAVED: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
+    """o of sample b, from its gates; planes is for the moments, where they are wanted."""
+    TILE: tl.constexpr = TILES.interleaved_window if INTERLEAVED else TILES.planar_window
     CHANNELS: tl.constexpr = TILE[0]
     PIXELS: tl.constexpr = TILE[1]
+    BEFORE: tl.constexpr = len(table.planes) > 1
     A: tl.constexpr = gate.dtype.element_ty
+    HW = pixels_of(table, PIECE, INTERLEAVED)
+    x, x_stride = map_of(table.maps[0], 0, b, ELEMENT, PIECE)
+    o, o_stride = map_of(table.maps[1], 0, b, ELEMENT, PIECE)
+    if BEFORE:
+        before, before_stride = map_of(table.maps[0], 1, b, ELEMENT, PIECE)
+    row = row_of(0, b, B, C)
     for c0 in range(0, C, CHANNELS):
         c = c0 + tl.arange(0, CHANNELS)
-        on_x = taps_on_x(f, gate, c, C, False)
-        if before is not None:
-            on_o = taps_on_o(f, d, c, C, False)
+        on_x = taps_on_x(f, gate, row, c, C, False)
+        if BEFORE:
+            on_o = taps_on_o(f, d, row, c, C, False)
         mean, m2 = tl.zeros([CHANNELS, PIXELS], A), tl.zeros([CHANNELS, PIXELS], A)
         for p0 in range(0, HW, PIXELS):
             p = p0 + tl.arange(0, PIXELS)
             there = (c < C)[:, None] & (p < HW)[None, :]
             sums = convolved(x, x_stride, None, on_x, c, p, C, W, HW, INTERLEAVED)
-            if before is not None:
+            if BEFORE:
                 sums += convolved(before, before_stride, None, on_o, c, p, C, W, HW, INTERLEAVED)
-            new = sums.to(o.dtype.element_ty)
+            new = sums.to(ELEMENT)
             tl.store(tile_of(o, o_stride, c, p, INTERLEAVED), new, there)
             if planes is not None:
                 mean, m2 = observe(mean, m2, new.to(A), there, p0 // PIXELS + 1)
@@ -92,36 +101,10 @@ def attend_in(
             store_plane(planes, mean, m2, c, b, B, C, HW)
 
 
-@triton.jit
-def attend(
-    table, W, f, gate, d, planes, b, B, C, ELEMENT: tl.constexpr, PIECE: tl.constexpr, TILES: tl.constexpr
-):  # fmt: skip
-    """o of sample b, from its gates; planes is for the moments, where they are wanted."""
-    HW, interleaved = plane_of(table, 0)
-    x, x_stride = map_of(table.maps[0], 0, b, ELEMENT, PIECE)
-    before, before_stride = None, x_stride
-    if len(table.planes) > 1:
-        before, before_stride = map_of(table.maps[0], 1, b, ELEMENT, PIECE)
-    o, stride = map_of(table.maps[1], 0, b, ELEMENT, PIECE)
-    gate += row_of(0, b, B, C)
-    if d is not None:
-        d += row_of(0, b, B, C)
-    if interleaved:
-        attend_in(
-            x, x_stride, before, before_stride, o, stride, f, gate, d, planes, b, B, C, W, HW,
-            True, TILES.interleaved_window,
-        )  # fmt: skip
-    else:
-        attend_in(
-            x, x_stride, before, before_stride, o, stride, f, gate, d, planes, b, B, C, W, HW // PIECE * PIECE,
-            False, TILES.planar_window,
-        )  # fmt: skip
-
-
 @triton.jit(do_not_specialize=["W", "K", "HEADS", "T", "B"])
 def light_step_kernel(
     table, W, f, K, HEADS, SCALE: tl.constexpr, y, gate, d, planes, states_h, states_c, h0, c0, w, s, of_refresh,
-    ELEMENT: tl.constexpr, PIECE: tl.constexpr, T, B, C, R,
+    ELEMENT: tl.constexpr, PIECE: tl.constexpr, INTERLEAVED: tl.constexpr, T, B, C, R,
     CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     MAPS: tl.constexpr = len(table.planes)
@@ -143,51 +126,32 @@ def light_step_kernel(
             refresh_layers(d, h, s.c, w, of_refresh, T, B, C, R, CELL, PROJECTION, TILES, PRECISION)
     tl.debug_barrier()
     for b in range(first, end):
-        attend(table, W, f, gate, d, planes, b, B, C, ELEMENT, PIECE, TILES)
+        attend(table, W, f, gate, d, planes, b, B, C, ELEMENT, PIECE, INTERLEAVED, TILES)
 
 
 # ---- backward ----
 
 
 @triton.jit
-def correlate_in(
-    dout, dout_stride, x, x_stride, before, before_stride, on_x, on_o, C, W, HW,
-    FIRST: tl.constexpr, END: tl.constexpr, INTERLEAVED: tl.constexpr, TILE: tl.constexpr,
+def tap_sums(
+    table, W, f, on_x, on_o, b, B, C,
+    ELEMENT: tl.constexpr, PIECE: tl.constexpr, INTERLEAVED: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
+    """The gradients of the filters of sample b; of that on o_prev the middle tap alone, if there is no e."""
+    TILE: tl.constexpr = TILES.interleaved_window if INTERLEAVED else TILES.planar_window
+    FIRST: tl.constexpr = MIDDLE if f.e is None else 0
+    END: tl.constexpr = MIDDLE + 1 if f.e is None else 9
+    HW = pixels_of(table, PIECE, INTERLEAVED)
+    dout, dout_stride = map_of(table.maps[1], 0, b, ELEMENT, PIECE)
+    x, x_stride = map_of(table.maps[0], 0, b, ELEMENT, PIECE)
+    on_x += row_of(0, b, B, C) * 9
     for c0 in range(0, C, TILE[0]):
         c = c0 + tl.arange(0, TILE[0])
         correlate(on_x, dout, dout_stride, None, x, x_stride, c, C, W, HW, 0, 9, INTERLEAVED, TILE[1])
-        if before is not None:
-            correlate(
-                on_o, dout, dout_stride, None, before, before_stride, c, C, W, HW, FIRST, END, INTERLEAVED, TILE[1]
-            )  # fmt: skip
-
-
-@triton.jit
-def tap_sums(
-    table, W, f, on_x, on_o, b, B, C, ELEMENT: tl.constexpr, PIECE: tl.constexpr, TILES: tl.constexpr
-):  # fmt: skip
-    """The gradients of the filters of sample b."""
-    FIRST: tl.constexpr = MIDDLE if f.e is None else 0
-    END: tl.constexpr = MIDDLE + 1 if f.e is None else 9
-    HW, interleaved = plane_of(table, 0)
-    x, x_stride = map_of(table.maps[0], 0, b, ELEMENT, PIECE)
-    before, before_stride = None, x_stride
-    on_x += row_of(0, b, B, C) * 9
-    if len(table.planes) > 1:
-        before, before_stride = map_of(table.maps[0], 1, b, ELEMENT, PIECE)
-        on_o += row_of(0, b, B, C) * 9
-    dout, dout_stride = map_of(table.maps[1], 0, b, ELEMENT, PIECE)
-    if interleaved:
-        correlate_in(
-            dout, dout_stride, x, x_stride, before, before_stride, on_x, on_o, C, W, HW,
-            FIRST, END, True, TILES.interleaved_window,
-        )  # fmt: skip
-    else:
-        correlate_in(
-            dout, dout_stride, x, x_stride, before, before_stride, on_x, on_o, C, W, HW // PIECE * PIECE,
-            FIRST, END, False, TILES.planar_window,
-        )  # fmt: skip
+        if on_o is not None:
+            before, stride = map_of(table.maps[0], 1, b, ELEMENT, PIECE)
+            to = on_o + row_of(0, b, B, C) * 9
+            correlate(to, dout, dout_stride, None, before, stride, c, C, W, HW, FIRST, END, INTERLEAVED, TILE[1])
 
 
 @triton.jit
@@ -229,54 +193,33 @@ def filter_gradients(f, work, parts, K, b, B, C, TILES: tl.constexpr):
 
 
 @triton.jit
-def send_back_in(
-    dout, dout_stride, dx, dx_stride, dbefore, dbefore_stride, f, gate, d, dy, dy_of_before, C, W, HW,
-    INTERLEAVED: tl.constexpr, TILE: tl.constexpr,
+def send_back(
+    table, W, f, gate, d, dy, b, B, C,
+    ELEMENT: tl.constexpr, PIECE: tl.constexpr, INTERLEAVED: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
+    """The gradients of the maps of sample b; dy as below."""
+    TILE: tl.constexpr = TILES.interleaved_window if INTERLEAVED else TILES.planar_window
+    MAPS: tl.constexpr = len(table.planes)
+    HW = pixels_of(table, PIECE, INTERLEAVED)
+    dout, dout_stride = map_of(table.maps[1], 0, b, ELEMENT, PIECE)
+    dx, stride = map_of(table.maps[2], 0, b, ELEMENT, PIECE)
+    row = row_of(0, b, B, C)
     for c0 in range(0, C, TILE[0]):
         c = c0 + tl.arange(0, TILE[0])
-        taps = taps_on_x(f, gate, c, C, True)
-        shift = tl.load(dy + c, c < C, 0.0) / HW
-        convolve(dout, dout_stride, None, dx, dx_stride, shift, taps, c, C, W, HW, INTERLEAVED, TILE[1])
-        if dbefore is not None:
-            taps = taps_on_o(f, d, c, C, True)
-            shift = tl.load(dy_of_before + c, c < C, 0.0) / HW
-            convolve(dout, dout_stride, None, dbefore, dbefore_stride, shift, taps, c, C, W, HW, INTERLEAVED, TILE[1])
-
-
-@triton.jit
-def send_back(
-    table, W, f, gate, d, dy, b, B, C, ELEMENT: tl.constexpr, PIECE: tl.constexpr, TILES: tl.constexpr
-):  # fmt: skip
-    """The gradients of the maps of sample b. Row 0 of dy is that of x only where there is no o_prev."""
-    MAPS: tl.constexpr = len(table.planes)
-    HW, interleaved = plane_of(table, 0)
-    dout, stride = map_of(table.maps[1], 0, b, ELEMENT, PIECE)
-    dx, dx_stride = map_of(table.maps[2], 0, b, ELEMENT, PIECE)
-    dbefore, dbefore_stride = None, stride
-    if MAPS > 1:
-        dbefore, dbefore_stride = map_of(table.maps[2], 1, b, ELEMENT, PIECE)
-    gate += row_of(0, b, B, C)
-    if d is not None:
-        d += row_of(0, b, B, C)
-    of_before = dy + row_of(0, b, B, C)
-    dy += row_of(MAPS - 1, b, B, C)
-    if interleaved:
-        send_back_in(
-            dout, stride, dx, dx_stride, dbefore, dbefore_stride, f, gate, d, dy, of_before, C, W, HW,
-            True, TILES.interleaved_window,
-        )  # fmt: skip
-    else:
-        send_back_in(
-            dout, stride, dx, dx_stride, dbefore, dbefore_stride, f, gate, d, dy, of_before, C, W,
-            HW // PIECE * PIECE, False, TILES.planar_window,
-        )  # fmt: skip
+        taps = taps_on_x(f, gate, row, c, C, True)
+        shift = tl.load(dy + row_of(MAPS - 1, b, B, C) + c, c < C, 0.0) / HW
+        convolve(dout, dout_stride, None, dx, stride, shift, taps, c, C, W, HW, INTERLEAVED, TILE[1])
+        if MAPS > 1:
+            dbefore, stride_before = map_of(table.maps[2], 1, b, ELEMENT, PIECE)
+            taps = taps_on_o(f, d, row, c, C, True)
+            shift = tl.load(dy + row + c, c < C, 0.0) / HW
+            convolve(dout, dout_stride, None, dbefore, stride_before, shift, taps, c, C, W, HW, INTERLEAVED, TILE[1])
 
 
 @triton.jit(do_not_specialize=["W", "K", "HEADS", "P", "COUNT", "T", "B"])
 def light_step_bwd_kernel(
     table, W, f, K, HEADS, SCALE: tl.constexpr, y, dy, work, P, states_h, states_c, dstates_h, dstates_c, h0, c0,
-    w, factors, of_scan, arrived, COUNT, ELEMENT: tl.constexpr, PIECE: tl.constexpr, T, B, C, R,
+    w, factors, of_scan, arrived, COUNT, ELEMENT: tl.constexpr, PIECE: tl.constexpr, INTERLEAVED: tl.constexpr, T, B, C, R,
     CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Rows of y and dy are in the order of the factors, the refresh's before the scan's: o_prev, x."""
@@ -287,7 +230,7 @@ def light_step_bwd_kernel(
     for b in range(first, end):
         row = row_of(0, b, B, C)
         channel_gates(work.gate + row, y + of_x + row, f.q, f.k, K, HEADS, C, SCALE, TILES)
-        tap_sums(table, W, f, work.on_x, work.on_o, b, B, C, ELEMENT, PIECE, TILES)
+        tap_sums(table, W, f, work.on_x, work.on_o, b, B, C, ELEMENT, PIECE, INTERLEAVED, TILES)
     tl.debug_barrier()
     if CELL is not None:
         clear(arrived, COUNT)
@@ -318,7 +261,7 @@ def light_step_bwd_kernel(
             dy + of_x + row, dq, dq + K, work.of_q + row, work.of_k + row, work.dgate + row, work.gate + row,
             y + of_x + row, f.q, f.k, K, HEADS, C, SCALE, TILES,
         )  # fmt: skip
-        send_back(table, W, f, work.gate, work.d, dy, b, B, C, ELEMENT, PIECE, TILES)
+        send_back(table, W, f, work.gate, work.d, dy, b, B, C, ELEMENT, PIECE, INTERLEAVED, TILES)
 
 
 # ---- launches ----
@@ -372,6 +315,7 @@ def light_step(
     r.run(
         light_step_kernel, given, *step.given, y, gate, step.refreshed(), of_o.planes, r.h_of(states), r.c_of(states),
         r.h0, r.c0, r.weights, scratch, of_refresh, ELEMENT[step.like.dtype], piece,
+        step.x.interleaved[0],
     )  # fmt: skip
     return o.as_given(step.x)[0], states, y, of_o.compute(r.tiles)
 
@@ -415,6 +359,7 @@ def light_step_bwd(
         light_step_bwd_kernel, given, *step.given, y, dy, work, work.parts.shape[1], r.h_of(states), r.c_of(states),
         r.h_of(dstates), r.c_of(dstates), r.h0, r.c0, r.weights, factors, of_scan,
         *(gradients.arrived if gradients else (None, 0)), ELEMENT[step.like.dtype], piece,
+        step.x.interleaved[0],
     )  # fmt: skip
     sum_samples(work.parts, used, r.tiles)
     if gradients:

@@ -8,18 +8,22 @@ from torch import Tensor
 
 from .checks import check_gates, check_like_maps, check_maps, require
 from .launch import maps_of_program, pieces_of, run
-from .maps import ELEMENT, MapList, map_of, plane_of, row_of, table, tile_of
+from .maps import ELEMENT, MapList, map_of, pixels_of, row_of, table, tile_of
 from .moments import Moments, observe, store_plane
 
 
-@triton.jit
-def mix_in(
-    table, o, o_stride, coef, planes, M, b, B, begin, end, C, HW, ELEMENT: tl.constexpr, PIECE: tl.constexpr,
-    INTERLEAVED: tl.constexpr, TILE: tl.constexpr,
+@triton.jit(do_not_specialize=["M", "B"])
+def mix_kernel(
+    table, coef, planes, M, B, C,
+    ELEMENT: tl.constexpr, PIECE: tl.constexpr, INTERLEAVED: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
+    TILE: tl.constexpr = TILES.interleaved if INTERLEAVED else TILES.planar
     CHANNELS: tl.constexpr = TILE[0]
     PIXELS: tl.constexpr = TILE[1]
     A: tl.constexpr = coef.dtype.element_ty
+    _, b, begin, end = maps_of_program(B, C, TILES)
+    HW = pixels_of(table, PIECE, INTERLEAVED)
+    o, o_stride = map_of(table.maps[1], 0, b, ELEMENT, PIECE)
     for c0 in range(begin, end, CHANNELS):
         c = c0 + tl.arange(0, CHANNELS)
         mean, m2 = tl.zeros([CHANNELS, PIXELS], A), tl.zeros([CHANNELS, PIXELS], A)
@@ -40,30 +44,29 @@ def mix_in(
 
 
 @triton.jit(do_not_specialize=["M", "B"])
-def mix_kernel(table, coef, planes, M, B, C, ELEMENT: tl.constexpr, PIECE: tl.constexpr, TILES: tl.constexpr):
-    _, b, begin, end = maps_of_program(B, C, TILES)
-    HW, interleaved = plane_of(table, 0)
-    o, stride = map_of(table.maps[1], 0, b, ELEMENT, PIECE)
-    if interleaved:
-        mix_in(
-            table, o, stride, coef, planes, M, b, B, begin, end, C, HW, ELEMENT, PIECE, True, TILES.interleaved
-        )  # fmt: skip
-    else:
-        HW = HW // PIECE * PIECE
-        mix_in(table, o, stride, coef, planes, M, b, B, begin, end, C, HW, ELEMENT, PIECE, False, TILES.planar)
-
-
-@triton.jit
-def mix_bwd_in(
-    dout, dout_stride, value, stride, later, later_stride, dvalue, dvalue_stride, coef, dcoef, begin, end, C, HW,
-    INTERLEAVED: tl.constexpr, TILE: tl.constexpr,
+def mix_bwd_kernel(
+    table, coef, dcoef, M, B, C,
+    ELEMENT: tl.constexpr, PIECE: tl.constexpr, INTERLEAVED: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
+    TILE: tl.constexpr = TILES.interleaved if INTERLEAVED else TILES.planar
     CHANNELS: tl.constexpr = TILE[0]
     PIXELS: tl.constexpr = TILE[1]
     A: tl.constexpr = coef.dtype.element_ty
+    # Programs that read the same piece of dout are neighbours: it comes from memory once.
+    m, piece = tl.program_id(0) % M, tl.program_id(0) // M
+    pieces = tl.cdiv(C, TILES.piece)
+    b, begin = piece // pieces, piece % pieces * TILES.piece
+    end = tl.minimum(begin + TILES.piece, C)
+    row = row_of(m, b, B, C)
+    HW = pixels_of(table, PIECE, INTERLEAVED)
+    dout, dout_stride = map_of(table.maps[0], 0, b, ELEMENT, PIECE)
+    value, stride = map_of(table.maps[1], m, b, ELEMENT, PIECE)
+    dvalue, dvalue_stride = map_of(table.maps[2], m, b, ELEMENT, PIECE)
+    if len(table.maps) > 3:
+        later, later_stride = map_of(table.maps[3], m, b, ELEMENT, PIECE)
     for c0 in range(begin, end, CHANNELS):
         c = c0 + tl.arange(0, CHANNELS)
-        scale = tl.load(coef + c, c < C, 0.0)
+        scale = tl.load(coef + row + c, c < C, 0.0)
         sums = tl.zeros([CHANNELS, PIXELS], A)
         for p0 in range(0, HW, PIXELS):
             p = p0 + tl.arange(0, PIXELS)
@@ -71,38 +74,10 @@ def mix_bwd_in(
             g = tl.load(tile_of(dout, dout_stride, c, p, INTERLEAVED), there, 0.0).to(A)
             sums += g * tl.load(tile_of(value, stride, c, p, INTERLEAVED), there, 0.0).to(A)
             new = g * scale[:, None]
-            if later is not None:
+            if len(table.maps) > 3:
                 new += tl.load(tile_of(later, later_stride, c, p, INTERLEAVED), there, 0.0).to(A)
-            tl.store(tile_of(dvalue, dvalue_stride, c, p, INTERLEAVED), new.to(dvalue.dtype.element_ty), there)
-        tl.store(dcoef + c, tl.sum(sums, 1), c < C)
-
-
-@triton.jit(do_not_specialize=["M", "B"])
-def mix_bwd_kernel(table, coef, dcoef, M, B, C, ELEMENT: tl.constexpr, PIECE: tl.constexpr, TILES: tl.constexpr):
-    # Programs that read the same piece of dout are neighbours: it comes from memory once.
-    m, piece = tl.program_id(0) % M, tl.program_id(0) // M
-    pieces = tl.cdiv(C, TILES.piece)
-    b, begin = piece // pieces, piece % pieces * TILES.piece
-    end = tl.minimum(begin + TILES.piece, C)
-    HW, interleaved = plane_of(table, 0)
-    dout, dout_stride = map_of(table.maps[0], 0, b, ELEMENT, PIECE)
-    value, stride = map_of(table.maps[1], m, b, ELEMENT, PIECE)
-    dvalue, dvalue_stride = map_of(table.maps[2], m, b, ELEMENT, PIECE)
-    later, later_stride = None, stride
-    if len(table.maps) > 3:
-        later, later_stride = map_of(table.maps[3], m, b, ELEMENT, PIECE)
-    coef += row_of(m, b, B, C)
-    dcoef += row_of(m, b, B, C)
-    if interleaved:
-        mix_bwd_in(
-            dout, dout_stride, value, stride, later, later_stride, dvalue, dvalue_stride, coef, dcoef, begin, end, C,
-            HW, True, TILES.interleaved,
-        )  # fmt: skip
-    else:
-        mix_bwd_in(
-            dout, dout_stride, value, stride, later, later_stride, dvalue, dvalue_stride, coef, dcoef, begin, end, C,
-            HW // PIECE * PIECE, False, TILES.planar,
-        )  # fmt: skip
+            tl.store(tile_of(dvalue, dvalue_stride, c, p, INTERLEAVED), new.to(ELEMENT), there)
+        tl.store(dcoef + row + c, tl.sum(sums, 1), c < C)
 
 
 def _check(values: list[Tensor], coef: Tensor) -> None:
@@ -119,7 +94,8 @@ def mix(values: list[Tensor], coef: Tensor, moments: bool) -> tuple[Tensor, list
     how, programs = pieces_of("mix", first)
     of_o = Moments(values[0], moments, coef)
     B, C = values[0].shape[:2]
-    run(mix_kernel, programs, coef, how, maps, coef, of_o.planes, len(values), B, C, ELEMENT[values[0].dtype], piece, how)
+    form = ELEMENT[values[0].dtype], piece, first.interleaved[0], how
+    run(mix_kernel, programs, coef, how, maps, coef, of_o.planes, len(values), B, C, *form)
     return o.as_given(first)[0], of_o.compute(how)
 
 
@@ -131,10 +107,11 @@ def mix_bwd(dout: Tensor, later: list[Tensor], values: list[Tensor], coef: Tenso
     first = MapList(values[:1])
     given, coef = MapList(values, first), coef.contiguous()
     grads, dvalues = MapList([dout], first), given.empty_like()
-    lists = [grads, given, dvalues, *([MapList(later, first)] if later else [])]
-    maps, piece = table(*lists)
+    from_later = [MapList(later, first)] if later else []
+    maps, piece = table(grads, given, dvalues, *from_later)
     how, programs = pieces_of("mix_bwd", given)
     dcoef = coef.new_empty(coef.shape)
     B, C = values[0].shape[:2]
-    run(mix_bwd_kernel, programs, coef, how, maps, coef, dcoef, len(values), B, C, ELEMENT[values[0].dtype], piece, how)
+    form = ELEMENT[values[0].dtype], piece, first.interleaved[0], how
+    run(mix_bwd_kernel, programs, coef, how, maps, coef, dcoef, len(values), B, C, *form)
     return dvalues.as_given(given), dcoef

@@ -9,7 +9,7 @@ from torch import Tensor
 from .cells.activation import reciprocal, relu, relu_grad
 from .checks import check_like_maps, check_maps, check_tensor, require
 from .launch import maps_of_program, pieces_of, run
-from .maps import ELEMENT, MapList, accumulate_dtype, map_of, plane_of, row_of, table, tile_of
+from .maps import ELEMENT, MapList, accumulate_dtype, map_of, pixels_of, row_of, table, tile_of
 from .sums import sum_samples
 
 
@@ -27,12 +27,19 @@ def norm_of(moments, c, C, EPS: tl.constexpr):
     return tl.load(moments + c, c < C, 0.0), one_over_root(tl.load(moments + C + c, c < C, 1.0) + EPS)
 
 
-@triton.jit
-def norm_add_in(
-    x, x_stride, o, o_stride, out, out_stride, moments, gamma, beta, keep, begin, end, C, HW,
-    EPS: tl.constexpr, RELU: tl.constexpr, INTERLEAVED: tl.constexpr, TILE: tl.constexpr,
+@triton.jit(do_not_specialize=["B"])
+def norm_add_kernel(
+    table, moments, gamma, beta, keep, B, C,
+    EPS: tl.constexpr, RELU: tl.constexpr,
+    ELEMENT: tl.constexpr, PIECE: tl.constexpr, INTERLEAVED: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
+    TILE: tl.constexpr = TILES.interleaved if INTERLEAVED else TILES.planar
     A: tl.constexpr = moments.dtype.element_ty
+    _, b, begin, end = maps_of_program(B, C, TILES)
+    HW = pixels_of(table, PIECE, INTERLEAVED)
+    x, x_stride = map_of(table.maps[0], 0, b, ELEMENT, PIECE)
+    o, o_stride = map_of(table.maps[1], 0, b, ELEMENT, PIECE)
+    out, out_stride = map_of(table.maps[2], 0, b, ELEMENT, PIECE)
     for c0 in range(begin, end, TILE[0]):
         c = c0 + tl.arange(0, TILE[0])
         mean, rstd = norm_of(moments, c, C, EPS)
@@ -46,33 +53,9 @@ def norm_add_in(
             if RELU:
                 new = relu(new)
             if keep is not None:
-                new *= keep
+                new *= tl.load(keep + b)
             new += tl.load(tile_of(x, x_stride, c, p, INTERLEAVED), there, 0.0).to(A)
-            tl.store(tile_of(out, out_stride, c, p, INTERLEAVED), new.to(out.dtype.element_ty), there)
-
-
-@triton.jit(do_not_specialize=["B"])
-def norm_add_kernel(
-    table, moments, gamma, beta, keep, B, C, EPS: tl.constexpr, RELU: tl.constexpr,
-    ELEMENT: tl.constexpr, PIECE: tl.constexpr, TILES: tl.constexpr,
-):  # fmt: skip
-    _, b, begin, end = maps_of_program(B, C, TILES)
-    HW, interleaved = plane_of(table, 0)
-    x, x_stride = map_of(table.maps[0], 0, b, ELEMENT, PIECE)
-    o, o_stride = map_of(table.maps[1], 0, b, ELEMENT, PIECE)
-    out, stride = map_of(table.maps[2], 0, b, ELEMENT, PIECE)
-    if keep is not None:
-        keep = tl.load(keep + b)
-    if interleaved:
-        norm_add_in(
-            x, x_stride, o, o_stride, out, stride, moments, gamma, beta, keep, begin, end, C, HW,
-            EPS, RELU, True, TILES.interleaved,
-        )  # fmt: skip
-    else:
-        norm_add_in(
-            x, x_stride, o, o_stride, out, stride, moments, gamma, beta, keep, begin, end, C, HW // PIECE * PIECE,
-            EPS, RELU, False, TILES.planar,
-        )  # fmt: skip
+            tl.store(tile_of(out, out_stride, c, p, INTERLEAVED), new.to(ELEMENT), there)
 
 
 @triton.jit
@@ -87,21 +70,29 @@ def before_norm(
     ohat = tl.where(there, away * rstd[:, None], 0.0)
     dz = tl.load(tile_of(dout, dout_stride, c, p, INTERLEAVED), there, 0.0).to(A)
     if keep is not None:
-        dz *= keep
+        dz *= tl.load(keep)
     if RELU:
         dz = relu_grad(away * (gamma * rstd)[:, None] + beta[:, None], dz)
     return dz, ohat
 
 
-@triton.jit
-def norm_sums_in(
-    dout, dout_stride, o, o_stride, moments, gamma, beta, keep, sums, begin, end, C, HW,
-    EPS: tl.constexpr, RELU: tl.constexpr, INTERLEAVED: tl.constexpr, TILE: tl.constexpr,
+@triton.jit(do_not_specialize=["B"])
+def norm_sums_kernel(
+    table, moments, gamma, beta, keep, sums, B, C,
+    EPS: tl.constexpr, RELU: tl.constexpr,
+    ELEMENT: tl.constexpr, PIECE: tl.constexpr, INTERLEAVED: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """sums [2, C] = the sums over pixels of dz ohat and of dz, for gamma and beta."""
+    """sums [B, 2, C] = the sums over pixels of dz ohat and of dz, for gamma and beta."""
+    TILE: tl.constexpr = TILES.interleaved if INTERLEAVED else TILES.planar
     CHANNELS: tl.constexpr = TILE[0]
     PIXELS: tl.constexpr = TILE[1]
     A: tl.constexpr = moments.dtype.element_ty
+    _, b, begin, end = maps_of_program(B, C, TILES)
+    HW = pixels_of(table, PIECE, INTERLEAVED)
+    dout, dout_stride = map_of(table.maps[0], 0, b, ELEMENT, PIECE)
+    o, o_stride = map_of(table.maps[1], 0, b, ELEMENT, PIECE)
+    sums += row_of(0, b, B, C) * 2
+    kept = None if keep is None else keep + b
     for c0 in range(begin, end, CHANNELS):
         c = c0 + tl.arange(0, CHANNELS)
         mean, rstd = norm_of(moments, c, C, EPS)
@@ -110,7 +101,7 @@ def norm_sums_in(
         for p0 in range(0, HW, PIXELS):
             p = p0 + tl.arange(0, PIXELS)
             dz, ohat = before_norm(
-                dout, dout_stride, o, o_stride, mean, rstd, scale, shift, keep, c, p, C, HW, RELU, INTERLEAVED
+                dout, dout_stride, o, o_stride, mean, rstd, scale, shift, kept, c, p, C, HW, RELU, INTERLEAVED
             )  # fmt: skip
             of_gamma += dz * ohat
             of_beta += dz
@@ -118,76 +109,37 @@ def norm_sums_in(
         tl.store(sums + C + c, tl.sum(of_beta, 1), c < C)
 
 
-@triton.jit
-def norm_bwd_in(
-    dout, dout_stride, o, o_stride, do, do_stride, moments, gamma, beta, keep, dgamma, dbeta, B, begin, end, C, HW,
-    EPS: tl.constexpr, RELU: tl.constexpr, INTERLEAVED: tl.constexpr, TILE: tl.constexpr,
+@triton.jit(do_not_specialize=["B"])
+def norm_add_bwd_kernel(
+    table, moments, gamma, beta, keep, dgamma, dbeta, B, C,
+    EPS: tl.constexpr, RELU: tl.constexpr,
+    ELEMENT: tl.constexpr, PIECE: tl.constexpr, INTERLEAVED: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
+    """do; dgamma and dbeta are None where the moments are constants."""
+    TILE: tl.constexpr = TILES.interleaved if INTERLEAVED else TILES.planar
+    _, b, begin, end = maps_of_program(B, C, TILES)
+    HW = pixels_of(table, PIECE, INTERLEAVED)
+    dout, dout_stride = map_of(table.maps[0], 0, b, ELEMENT, PIECE)
+    o, o_stride = map_of(table.maps[1], 0, b, ELEMENT, PIECE)
+    do, do_stride = map_of(table.maps[2], 0, b, ELEMENT, PIECE)
+    kept = None if keep is None else keep + b
     for c0 in range(begin, end, TILE[0]):
         c = c0 + tl.arange(0, TILE[0])
         mean, rstd = norm_of(moments, c, C, EPS)
         scale, shift = tl.load(gamma + c, c < C, 0.0), tl.load(beta + c, c < C, 0.0)
-        of_var, of_mean = scale * 0.0, scale * 0.0
         if dgamma is not None:
-            of_var, of_mean = tl.load(dgamma + c, c < C, 0.0) / B / HW, tl.load(dbeta + c, c < C, 0.0) / B / HW
+            of_var = tl.load(dgamma + c, c < C, 0.0) / B / HW
+            of_mean = tl.load(dbeta + c, c < C, 0.0) / B / HW
         for p0 in range(0, HW, TILE[1]):
             p = p0 + tl.arange(0, TILE[1])
             dz, ohat = before_norm(
-                dout, dout_stride, o, o_stride, mean, rstd, scale, shift, keep, c, p, C, HW, RELU, INTERLEAVED
+                dout, dout_stride, o, o_stride, mean, rstd, scale, shift, kept, c, p, C, HW, RELU, INTERLEAVED
             )  # fmt: skip
             if dgamma is not None:
                 dz -= of_mean[:, None] + ohat * of_var[:, None]
             there = (c < C)[:, None] & (p < HW)[None, :]
-            new = (dz * (scale * rstd)[:, None]).to(do.dtype.element_ty)
+            new = (dz * (scale * rstd)[:, None]).to(ELEMENT)
             tl.store(tile_of(do, do_stride, c, p, INTERLEAVED), new, there)
-
-
-@triton.jit(do_not_specialize=["B"])
-def norm_sums_kernel(
-    table, moments, gamma, beta, keep, sums, B, C, EPS: tl.constexpr, RELU: tl.constexpr,
-    ELEMENT: tl.constexpr, PIECE: tl.constexpr, TILES: tl.constexpr,
-):  # fmt: skip
-    _, b, begin, end = maps_of_program(B, C, TILES)
-    HW, interleaved = plane_of(table, 0)
-    dout, dout_stride = map_of(table.maps[0], 0, b, ELEMENT, PIECE)
-    o, o_stride = map_of(table.maps[1], 0, b, ELEMENT, PIECE)
-    sums += row_of(0, b, B, C) * 2
-    if keep is not None:
-        keep = tl.load(keep + b)
-    if interleaved:
-        norm_sums_in(
-            dout, dout_stride, o, o_stride, moments, gamma, beta, keep, sums, begin, end, C, HW,
-            EPS, RELU, True, TILES.interleaved,
-        )  # fmt: skip
-    else:
-        norm_sums_in(
-            dout, dout_stride, o, o_stride, moments, gamma, beta, keep, sums, begin, end, C, HW // PIECE * PIECE,
-            EPS, RELU, False, TILES.planar,
-        )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["B"])
-def norm_add_bwd_kernel(
-    table, moments, gamma, beta, keep, dgamma, dbeta, B, C, EPS: tl.constexpr, RELU: tl.constexpr,
-    ELEMENT: tl.constexpr, PIECE: tl.constexpr, TILES: tl.constexpr,
-):  # fmt: skip
-    _, b, begin, end = maps_of_program(B, C, TILES)
-    HW, interleaved = plane_of(table, 0)
-    dout, dout_stride = map_of(table.maps[0], 0, b, ELEMENT, PIECE)
-    o, o_stride = map_of(table.maps[1], 0, b, ELEMENT, PIECE)
-    do, stride = map_of(table.maps[2], 0, b, ELEMENT, PIECE)
-    if keep is not None:
-        keep = tl.load(keep + b)
-    if interleaved:
-        norm_bwd_in(
-            dout, dout_stride, o, o_stride, do, stride, moments, gamma, beta, keep, dgamma, dbeta, B, begin, end, C,
-            HW, EPS, RELU, True, TILES.interleaved,
-        )  # fmt: skip
-    else:
-        norm_bwd_in(
-            dout, dout_stride, o, o_stride, do, stride, moments, gamma, beta, keep, dgamma, dbeta, B, begin, end, C,
-            HW // PIECE * PIECE, EPS, RELU, False, TILES.planar,
-        )  # fmt: skip
 
 
 def _channels(o: Tensor, moments: Tensor, gamma: Tensor, beta: Tensor, keep: list[Tensor]) -> tuple:
@@ -214,7 +166,8 @@ def norm_add(
     maps, piece = table(to, norm, out)
     how, programs = pieces_of("norm_add", to)
     B, C = x.shape[:2]
-    run(norm_add_kernel, programs, x, how, maps, *given, B, C, eps, relu, ELEMENT[x.dtype], piece, how)
+    form = ELEMENT[x.dtype], piece, to.interleaved[0], how
+    run(norm_add_kernel, programs, x, how, maps, *given, B, C, eps, relu, *form)
     return out.as_given(to)[0]
 
 
@@ -232,7 +185,7 @@ def norm_add_bwd(
     how, programs = pieces_of("norm_add_bwd", norm)
     B, C = o.shape[:2]
     sums, dgamma, dbeta = gamma.new_empty((B, 2 * C)), gamma.new_empty(C), gamma.new_empty(C)
-    rest = B, C, eps, relu, ELEMENT[o.dtype], piece, how
+    rest = B, C, eps, relu, ELEMENT[o.dtype], piece, norm.interleaved[0], how
     run(norm_sums_kernel, programs, o, how, maps, *given, sums, *rest)
     sum_samples(sums, [dgamma, dbeta], how)
     of_batch = (dgamma, dbeta) if batch_moments else (None, None)
