@@ -219,7 +219,8 @@ def send_back(
 @triton.jit(do_not_specialize=["W", "K", "HEADS", "P", "COUNT", "T", "B"])
 def light_step_bwd_kernel(
     table, W, f, K, HEADS, SCALE: tl.constexpr, y, dy, work, P, states_h, states_c, dstates_h, dstates_c, h0, c0,
-    w, factors, of_scan, arrived, COUNT, ELEMENT: tl.constexpr, PIECE: tl.constexpr, INTERLEAVED: tl.constexpr, T, B, C, R,
+    w, factors, of_scan, arrived, COUNT,
+    ELEMENT: tl.constexpr, PIECE: tl.constexpr, INTERLEAVED: tl.constexpr, T, B, C, R,
     CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Rows of y and dy are in the order of the factors, the refresh's before the scan's: o_prev, x."""
