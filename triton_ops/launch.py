@@ -123,7 +123,7 @@ class Recurrence(NoRecurrence):
     @property
     def h0(self) -> Tensor | None:
         """None where it is act(c0), or the cell's own start."""
-        return self.state[0] if len(self.state) > 1 or self.state and self.cell.saves_h else None
+        return self.state[0] if len(self.state) > 1 or (self.state and self.cell.saves_h) else None
 
     @property
     def c0(self) -> Tensor | None:

@@ -19,7 +19,7 @@ def taps_of(w, scale, middle, c, C, FLIPPED: tl.constexpr):
     else:
         for k in tl.static_range(9):
             tap = tl.load(w + c * 9 + (8 - k if FLIPPED else k), c < C, 0.0)
-            taps = taps + (scale * (tap + middle if k == MIDDLE else tap),)
+            taps += (scale * (tap + middle if k == MIDDLE else tap),)
     return taps
 
 
@@ -72,13 +72,13 @@ def correlate(
     CHANNELS: tl.constexpr = c.shape[0]
     sums = ()
     for _ in tl.static_range(FIRST, END):
-        sums = sums + (tl.zeros([CHANNELS, PIXELS], A),)
+        sums += (tl.zeros([CHANNELS, PIXELS], A),)
     for p0 in range(0, HW, PIXELS):
         p = p0 + tl.arange(0, PIXELS)
         here = neighbours(g, g_stride, plus, c, p, C, W, HW, MIDDLE, A, INTERLEAVED)
         more = ()
         for k in tl.static_range(FIRST, END):
-            more = more + (sums[k - FIRST] + here * neighbours(x, x_stride, None, c, p, C, W, HW, k, A, INTERLEAVED),)
+            more += (sums[k - FIRST] + here * neighbours(x, x_stride, None, c, p, C, W, HW, k, A, INTERLEAVED),)
         sums = more
     for k in tl.static_range(FIRST, END):
         tl.store(to + c * 9 + k, tl.sum(sums[k - FIRST], 1), c < C)
