@@ -68,7 +68,7 @@ def todo(cells: str) -> Iterator[Work]:
                 for i, cell in enumerate(KINDS):
                     yield Work(target, op, cell, dtypes[(i + number) % len(dtypes)], (i + 2 * number) % len(SHAPES))
         for i, dtype in enumerate(MAP_DTYPES):
-            for op in ("gap", "rescale", "depthwise", "mix", "norm_add"):
+            for op in ("gap", "rescale", "depthwise", "mix", "norm_add", *(["attend"] if dtype in ROW_DTYPES else [])):
                 yield Work(target, op, "", dtype, i)
 
 
@@ -149,6 +149,11 @@ def compile_op(work: Work) -> list[Resources]:
         v = torch.empty(C, 1, 3, 3, **rows)
         functions["depthwise"](xs[0], v)
         functions["depthwise_bwd"](xs[0], y[:2], xs[0], v)
+    elif work.op == "attend":
+        taps, past = torch.empty(5, **rows), [torch.empty(n, B, C, **rows) for n in (3, 3, 6)]
+        grads = [torch.empty(4, B, C, **rows) for _ in range(3)]
+        functions["attend"](y[0], taps, taps, past, C // 32)
+        functions["attend_bwd"](*grads, y[0], taps, taps, past, C // 32)
     elif work.op == "mix":
         functions["mix"](xs, y, True)
         functions["mix_bwd"](xs[0], xs, xs, y)

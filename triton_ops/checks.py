@@ -56,6 +56,23 @@ def check_light_maps(maps: Sequence[Tensor]) -> None:
         check_tensor("maps", x, maps[0].shape, maps[0].dtype, maps[0])
 
 
+def check_heads(q: Tensor, k: Tensor, C: int, heads: int, dtype: torch.dtype, like: Tensor) -> None:
+    """Filters [K] over C channels in so many heads."""
+    require(heads > 0 and C % heads == 0, f"heads: expected a divisor of C = {C}, got {heads}")
+    require(q.dim() == 1 and q.numel() % 2 == 1, "q: expected [K] with an odd K")
+    check_tensor("q", q, q.shape, dtype, like)
+    check_tensor("k", k, q.shape, dtype, like)
+
+
+def check_past(past: Sequence[Tensor], y: Tensor) -> int:
+    """[], [keys, scale] or [keys, scale, d]. Returns M."""
+    require(len(past) in (0, 2, 3), f"past: expected keys, scale and maybe d, got {len(past)} tensors")
+    M = past[0].shape[0] if past else 0
+    for x, rows in zip(past, (M, M, 2 * M)):
+        check_tensor("past", x, (rows, *y.shape), y.dtype, y)
+    return M
+
+
 def check_filters(filters: Sequence[Tensor], C: int, dtype: torch.dtype, like: Tensor) -> None:
     """[q, k, v, lam], or with e."""
     require(len(filters) in (4, 5), f"filters: expected q, k, v, lam and perhaps e, got {len(filters)}")

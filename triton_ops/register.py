@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.library import infer_schema
 
+from .attend import attend, attend_bwd
 from .depthwise import depthwise, depthwise_bwd
 from .gap import gap
 from .launch import INTERPRETED
@@ -33,6 +34,8 @@ FUNCTIONS = {
     layer_update_bwd: (),
     light_step: (),
     light_step_bwd: (),
+    attend: (),
+    attend_bwd: (),
     depthwise: (),
     depthwise_bwd: (),
     mix: (),
