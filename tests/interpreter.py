@@ -37,8 +37,8 @@ def parameters(item):
     """Name -> value, but for the backend; of a cell, its rule and its projection."""
     values = {k: v for k, v in item.callspec.params.items() if not k.endswith("backend")}
     for name, value in list(values.items()):
-        if isinstance(value, Cell):
-            values |= {name: value.rule, f"{name}'s projection": value.projection}
+        if isinstance(value, Cell) or name == "cell":  # or none
+            values |= {name: getattr(value, "rule", ""), f"{name}'s projection": getattr(value, "projection", "")}
     return {name: str(value) for name, value in values.items()}
 
 
