@@ -80,11 +80,14 @@ inline void check_weights(const Tensors& weights, int64_t NG, int64_t C, ScalarT
   for (size_t i : {0, 4}) check(i, {R, C}), check(i + 1, {R}), check(i + 2, {NG * C, R}), check(i + 3, {NG * C});
 }
 
-// state: `count` tensors [B, C]; none where the cell starts by itself.
-inline void check_state(const char* name, const Tensors& state, size_t count, bool may_be_absent, int64_t B, int64_t C,
-                        ScalarType dtype, const Tensor& like) {
+// state, each [B, C]: [h], [h, c] where the cell has a memory, or [c] where h follows from it; none where the cell
+// starts by itself.
+inline void check_state(const char* name, const Tensors& state, bool saves_h, bool saves_c, bool may_be_absent,
+                        int64_t B, int64_t C, ScalarType dtype, const Tensor& like) {
   if (may_be_absent && state.empty()) return;
-  STD_TORCH_CHECK(state.size() == count, name, ": expected ", count, " tensors, got ", state.size());
+  const size_t count = saves_c ? 2 : 1;
+  STD_TORCH_CHECK(state.size() == count || (state.size() == 1 && !saves_h), name, ": expected ", count,
+                  saves_h ? " tensors, got " : " tensors or one, got ", state.size());
   for (const Tensor& s : state) check_tensor(name, s, {B, C}, dtype, like);
 }
 
