@@ -174,8 +174,12 @@ struct Call {
   Problem problem(Pass pass, int64_t sample_bytes) const {
     return {pass, cell.projection, cell.NG, cell.T, cell.B, cell.C, cell.R, sample_bytes, sizeof(float)};
   }
-  void prepare_grads(bool has_scan, bool has_refresh) {
-    grads.has_scan = has_scan, grads.has_refresh = has_refresh;
+  // Which layers scan and refresh take: forward and backward.
+  void take(int64_t scan_end, int64_t refresh_begin) {
+    cell.scan_end = int(scan_end), cell.refresh_begin = int(refresh_begin);
+  }
+  void prepare_grads() {
+    const bool has_scan = cell.scan_end > 0, has_refresh = cell.refresh_begin < cell.T;
     grads.dh0 = memory.result(state), grads.dc0 = memory.result(state);
     const bool low = of.projection != Projection::kDense, split = of.projection == Projection::kSplit;
     const int64_t R = of.R, N = cell.NG * C;
@@ -196,20 +200,22 @@ struct Call {
   }
 
   void scan() {
+    take(of.T, of.T);
     const float* y = memory.drawn(rows * C, 1);
     float *h = cell.saves_h ? memory.result(rows * C) : nullptr, *c = cell.saves_c ? memory.result(rows * C) : nullptr;
     start(scan_kernel<float>, ScanArgs<float>{cell, y, h, c}, problem(Pass::kForward, 0), of.device);
-    prepare_grads(true, false);
+    prepare_grads();
     give_states(h, c);
     start(scan_bwd_kernel<float>, ScanBwdArgs<float>{cell, grads, y, memory.result(rows * C)},
           problem(Pass::kBackward, 0), of.device);
   }
 
   void refresh() {
+    take(0, 0);
     const float *y = memory.drawn(rows * C, 1), *dd = memory.drawn(rows * C, 1);
     start(refresh_kernel<float>, RefreshArgs<float>{cell, y, memory.result(rows * C)}, problem(Pass::kForward, 0),
           of.device);
-    prepare_grads(false, true);
+    prepare_grads();
     start(refresh_bwd_kernel<float>, RefreshBwdArgs<float>{cell, grads, y, dd, memory.result(rows * C)},
           problem(Pass::kBackward, 0), of.device);
   }
@@ -232,6 +238,7 @@ struct Call {
 
   template <class T>
   void layer_update() {
+    take(of.T, 0);
     int64_t sample_bytes = 0;
     LayerUpdateArgs<T> forward{};
     LayerUpdateBwdArgs<T> backward{};
@@ -250,7 +257,7 @@ struct Call {
     forward.states_h = cell.saves_h ? memory.result(rows * C) : nullptr;
     forward.states_c = cell.saves_c ? memory.result(rows * C) : nullptr;
     start(layer_update_kernel<T>, forward, problem(Pass::kForward, sample_bytes), of.device);
-    prepare_grads(true, true);
+    prepare_grads();
     give_states(forward.states_h, forward.states_c);
     backward.cell = cell, backward.grads = grads;
     start(layer_update_bwd_kernel<T>, backward, problem(Pass::kBackward, 2 * sample_bytes), of.device);
