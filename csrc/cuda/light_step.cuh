@@ -218,13 +218,10 @@ DLA_KERNEL(light_step_bwd_kernel, T, LightStepBwdArgs<T>) {
       tile.scan();
       tile.keep_start();
       tile.finish();
-    } else {
-      tile.for_each(tile.rows(), cs, [&](int m, int c) { dy[m * cs + c] = A(0); });
-      block_barrier();
     }
     const A* const d = has_cell && two ? tile.buffer(kD) + nb * cs : nullptr;
     tile.for_each(tile.rows(), cs, [&](int m, int c) {
-      A sum = dy[m * cs + c];
+      A sum = has_cell ? dy[m * cs + c] : A(0);
       if (m < nb)
         sum += attention(m).y_gradient(dscores(m), int(tile.c0) + c);
       else
