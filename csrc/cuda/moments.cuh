@@ -19,8 +19,9 @@ DLA_KERNEL(moments_kernel, A, MomentsArgs<A>) {
   }
   const Moments<A> all = team.together(found, reinterpret_cast<A*>(shared_memory()));
   if (team.part == 0 && c < args.C) {
-    args.moments[c] = all.mean;
-    args.moments[args.C + c] = all.m2 / all.n;
+    const A var = all.m2 / all.n;  // of nothing: NaN
+    args.moments[c] = all.n > A(0) ? all.mean : var;
+    args.moments[args.C + c] = var;
   }
 }
 
