@@ -16,7 +16,7 @@ DLA_KERNEL(depthwise_kernel, T, DepthwiseArgs<T>) {
     const auto x = plane<const T>(layer, 0, b, c0);
     const auto value = plane<T>(layer, 1, b, c0);
     const int64_t row = b * args.pieces.C + c0;
-    stencil<T, Sums<A, 2>, 1>(
+    stencil<T, Sums<A, 2>, 1, 4>(
         layer, args.W, cs, reinterpret_cast<A*>(shared_memory()),
         [&](int c, Source<T>* maps) {
           maps[0] = source(layer, x, c);
@@ -42,7 +42,7 @@ DLA_KERNEL(depthwise_bwd_kernel, T, DepthwiseBwdArgs<T>) {
     const auto x = plane<const T>(layer, 0, b, c0), dvalue = plane<const T>(layer, 1, b, c0);
     const auto dx = plane<T>(layer, 2, b, c0);
     const int64_t row = b * args.pieces.C + c0;
-    stencil<T, Sums<A, kTaps>, 1>(
+    stencil<T, Sums<A, kTaps>, 1, 4>(
         layer, args.W, cs, reinterpret_cast<A*>(shared_memory()),
         [&](int c, Source<T>* maps) {
           const A dmean_x = args.dy[row + c] / A(layer.HW);

@@ -46,7 +46,7 @@ DLA_DEVICE void light_filter(const LightStepArgs<T>& args, const Recurrence<accu
   const int64_t b = tile.b0 + i;
   const auto o = plane<T>(args.layers[0], 1, b, tile.c0);
   const A* const gate = tile.buffer(kGate) + i * tile.cs;
-  stencil<T, S, kMaps>(
+  stencil<T, S, kMaps, kMaps == 1 ? 4 : 2>(
       args.layers[0], args.W, tile.cs, tile.buffer(kScratch),
       [&](int c, Source<T>* maps) {
 #pragma unroll
@@ -89,20 +89,19 @@ DLA_KERNEL(light_step_kernel, T, LightStepArgs<T>) {
     for (int i = 0; i < nb && cs > 0; ++i)
       Attention<A>(args.filters, tile.C, args.y + (tile.b0 + i) * tile.C, tile.c0, cs).gates(gate + i * cs);
     block_barrier();
-    const A* d = nullptr;
     if (has_cell) {
       tile.hoist(nullptr);
       tile.scan(args.states_h, args.states_c);
-      tile.refresh([&](int, int, const A* of_tile) { d = of_tile; });  // of one layer, or none
+      tile.refresh([](int, int, const A*) {});  // of one layer, so all of d is in kD; or of none
     }
     for (int i = 0; i < nb; ++i) {
-      const A* const of_sample = d ? d + i * cs : nullptr;
+      const A* const of_sample = has_cell ? tile.buffer(kD) + i * cs : nullptr;
       if (tile.T > 1)
         args.planes ? light_filter<2, Moments<A>>(args, tile, i, of_sample)
                     : light_filter<2, Nothing<A>>(args, tile, i, of_sample);
       else
-        args.planes ? light_filter<1, Moments<A>>(args, tile, i, of_sample)
-                    : light_filter<1, Nothing<A>>(args, tile, i, of_sample);
+        args.planes ? light_filter<1, Moments<A>>(args, tile, i, nullptr)
+                    : light_filter<1, Nothing<A>>(args, tile, i, nullptr);
     }
   }
 }
@@ -117,7 +116,7 @@ DLA_DEVICE void light_correlate(const LightStepBwdArgs<T>& args, const Recurrenc
   const int64_t b = tile.b0 + i;
   const LightFilters<A>& filters = args.filters;
   const int nb = tile.nb, cs = tile.cs;
-  stencil<T, S, 1>(
+  stencil<T, S, 1, 2>(
       args.layers[0], args.W, cs, tile.buffer(kScratch),
       [&](int c, Source<T>* maps) {
         maps[0] = source(args.layers[0], plane<const T>(args.layers[0], 1, b, tile.c0), c);
@@ -167,7 +166,7 @@ DLA_DEVICE void light_back(const LightStepBwdArgs<T>& args, const Recurrence<acc
   const int64_t b = tile.b0 + i;
   const A* const gate = tile.buffer(kGate) + i * tile.cs;
   const int next = tile.nb * tile.cs;
-  stencil<T, Nothing<A>, 1>(
+  stencil<T, Nothing<A>, 1, 2>(
       args.layers[0], args.W, tile.cs, tile.buffer(kScratch),
       [&](int c, Source<T>* maps) {
         maps[0] = source(args.layers[0], plane<const T>(args.layers[0], 1, b, tile.c0), c);

@@ -11,14 +11,14 @@ namespace cuda {
 // What the norm is for one channel.
 template <class A>
 struct Norm {
-  A mean, scale, gamma, beta;  // scale = 1 / sqrt(var + eps)
+  A mean, scale, slope, beta;  // scale = 1 / sqrt(var + eps), slope = scale gamma
 
-  DLA_DEVICE A unscaled(A o) const { return (o - mean) * scale; }
-  DLA_DEVICE A operator()(A o) const { return fma(o - mean, scale * gamma, beta); }
+  DLA_DEVICE A operator()(A o) const { return fma(o - mean, slope, beta); }
 };
 template <class A>
 DLA_DEVICE Norm<A> norm_of(const NormArgs<A>& args, int64_t C, int64_t c) {
-  return {args.moments[c], inverse_root(args.moments[C + c] + args.eps), args.gamma[c], args.beta[c]};
+  const A scale = inverse_root(args.moments[C + c] + args.eps);
+  return {args.moments[c], scale, scale * args.gamma[c], args.beta[c]};
 }
 
 // The channels of a vector.
@@ -36,7 +36,7 @@ template <class T>
 DLA_KERNEL(norm_add_kernel, T, NormAddArgs<T>) {
   using A = accumulate_t<T>;
   my_piece(args.pieces, [&](int, int64_t b, int64_t c0, int cs) {
-    constexpr int N = Vector<T>::N, kAlong = 4;
+    constexpr int N = Vector<T>::N, kAlong = 2;
     const Layer& layer = args.layer;
     const auto o = plane<const T>(layer, 0, b, c0), x = plane<const T>(layer, 1, b, c0);
     const auto out = plane<T>(layer, 2, b, c0);
@@ -70,12 +70,12 @@ DLA_DEVICE A norm_gradient(const NormArgs<A>& args, const Norm<A>& norm, A keep,
   return args.relu ? relu_grad(norm(o), keep * dout) : keep * dout;
 }
 
-// Its sums over each plane, and those of it times the unscaled norm.
+// Its sums over each plane, and those of it times (o - mean) / sqrt(var + eps).
 template <class T>
 DLA_KERNEL(norm_add_sums_kernel, T, NormAddSumsArgs<T>) {
   using A = accumulate_t<T>;
   my_piece(args.pieces, [&](int, int64_t b, int64_t c0, int cs) {
-    constexpr int kAlong = 2;
+    constexpr int kAlong = sizeof(T) == 2 ? 1 : 2;  // registers
     const Layer& layer = args.layer;
     const auto o = plane<const T>(layer, 0, b, c0), dout = plane<const T>(layer, 1, b, c0);
     const A keep = args.norm.keep ? args.norm.keep[b] : A(1);
@@ -92,17 +92,18 @@ DLA_KERNEL(norm_add_sums_kernel, T, NormAddSumsArgs<T>) {
           for (int j = 0; j < kAlong; ++j)
             at[j].each([&](int i, int of) {
               const A dz = norm_gradient(args.norm, norm[i], keep, os[j][i], gs[j][i]);
-              few[of].v[0] += dz, few[of].v[1] = fma(dz, norm[i].unscaled(os[j][i]), few[of].v[1]);
+              few[of].v[0] += dz, few[of].v[1] = fma(dz, os[j][i] - norm[i].mean, few[of].v[1]);
             });
         },
         [&](int c, const Sums<A, 2>& sums) {
           args.sums[row + c] = sums.v[0];
-          args.sums[args.pieces.B * args.pieces.C + row + c] = sums.v[1];
+          args.sums[args.pieces.B * args.pieces.C + row + c] =
+              norm_of(args.norm, args.pieces.C, c0 + c).scale * sums.v[1];
         });
   });
 }
 
-// do = gamma / sqrt(var + eps) (dz - [where the moments are the batch's own] (mean dz + unscaled mean(dz unscaled)))
+// do = slope (dz - [where the moments are the batch's own] (mean dz + n mean(dz n))), n = (o - mean) / sqrt(var + eps)
 template <class T>
 DLA_KERNEL(norm_add_bwd_kernel, T, NormAddBwdArgs<T>) {
   using A = accumulate_t<T>;
@@ -125,7 +126,7 @@ DLA_KERNEL(norm_add_bwd_kernel, T, NormAddBwdArgs<T>) {
 #pragma unroll
           for (int i = 0; i < kChannels; ++i) {
             const int64_t ci = c0 + c + at_most(i, n - 1);
-            mean[i] = share * args.dbeta[ci], slope[i] = share * args.dgamma[ci];
+            mean[i] = share * args.dbeta[ci], slope[i] = share * args.dgamma[ci] * norm[i].scale;
           }
 #pragma unroll
           for (int j = 0; j < kAlong; ++j) {
@@ -134,8 +135,8 @@ DLA_KERNEL(norm_add_bwd_kernel, T, NormAddBwdArgs<T>) {
             for (int i = 0; i < N; ++i) {
               const int of = kChannels == 1 ? 0 : i;
               const A dz = norm_gradient(args.norm, norm[i], keep, os[j][i], gs[j][i]);
-              const A centred = dz - fma(norm[i].unscaled(os[j][i]), slope[of], mean[of]);
-              to.v[i] = narrow<T>(norm[i].gamma * norm[i].scale * (args.batch_moments ? centred : dz));
+              const A centred = dz - fma(os[j][i] - norm[i].mean, slope[of], mean[of]);
+              to.v[i] = narrow<T>(norm[i].slope * (args.batch_moments ? centred : dz));
             }
             at[j].store(out, to);
           }

@@ -35,7 +35,8 @@ struct Place {
 template <class S, int kAlong, bool kInterleaved, int kPiece, class T, class Body, class Done>
 DLA_DEVICE void pixels_of(int cs, int HW, accumulate_t<T>* scratch, Body body, Done done) {
   using Place = cuda::Place<T, kInterleaved, kPiece>;
-  constexpr int N = Place::N, kChannels = Place::kChannels, kFew = 4;
+  constexpr int N = Place::N, kChannels = Place::kChannels;
+  constexpr int kFew = std::is_same<S, typename S::Few>::value ? 1 : 4;  // turns; where merging is adding, it is free
   const int vectors = ((kInterleaved ? cs : HW) + N - 1) / N;
   const int slots = kInterleaved ? vectors : cs, units = kInterleaved ? HW : vectors;
   const Team team(kInterleaved, slots, units);

@@ -74,12 +74,11 @@ DLA_DEVICE void correlate(A x, const Around& around, A* sums) {
 
 // For each of the block's cs channels: each = begin(c, maps), which fills in the kMaps sources that are to be read
 // with their neighbours; each(few, p, arounds) for every pixel p, arounds(m, a, b) being those of map m; then
-// done(c, S). scratch: as Team::together wants it.
-template <class T, class S, int kMaps, class Begin, class Done>
+// done(c, S). kAhead: rows in flight, as many as there are registers for. scratch: as Team::together wants it.
+template <class T, class S, int kMaps, int kAhead, class Begin, class Done>
 DLA_DEVICE void stencil(const Layer& layer, int W, int cs, accumulate_t<T>* scratch, Begin begin, Done done) {
   using A = accumulate_t<T>;
   constexpr int kStrip = 16;  // most rows that a thread walks at once
-  constexpr int kAhead = 4;   // rows in flight
   if (cs == 0) return;
   const int H = layer.HW / W, strips = (H + kStrip - 1) / kStrip, strip = (H + strips - 1) / strips;
   const Team team(layer.interleaved, cs, strips * W);
@@ -93,11 +92,11 @@ DLA_DEVICE void stencil(const Layer& layer, int W, int cs, accumulate_t<T>* scra
       const int j = u % W, top = u / W * strip, end = at_most(top + strip, H);
       A window[kMaps][kAhead + 2][3];  // rows i - 1 .. i + kAhead
       const auto read = [&](int m, int row, int i) {
-#pragma unroll
-        for (int b = 0; b < 3; ++b) {
-          const bool inside = i >= 0 && i < H && i <= end && j + b >= 1 && j + b <= W;
-          window[m][row][b] = inside ? maps[m][i * W + j + b - 1] : A(0);
-        }
+        const T* const middle = maps[m].data + (i * W + j) * maps[m].pixel;
+        const bool inside = i >= 0 && i < H && i <= end;
+        window[m][row][0] = inside && j > 0 ? widen(middle[-maps[m].pixel]) + maps[m].plus : A(0);
+        window[m][row][1] = inside ? widen(middle[0]) + maps[m].plus : A(0);
+        window[m][row][2] = inside && j + 1 < W ? widen(middle[maps[m].pixel]) + maps[m].plus : A(0);
       };
       typename S::Few few;
 #pragma unroll
