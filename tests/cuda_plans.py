@@ -19,10 +19,11 @@ int main() {
   Device d;
   long T, B, C, R, sample, shared, processor, l2;
   while (std::scanf("%d %d %d %ld %ld %ld %ld %ld %d %d %d %ld %ld %ld %d %d %d %d %d", &pass, &projection, &p.NG, &T,
-                    &B, &C, &R, &sample, &p.accumulate_bytes, &attention, &d.processors, &shared, &processor, &l2, &d.largest_cluster,
-                    &d.threads, &d.group, &d.samples, &group) == 19) {
+                    &B, &C, &R, &sample, &p.accumulate_bytes, &attention, &d.processors, &shared, &processor, &l2,
+                    &d.largest_cluster, &d.threads, &d.group, &d.samples, &group) == 19) {
     p.pass = Pass(pass), p.projection = Projection(projection), p.T = T, p.B = B, p.C = C, p.R = R;
-    p.sample_bytes = sample, p.attention = attention, d.shared_per_block = shared, d.shared_per_processor = processor, d.l2 = l2;
+    p.sample_bytes = sample, p.attention = attention, d.shared_per_block = shared;
+    d.shared_per_processor = processor, d.l2 = l2;
     const Plan plan = make_plan(p, d, group);
     const char* paths[] = {"portable", "on-chip", "weights-bound"};
     std::printf("{\"path\": \"%s\", \"group\": %d, \"samples\": %d, \"channels\": %d, \"chunk\": %d, "
