@@ -58,6 +58,16 @@ DLA_OPERATORS(m) {
   m.def("depthwise(Tensor x, Tensor v) -> (Tensor value, Tensor y)");
   m.def("depthwise_bwd(Tensor dvalue, Tensor dy, Tensor x, Tensor v) -> (Tensor dx, Tensor dv)");
 
+  // What a layer has of all M before it and of itself, coef [M + 1, B, C]: the softmax over layers of q . k_m / sqrt(D)
+  // per head, times scale_m. q and k [K] are filters over the channels of y [B, C]; past is [], for a first layer, or
+  // [keys, scale], each [M, B, C], or with a cell [keys, scale, d], to be refreshed first by d [2 M, B, C]: keys, then
+  // scale. keys and scale come back refreshed, with this layer's own, [M + 1, B, C].
+  m.def(
+      "attend(Tensor y, Tensor q, Tensor k, Tensor[] past, int heads) -> (Tensor coef, Tensor keys, Tensor scale)");
+  m.def(
+      "attend_bwd(Tensor dcoef, Tensor dkeys, Tensor dscale, Tensor y, Tensor q, Tensor k, Tensor[] past, int heads) "
+      "-> (Tensor dy, Tensor dq, Tensor dk, Tensor[] dpast)");
+
   // o = sum over m of coef_m values_m: M maps of one size, coef [M, B, C].
   m.def("mix(Tensor[] values, Tensor coef, bool moments) -> (Tensor o, Tensor[] moments)");
   // dvalues_m = coef_m dout, added to the gradients that later layers sent, given (all M) or [].

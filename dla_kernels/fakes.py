@@ -96,6 +96,15 @@ def register(namespace: str) -> None:
     def _(dvalue, dy, x, v):
         return torch.empty_like(x), v.new_empty(v.shape)
 
+    @fake("attend")
+    def _(y, q, k, past, heads):
+        M = past[0].shape[0] if past else 0
+        return tuple(y.new_empty((M + 1, *y.shape)) for _ in range(3))
+
+    @fake("attend_bwd")
+    def _(dcoef, dkeys, dscale, y, q, k, past, heads):
+        return y.new_empty(y.shape), q.new_empty(q.shape), k.new_empty(k.shape), dense(past)
+
     @fake("mix")
     def _(values, coef, moments):
         o = torch.empty_like(values[0])

@@ -20,20 +20,10 @@ struct Filters {
   LightFilters<A> args{};
 
   Filters(const Tensors& filters, int64_t heads, const Tensor& x) {
-    STD_TORCH_CHECK(filters.size() == 4 || filters.size() == 5, "filters: expected q, k, v, lam and perhaps e, got ",
-                    filters.size(), " tensors");
-    STD_TORCH_CHECK(filters[0].dim() == 1 && filters[0].size(0) % 2 == 1, "filters: expected q of an odd width");
-    const int64_t C = x.size(1), K = filters[0].size(0);
-    STD_TORCH_CHECK(heads > 0 && C % heads == 0, "heads: expected a divisor of ", C, " channels, got ", heads);
-    for (size_t i = 0; i < filters.size(); ++i)
-      check_tensor("filters", filters[i],
-                   i < 2    ? std::vector<int64_t>{K}
-                   : i == 3 ? std::vector<int64_t>{C}
-                            : std::vector<int64_t>{C, 1, 3, 3},
-                   dtype_of<A>(), x);
+    check_filters(filters, x.size(1), heads, dtype_of<A>(), x);
     held = dense(filters);
-    args = {data<A>(held[0]), data<A>(held[1]), data<A>(held[2]), data_or_null<A>(held, 4),
-            data<A>(held[3]), int(K),           int(heads)};
+    args = {data<A>(held[0]), data<A>(held[1]),     data<A>(held[2]), data_or_null<A>(held, 4),
+            data<A>(held[3]), int(held[0].size(0)), int(heads)};
   }
 };
 

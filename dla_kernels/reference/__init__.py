@@ -4,6 +4,7 @@ It is differentiable any number of times and is the truth that each backend is t
 functions carry the public names and take the same arguments, less ``backend``.
 """
 
+from .attend import attend
 from .base_step import base_step
 from .cells import step
 from .depthwise import depthwise
@@ -17,6 +18,7 @@ from .rescale import rescale
 from .scan import scan
 
 __all__ = [
+    "attend",
     "base_step",
     "depthwise",
     "gap",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,12 +26,22 @@ def norm_add(
     [C] each, moves towards them by ``momentum``; without, by ``running``.
     """
     dtype = accumulate_dtype(o.dtype)
-    mean, var = running if running is not None else (None, None)
-    normed = F.batch_norm(
-        o.to(dtype), mean, var, gamma.to(dtype), beta.to(dtype), moments is not None, momentum, eps
-    )
+    mean = var = None
+    if moments is None and running is not None:
+        mean, var = (r.to(dtype) for r in running)
+    normed = F.batch_norm(o.to(dtype), mean, var, gamma.to(dtype), beta.to(dtype), mean is None, eps=eps)
+    if moments is not None and running is not None:
+        move(running, moments, momentum, o.numel() // o.shape[1])
     if relu:
         normed = normed.relu()
     if keep is not None:
         normed = normed * keep.to(dtype)[:, None, None, None]
     return (x.to(dtype) + normed).to(x.dtype)
+
+
+def move(running: tuple[Tensor, Tensor], moments: Tensor, momentum: float, count: int) -> None:
+    """The running mean and variance towards those of a batch of ``count`` pixels; the running one is unbiased."""
+    mean, var = moments.detach().unbind()
+    with torch.no_grad():
+        for own, new in zip(running, (mean, var * (count / max(count - 1, 1)))):
+            own.lerp_(new.to(own.dtype), momentum)
