@@ -103,6 +103,13 @@ inline void check_heads(const Tensor& q, const Tensor& k, int64_t C, int64_t hea
   check_tensor("k", k, {q.size(0)}, dtype, like);
 }
 
+// The means of one layer's map: [B, C] in fp32 or fp64.
+inline void check_pooled(const char* name, const Tensor& y) {
+  STD_TORCH_CHECK(y.dim() == 2 && y.size(1) > 0, name, ": expected [B, C], got ", y.dim(), " dimensions");
+  STD_TORCH_CHECK(y.scalar_type() == accumulate_dtype(y.scalar_type()), name, ": expected fp32 or fp64, got ",
+                  toString(y.scalar_type()));
+}
+
 // past of attend: [], [keys, scale] or [keys, scale, d]. Returns M.
 inline int64_t check_past(const Tensors& past, const Tensor& y) {
   if (past.empty()) return 0;

@@ -103,17 +103,11 @@ class Attend {
   const A* past(size_t i, int64_t row, int64_t b) const { return read<A>(past_[i]) + (row * B + b) * C; }
 };
 
-void check_y(const Tensor& y) {
-  STD_TORCH_CHECK(y.dim() == 2 && y.size(1) > 0, "y: expected [B, C], got ", y.dim(), " dimensions");
-  STD_TORCH_CHECK(y.scalar_type() == accumulate_dtype(y.scalar_type()), "y: expected fp32 or fp64, got ",
-                  toString(y.scalar_type()));
-}
-
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> attend(const Tensor& y, const Tensor& q, const Tensor& k, const Tensors& past,
                                           int64_t heads) {
-  check_y(y);
+  check_pooled("y", y);
   return dispatch_rows(y.scalar_type(), [&](auto element) -> std::tuple<Tensor, Tensor, Tensor> {
     using A = decltype(element);
     const Attend<A> layer(y, q, k, past, heads);
@@ -134,7 +128,7 @@ std::tuple<Tensor, Tensor, Tensor> attend(const Tensor& y, const Tensor& q, cons
 std::tuple<Tensor, Tensor, Tensor, Tensors> attend_bwd(const Tensor& dcoef, const Tensor& dkeys, const Tensor& dscale,
                                                        const Tensor& y, const Tensor& q, const Tensor& k,
                                                        const Tensors& past, int64_t heads) {
-  check_y(y);
+  check_pooled("y", y);
   return dispatch_rows(y.scalar_type(), [&](auto element) -> std::tuple<Tensor, Tensor, Tensor, Tensors> {
     using A = decltype(element);
     const Attend<A> layer(y, q, k, past, heads);

@@ -229,7 +229,7 @@ DLA_KERNEL(light_step_bwd_kernel, T, LightStepBwdArgs<T>) {
       dy[m * cs + c] = sum / A(args.layers[0].HW);
     });
     for (int i = 0; i < nb; ++i)
-      attention(i).tap_gradients(dscores(i),
+      attention(i).filter_gradients(dscores(i),
                                  args.dtaps + ((tile.b0 + i) * tile.ranks + tile.rank) * 2 * args.filters.K);
     block_barrier();
     for (int i = 0; i < nb; ++i) {
