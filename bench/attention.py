@@ -214,7 +214,10 @@ def report(found: dict) -> str:
             line = [row["name"], f"{row['S'] / MB:.1f}", *(f"{ms[f'{op}/{name}']:.3f}" for name in names)]
             line += [f"{best / ms[f'{op}/ours']:.2f}x"]
             if op == "forward":
-                line += [f"{3 * row['S'] / ms['forward/ours'] / 1e6:.1f}", f"{4 * row['S'] / ms['copy/copy'] / 1e6:.1f}"]
+                line += [
+                    f"{3 * row['S'] / ms['forward/ours'] / 1e6:.1f}",
+                    f"{4 * row['S'] / ms['copy/copy'] / 1e6:.1f}",
+                ]
             body.append(line)
         header = ["layer", "map MB", *names, "speedup", *(["GB/s", "copy GB/s"] if op == "forward" else [])]
         parts.append(f"light_step (DLA-L) {op}, ms\n{table(header, body)}")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import dla_kernels as dla
-from bench.attention import D, LAYERS, attention
+from bench.attention import LAYERS, D, attention
 from dla_kernels import reference
 
 PEERS = {"eager": reference, "ours": dla}

@@ -62,8 +62,7 @@ DLA_OPERATORS(m) {
   // per head, times scale_m. q and k [K] are filters over the channels of y [B, C]; past is [], for a first layer, or
   // [keys, scale], each [M, B, C], or with a cell [keys, scale, d], to be refreshed first by d [2 M, B, C]: keys, then
   // scale. keys and scale come back refreshed, with this layer's own, [M + 1, B, C].
-  m.def(
-      "attend(Tensor y, Tensor q, Tensor k, Tensor[] past, int heads) -> (Tensor coef, Tensor keys, Tensor scale)");
+  m.def("attend(Tensor y, Tensor q, Tensor k, Tensor[] past, int heads) -> (Tensor coef, Tensor keys, Tensor scale)");
   m.def(
       "attend_bwd(Tensor dcoef, Tensor dkeys, Tensor dscale, Tensor y, Tensor q, Tensor k, Tensor[] past, int heads) "
       "-> (Tensor dy, Tensor dq, Tensor dk, Tensor[] dpast)");
@@ -71,8 +70,7 @@ DLA_OPERATORS(m) {
   // o = sum over m of coef_m values_m: M maps of one size, coef [M, B, C].
   m.def("mix(Tensor[] values, Tensor coef, bool moments) -> (Tensor o, Tensor[] moments)");
   // dvalues_m = coef_m dout, added to the gradients that later layers sent, given (all M) or [].
-  m.def(
-      "mix_bwd(Tensor dout, Tensor[] later, Tensor[] values, Tensor coef) -> (Tensor[] dvalues, Tensor dcoef)");
+  m.def("mix_bwd(Tensor dout, Tensor[] later, Tensor[] values, Tensor coef) -> (Tensor[] dvalues, Tensor dcoef)");
 
   // x + keep f(norm), norm = (o - mean) / sqrt(var + eps) gamma + beta, f = relu where asked for; [mean, var] =
   // moments [2, C]; keep [B], or [] for 1. batch_moments: they are those of o itself, and have gradients.

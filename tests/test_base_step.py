@@ -104,7 +104,10 @@ def test_a_stage_equals_one_that_copies_gradients_included(backend, cell, T, C, 
     w = cell_weights(cell, shape)
     arriving = [torch.randn_like(x) for x, _ in given]
     results = []
-    for way in (lambda *a, **kw: lazily(*a, base_step=partial(dla.base_step, backend=backend.name), **kw)[0], by_copying):
+    for way in (
+        lambda *a, **kw: lazily(*a, base_step=partial(dla.base_step, backend=backend.name), **kw)[0],
+        by_copying,
+    ):
         fresh = [(grown(x), Attention(*map(grown, filters))) for x, filters in given]
         leaves_w = w and type(w)(*(grown(t.to(backend.device)) for t in w))
         out = way(fresh, leaves_w, **options)
@@ -135,9 +138,9 @@ def test_moments(backend):
 
 def test_says_what_was_expected_and_what_came():
     inputs = inputs_of(OP, Shape.parse("T2-B2-C6-R3-HW2x3"), dla.PAPER_DSU, torch.float32)
-    with pytest.raises(ValueError, match="x: expected shape .* like stage.values.0., got"):
+    with pytest.raises(ValueError, match=r"x: expected shape .* like stage.values.0., got"):
         dla.base_step(**inputs | {"x": torch.ones(2, 6, 4, 4)}, heads=2)
     with pytest.raises(ValueError, match="heads: expected a divisor of C = 6, got 5"):
         dla.base_step(**inputs, heads=5)
-    with pytest.raises(TypeError, match="stage: expected .*, got tuple"):
+    with pytest.raises(TypeError, match=r"stage: expected .*, got tuple"):
         dla.base_step(**inputs | {"stage": tuple(inputs["stage"])}, heads=2)

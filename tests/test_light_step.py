@@ -262,14 +262,26 @@ def test_a_layer_is_one_framework_call_in_inference(backend):
 
 WRONG = {
     "no filters": (lambda i: i | {"attention": tuple(i["attention"])}, TypeError, "attention: expected .*got tuple"),
-    "even filter": (lambda i: i | {"attention": i["attention"]._replace(q=torch.ones(4))}, ValueError, "attention.q: .*odd"),
-    "v": (lambda i: i | {"attention": i["attention"]._replace(v=torch.ones(6, 3, 3))}, ValueError, "attention.v: expected .*got"),
+    "even filter": (
+        lambda i: i | {"attention": i["attention"]._replace(q=torch.ones(4))},
+        ValueError,
+        "attention.q: .*odd",
+    ),
+    "v": (
+        lambda i: i | {"attention": i["attention"]._replace(v=torch.ones(6, 3, 3))},
+        ValueError,
+        "attention.v: expected .*got",
+    ),
     "heads": (lambda i: i | {"heads": 4}, ValueError, "heads: expected a divisor of C = 6, got 4"),
     "o_prev": (lambda i: i | {"o_prev": torch.ones(2, 6, 3, 3)}, ValueError, "o_prev: expected shape .* like x, got"),
     "dtype": (lambda i: i | {"o_prev": i["o_prev"].bfloat16()}, TypeError, "o_prev: expected dtype .* like x, got"),
     "lam": (lambda i: i | {"lam": torch.ones(5)}, ValueError, r"lam: expected \[6\], got \[5\]"),
     "e": (lambda i: i | {"e": torch.ones(6, 6, 3, 3)}, ValueError, r"e: expected \[6, 1, 3, 3\], got"),
-    "a state without weights": (lambda i: i | {"weights": None}, ValueError, "state: expected None without weights, got"),
+    "a state without weights": (
+        lambda i: i | {"weights": None},
+        ValueError,
+        "state: expected None without weights, got",
+    ),
 }
 
 

@@ -76,7 +76,13 @@ def test_running_statistics_move_as_those_of_batch_norm(any_backend, momentum):
         moments = dla.reference.attention.moments_of(o)
         with torch.no_grad():
             got = dla.norm_add(
-                x, o, theirs.weight, theirs.bias, (mean, var), moments=moments, momentum=momentum,
+                x,
+                o,
+                theirs.weight,
+                theirs.bias,
+                (mean, var),
+                moments=moments,
+                momentum=momentum,
                 backend=any_backend.name,
             )
         torch.testing.assert_close(got, expected)
@@ -104,7 +110,7 @@ def test_the_same_bits_from_run_to_run_and_in_any_batch(backend, layout):
 
 def test_what_it_needs_is_said():
     x, weight = torch.ones(2, 3, 4, 4), torch.ones(3)
-    with pytest.raises(ValueError, match="moments: expected .*, got neither"):
+    with pytest.raises(ValueError, match=r"moments: expected .*, got neither"):
         dla.norm_add(x, x, weight, weight, None)
     with pytest.raises(ValueError, match=r"keep: expected \[2\], got \[3\]"):
         dla.norm_add(x, x, weight, weight, (weight, weight), keep=weight)

@@ -67,7 +67,12 @@ def attention_arguments(cell, dtype, accumulate, layout, device, w, start):
         "attend": lambda: (row(B, C), q, k, past, 1),
         "attend_bwd": lambda: (*more, row(B, C), q, k, past, 1),
         "mix": lambda: (maps(shape, dtype, layout, device), row(T, B, C), True),
-        "mix_bwd": lambda: (two()[1], maps(shape, dtype, layout, device), maps(shape, dtype, layout, device), row(T, B, C)),
+        "mix_bwd": lambda: (
+            two()[1],
+            maps(shape, dtype, layout, device),
+            maps(shape, dtype, layout, device),
+            row(T, B, C),
+        ),
         "norm_add": lambda: (*two(), *norm, 1e-5, True),
         "norm_add_bwd": lambda: (*two(), *norm, 1e-5, True, True),
     }

@@ -67,8 +67,7 @@ class Attend {
         dscores[m][c] = dot(D, dcoef[m] + c, scale[m] + c);
         mean += s.shares[m][c] * dscores[m][c];
       }
-      for (int64_t m = 0; m <= M; ++m)
-        std::fill_n(dscores[m] + c, D, s.shares[m][c] * (dscores[m][c] - mean) * root_);
+      for (int64_t m = 0; m <= M; ++m) std::fill_n(dscores[m] + c, D, s.shares[m][c] * (dscores[m][c] - mean) * root_);
     }
     std::fill_n(dq_row[0], C, A(0));
     for (int64_t m = 0; m <= M; ++m)

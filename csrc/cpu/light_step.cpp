@@ -46,7 +46,9 @@ struct Layer {
         W(maps[0].size(3)),
         first({maps[0]}),
         second(Tensors(maps.begin() + 1, maps.end()), &first),
-        rows_before(maps.size() < 2 ? 0 : filters.size() < 5 ? 1 : 9),
+        rows_before(maps.size() < 2      ? 0
+                    : filters.size() < 5 ? 1
+                                         : 9),
         gate((check(maps, filters, weights, state, rule, heads), filters[0]), filters[1], C, heads),
         v(tap_rows<A>(filters[2], C)),
         e(rows_before == 9 ? tap_rows<A>(filters[4], C) : Matrix<A>()),

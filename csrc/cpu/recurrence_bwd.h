@@ -50,8 +50,7 @@ class RecurrenceBwd {
 
   // y [nb * T, C], contiguous
   Block begin(int64_t b0, int64_t nb, Rows<const A> y) {
-    Block block{
-        b0, nb, nb * T_, b0 * T_, cell_.hoist(nb * T_, y), dstate_.rows.from(b0), dstate_.rows.from(B_ + b0)};
+    Block block{b0, nb, nb * T_, b0 * T_, cell_.hoist(nb * T_, y), dstate_.rows.from(b0), dstate_.rows.from(B_ + b0)};
     std::copy_n(y[0], block.M * C_, y_[block.row]);
     if (uy_.exists()) std::copy_n(block.hoisted.uy[0], block.M * R_, uy_[block.row]);
     std::fill_n(block.dh.data, nb * C_, A(0));

@@ -112,8 +112,8 @@ struct DepthwiseBwdArgs {
   Layer layer;
 };
 
-// One block for each sample. past is what there is of M layers before: keys and scale [M, B, C], or null; d [2 M, B, C],
-// by which they are first refreshed, or null.
+// One block for each sample. past is what there is of M layers before: keys and scale [M, B, C], or null; d [2 M, B,
+// C], by which they are first refreshed, or null.
 template <class A>
 struct Attended {
   const A *y, *q, *k;  // [B, C], [K], [K]

@@ -19,8 +19,18 @@ struct Inputs {
     for (const Tensor& x : {y, q, k}) held.push_back(dense(x));
     for (const Tensor& x : past) held.push_back(dense(x));
     shares = empty<A>(y, {B, M + 1, heads});
-    args = {data<A>(held[0]), data<A>(held[1]), data<A>(held[2]), data_or_null<A>(held, 3), data_or_null<A>(held, 4),
-            data_or_null<A>(held, 5), M, B, C, int(q.size(0)), int(heads), data<A>(shares)};
+    args = {data<A>(held[0]),
+            data<A>(held[1]),
+            data<A>(held[2]),
+            data_or_null<A>(held, 3),
+            data_or_null<A>(held, 4),
+            data_or_null<A>(held, 5),
+            M,
+            B,
+            C,
+            int(q.size(0)),
+            int(heads),
+            data<A>(shares)};
   }
   Launch launch() const { return {args.B, 1, current_device().threads, 0}; }
 };
@@ -55,7 +65,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensors> attend_bwd(const Tensor& dcoef, cons
     Tensors dpast;
     for (const Tensor& x : past) dpast.push_back(empty<A>(y, sizes_of(x)));
     const Tensor dy = empty<A>(y, {B, C}), dq = empty<A>(y, {K}), dk = empty<A>(y, {K});
-    const Tensor dtaps = empty<A>(y, {B, 2, K}), dshares = empty<A>(y, {B, M + 1, heads}), of_qk = empty<A>(y, {B, 2, C});
+    const Tensor dtaps = empty<A>(y, {B, 2, K}), dshares = empty<A>(y, {B, M + 1, heads}),
+                 of_qk = empty<A>(y, {B, 2, C});
     run(device,
         AttendBwdArgs<A>{in.args, data<A>(arriving[0]), data<A>(arriving[1]), data<A>(arriving[2]),
                          data_or_null<A>(dpast, 0), data_or_null<A>(dpast, 1), data_or_null<A>(dpast, 2), data<A>(dy),

@@ -17,16 +17,19 @@ struct AttendedSample {
   A* const shares;  // [M + 1, heads]
 
   DLA_DEVICE AttendedSample(const Attended<A>& in, int64_t b)
-      : in(in), b(b), y{in.y + b * in.C, int(in.C)}, M(int(in.M)), D(int(in.C) / in.heads), shares(in.shares + b * rows()) {}
+      : in(in),
+        b(b),
+        y{in.y + b * in.C, int(in.C)},
+        M(int(in.M)),
+        D(int(in.C) / in.heads),
+        shares(in.shares + b * rows()) {}
 
   DLA_DEVICE int rows() const { return (int(in.M) + 1) * in.heads; }  // of (layer, head)
   DLA_DEVICE int64_t at(int64_t row, int c) const { return (row * in.B + b) * in.C + c; }
   DLA_DEVICE A root() const { return inverse_root(A(D)); }
   DLA_DEVICE A refresh(int64_t row, int c) const { return in.d ? in.d[at(row, c)] : A(1); }
   DLA_DEVICE A query(int c) const { return y.filtered(in.q, in.K, c); }
-  DLA_DEVICE A key(int m, int c) const {
-    return m < M ? in.keys[at(m, c)] * refresh(m, c) : y.filtered(in.k, in.K, c);
-  }
+  DLA_DEVICE A key(int m, int c) const { return m < M ? in.keys[at(m, c)] * refresh(m, c) : y.filtered(in.k, in.K, c); }
   DLA_DEVICE A scale(int m, int c) const { return m < M ? in.scale[at(m, c)] * refresh(M + m, c) : A(1); }
 
   // Fills shares; ends with all threads knowing them.
@@ -43,7 +46,8 @@ struct AttendedSample {
     block_barrier();
     for (int g = thread_index(); g < in.heads; g += num_threads()) {
       A largest = shares[g], sum = A(0);
-      for (int n = g; n < rows(); n += in.heads) largest = shares[n] <= largest ? largest : shares[n];  // NaN is largest
+      for (int n = g; n < rows(); n += in.heads)
+        largest = shares[n] <= largest ? largest : shares[n];  // NaN is largest
       for (int n = g; n < rows(); n += in.heads) sum += shares[n] = exponential(shares[n] - largest);
       for (int n = g; n < rows(); n += in.heads) shares[n] /= sum;
     }
@@ -80,7 +84,7 @@ DLA_KERNEL(attend_bwd_kernel, A, AttendBwdArgs<A>) {
       [&](int n, A sum, int lane, int) {
         if (lane == 0) dshares[n] = sum;
       });
-  sample.softmax();  // its barriers serve dshares too
+  sample.softmax();                                              // its barriers serve dshares too
   for (int g = thread_index(); g < heads; g += num_threads()) {  // from those of shares to those of scores
     A mean = A(0);
     for (int n = g; n < sample.rows(); n += heads) mean = fma(sample.shares[n], dshares[n], mean);

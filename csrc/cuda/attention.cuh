@@ -43,8 +43,8 @@ DLA_DEVICE void sums_of_heads(int begin, int end, int D, Term term, F f) {
   }
 }
 
-// The gradients of two filters, dtaps [2, K], as far as they come from channels [begin, end): of_q(c), of_k(c) are those
-// of what they made of y.
+// The gradients of two filters, dtaps [2, K], as far as they come from channels [begin, end): of_q(c), of_k(c) are
+// those of what they made of y.
 template <class A, class OfQ, class OfK>
 DLA_DEVICE void tap_gradients(const Channels<A>& y, int K, int begin, int end, OfQ of_q, OfK of_k, A* dtaps) {
   const int lane = thread_index() % kWarp, warp = thread_index() / kWarp;
@@ -77,12 +77,11 @@ class Attention {
 
   // The gradient of each q . k that begins among the block's channels, from that of the gate of every channel.
   DLA_DEVICE void score_gradients(const A* gate, const A* dgates, A* dscores) const {
-    sums_of_heads<A>(
-        (c0_ + D_ - 1) / D_, (end_ + D_ - 1) / D_, D_, [&](int g, int i) { return dgates[g * D_ + i]; },
-        [&](int g, A dgate, int lane, int) {
-          const A of_head = gate[g * D_ - c0_];
-          if (lane == 0) dscores[g] = dgate * of_head * (A(1) - of_head) * scale();
-        });
+    sums_of_heads<A>((c0_ + D_ - 1) / D_, (end_ + D_ - 1) / D_, D_, [&](int g, int i) { return dgates[g * D_ + i]; },
+                     [&](int g, A dgate, int lane, int) {
+                       const A of_head = gate[g * D_ - c0_];
+                       if (lane == 0) dscores[g] = dgate * of_head * (A(1) - of_head) * scale();
+                     });
   }
   // The gradient of y at channel c.
   DLA_DEVICE A y_gradient(const A* dscores, int c) const {

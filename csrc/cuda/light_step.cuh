@@ -230,7 +230,7 @@ DLA_KERNEL(light_step_bwd_kernel, T, LightStepBwdArgs<T>) {
     });
     for (int i = 0; i < nb; ++i)
       attention(i).filter_gradients(dscores(i),
-                                 args.dtaps + ((tile.b0 + i) * tile.ranks + tile.rank) * 2 * args.filters.K);
+                                    args.dtaps + ((tile.b0 + i) * tile.ranks + tile.rank) * 2 * args.filters.K);
     block_barrier();
     for (int i = 0; i < nb; ++i) {
       const A* const of_sample = d ? d + i * cs : nullptr;

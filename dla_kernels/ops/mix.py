@@ -53,10 +53,10 @@ def mix_and_hand_on(
     (coef,) = accumulated([coef], values[0])
     if needs_grad(values, [coef]):
         o, *rest = _Mix.apply(_Spec(chosen, len(values), moments), *values, coef)
-        handed_on, of_o = split_at(rest, len(values), int(moments))
-        return o, handed_on, of_o[0] if moments else None
-    o, of_o = kernels(chosen).mix(list(values), coef, moments)
-    return o, values, of_o[0] if moments else None
+        values, found = split_at(rest, len(values), int(moments))
+    else:
+        o, found = kernels(chosen).mix(list(values), coef, moments)
+    return o, values, found[0] if moments else None
 
 
 class _Spec(NamedTuple):

@@ -47,7 +47,9 @@ def norm_add(
     if moments is not None:
         check_weight("moments", moments, (2, C), "o", o)
     elif running is None:
-        raise ValueError("moments: expected those of o where running is None, got neither; ask the step for moments=True")
+        raise ValueError(
+            "moments: expected those of o where running is None, got neither; ask the step for moments=True"
+        )
     if keep is not None:
         check_weight("keep", keep, (o.shape[0],), "o", o)
     chosen = select(backend, o.device)
@@ -57,9 +59,10 @@ def norm_add(
                 x, o, gamma, beta, running, moments=moments, momentum=momentum, eps=eps, relu=relu, keep=keep
             )
     by_batch = moments is not None
-    if by_batch and running is not None:
+    if moments is not None and running is not None:
         move(running, moments, momentum, o.numel() // C)
-    gamma, beta, by = accumulated([gamma, beta, moments if by_batch else torch.stack(tuple(running))], o)
+    statistics = torch.stack(running) if moments is None else moments  # type: ignore[arg-type]
+    gamma, beta, by = accumulated([gamma, beta, statistics], o)
     keeps = [] if keep is None else accumulated([keep], o)
     if needs_grad([x, o, gamma, beta]):
         return _NormAdd.apply(_Spec(chosen, eps, relu, by_batch), x, o, gamma, beta, by.detach(), *keeps)

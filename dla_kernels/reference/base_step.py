@@ -65,7 +65,8 @@ def from_parts(
     moments: bool,
 ) -> tuple[Tensor, BaseStage, Tensor | None]:
     value, y = parts.depthwise(x, attention.v)
-    state, past, values, pooled = None, (), (value,), y[1:]
+    state, values, pooled = None, (value,), y[1:]
+    past: tuple[Tensor, ...] = ()
     if stage is not None:
         state, past = stage.state, (stage.keys, stage.scale)
         values, pooled = (*stage.values, value), torch.cat([stage.pooled, pooled])

@@ -20,7 +20,8 @@ Leaves<A> make_leaves() {
 
 template <class T>
 MapLeaves<T> make_map_leaves() {
-  return {&mean<T>, &dot<T>, &spread<T>, &scale<T>, &add_scaled<T>, &mix<T>, &masked_sums<T>, &masked_scale<T>, &stencil<T>, &correlate<T>};
+  return {&mean<T>, &dot<T>,         &spread<T>,       &scale<T>,   &add_scaled<T>,
+          &mix<T>,  &masked_sums<T>, &masked_scale<T>, &stencil<T>, &correlate<T>};
 }
 
 const Tables& tables() {

@@ -46,8 +46,7 @@ DLA_HOST_DEVICE Vec<accumulate_t<T>> sum_run(const T* x, Y y, int64_t n) {
         const int64_t j = i + k * V::kLanes;
         sum[k] = Term::add(sum[k], load(x + j), y(j, 0));
       }
-    for (; i + V::kLanes <= end; i += V::kLanes)
-      sum[0] = Term::add(sum[0], load(x + i), y(i, 0));
+    for (; i + V::kLanes <= end; i += V::kLanes) sum[0] = Term::add(sum[0], load(x + i), y(i, 0));
     if (i < end) {
       const int rest = int(end - i);
       sum[1] = Term::add(sum[1], load_n(x + i, rest), y(i, rest));
@@ -100,9 +99,8 @@ void sum_plane(Plane<const T> x, bool interleaved, Run run, Pixel pixel, accumul
     for (; c < x.C; c += V::kLanes) sum_pixels<Term, 1>(x, pixel, c, c + V::kLanes <= x.C ? 0 : int(x.C - c), sums);
     return;
   }
-  const auto sum = [&](int64_t c) __attribute__((always_inline)) {
-    return sum_run<Term>(x.data + c * x.sc, run(c), x.HW);
-  };
+  const auto sum = [&](int64_t c)
+                       __attribute__((always_inline)) { return sum_run<Term>(x.data + c * x.sc, run(c), x.HW); };
   for (; c + 4 <= x.C; c += 4) {  // small planes cost as much to fold as to read: fold four at once
     const V four[4] = {sum(c), sum(c + 1), sum(c + 2), sum(c + 3)};
     lane_sum4(four, sums + c);
@@ -201,10 +199,9 @@ void add_scaled(Plane<const T> y, Plane<const T> x, const accumulate_t<T>* d, co
     }
   };
   if (interleaved) {
-    const auto at = [](const A* p) {
-      return [p](int64_t i, int lanes) { return p ? read(p + i, lanes) : V(A(0)); };
-    };
-    for (int64_t p = 0; p < x.HW; ++p) run(y.data + p * y.sp, x.data + p * x.sp, out.data + p * out.sp, x.C, at(d), at(e));
+    const auto at = [](const A* p) { return [p](int64_t i, int lanes) { return p ? read(p + i, lanes) : V(A(0)); }; };
+    for (int64_t p = 0; p < x.HW; ++p)
+      run(y.data + p * y.sp, x.data + p * x.sp, out.data + p * out.sp, x.C, at(d), at(e));
     return;
   }
   for (int64_t c = 0; c < x.C; ++c) {

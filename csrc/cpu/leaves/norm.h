@@ -71,17 +71,13 @@ void masked_scale(Plane<const T> dout, Plane<const T> o, NormRows<accumulate_t<T
   };
   const A* rows[6] = {norm.a, norm.b, norm.mean, factor, slope, shift};
   if (dout.sc == 1 && o.sc == 1 && out.sc == 1) {
-    const auto at = [](const A* p) {
-      return [p](int64_t i, int lanes) { return read(p + i, lanes); };
-    };
+    const auto at = [](const A* p) { return [p](int64_t i, int lanes) { return read(p + i, lanes); }; };
     for (int64_t p = 0; p < o.HW; ++p)
       run(dout.data + p * dout.sp, o.data + p * o.sp, out.data + p * out.sp, o.C, at, rows);
     return;
   }
   for (int64_t c = 0; c < o.C; ++c) {
-    const auto at = [c](const A* p) {
-      return [v = V(p[c])](int64_t, int) { return v; };
-    };
+    const auto at = [c](const A* p) { return [v = V(p[c])](int64_t, int) { return v; }; };
     run(dout.data + c * dout.sc, o.data + c * o.sc, out.data + c * out.sc, o.HW, at, rows);
   }
 }

@@ -90,8 +90,8 @@ struct Pointwise {
   }
 
   static RuleLeaves<A> leaves(const char* name) {
-    return {name,  Rule::NG, Rule::kSavesH, Rule::kSavesC, Rule::template start_h<A>(),
-            &feed, &feed_bwd,    &step,     &step_bwd, &output_bwd};
+    return {name,  Rule::NG,  Rule::kSavesH, Rule::kSavesC, Rule::template start_h<A>(),
+            &feed, &feed_bwd, &step,         &step_bwd,     &output_bwd};
   }
 };
 

@@ -67,8 +67,7 @@ void stencil_planar(const StencilArgs<T>& args) {
         if (kBefore == Before::kFiltered) filter_rows<kRows>(framed_before + i * P + j, P, taps_before, sum);
         for (int r = 0; r < kRows; ++r) {
           const int64_t at = (i + r) * W + j;
-          if (kBefore == Before::kScaled)
-            sum[r] = multiply_add(read(before + at, lanes), taps_before[0], sum[r]);
+          if (kBefore == Before::kScaled) sum[r] = multiply_add(read(before + at, lanes), taps_before[0], sum[r]);
           write(out + at, sum[r], lanes);
         }
       }
@@ -104,8 +103,7 @@ void stencil_interleaved(const StencilArgs<T>& args) {
       const int lanes = decltype(tail)::value ? int(C - c) : 0;
       V taps[9], taps_before[9];
       for (int k = 0; k < 9; ++k) taps[k] = read(args.taps[k] + c, lanes);
-      for (int k = 0; k < 9 && kBefore == Before::kFiltered; ++k)
-        taps_before[k] = read(args.taps_before[k] + c, lanes);
+      for (int k = 0; k < 9 && kBefore == Before::kFiltered; ++k) taps_before[k] = read(args.taps_before[k] + c, lanes);
       if (kBefore == Before::kScaled) taps_before[0] = read(args.taps_before[0] + c, lanes);
       const V e = args.e ? read(args.e + c, lanes) : V(A(0));
       const V e_in = args.e_in ? read(args.e_in + c, lanes) : V(A(0));
@@ -188,8 +186,7 @@ void correlate(Plane<const T> dout, const accumulate_t<T>* e, Plane<const T> x, 
       for (int k = 0; k < 9; ++k) some[k] = A(0);
       for (const int64_t end = i + kRows < H ? i + kRows : H; i < end; ++i) {
         const auto add = [&](V g, int64_t j, auto load_x) __attribute__((always_inline)) {
-          for (int k = 0; k < 9; ++k)
-            some[k] = multiply_add(g, load_x(scratch + (i + k / 3) * P + j + k % 3), some[k]);
+          for (int k = 0; k < 9; ++k) some[k] = multiply_add(g, load_x(scratch + (i + k / 3) * P + j + k % 3), some[k]);
         };
         int64_t j = 0;
         for (; j + V::kLanes <= W; j += V::kLanes)
