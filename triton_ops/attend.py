@@ -37,7 +37,7 @@ def shares_of_layers(shares, y, q, k, keys, d, M, b, B, g, HEADS, K, D, C, SCALE
         score = tl.zeros(g.shape, A)
         for d0 in range(0, D, HEAD):
             c, known = channels_of(g, d0, HEADS, D)
-            if m < M:  # noqa: SIM108: Triton would compute both
+            if m < M:  # noqa: SIM108
                 key = refreshed(keys, d, m, m, b, B, c, known, C)
             else:
                 key = across_channels(y, k, K, c, known, C)
