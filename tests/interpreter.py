@@ -20,11 +20,11 @@ def interpreted(backend):
 
 
 def some(backend, many, n):
-    """All of them; n from first to last where the interpreter runs them."""
+    """All of them; n from first to last, or the last alone, where the interpreter runs them."""
     many = list(many)
     if not interpreted(backend) or len(many) <= n:
         return many
-    return [many[i * (len(many) - 1) // max(n - 1, 1)] for i in range(n)]
+    return [many[-1 - i * (len(many) - 1) // max(n - 1, 1)] for i in reversed(range(n))]
 
 
 def is_large(item):
