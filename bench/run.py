@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import dla_kernels as dla
-from bench import common, gpu, plot
+from bench import attention, common, gpu, plot
 from bench.common import HERE, SHAPES, Inputs, Shape, Target, commit, target_table
 from dla_kernels import reference
 from dla_kernels.__main__ import system
@@ -101,6 +101,8 @@ def targets(row: dict) -> list[Target]:
 
 def report(rows: list[dict]) -> str:
     parts = []
+    if not rows:
+        return ""
     for op in ("scan", "forward", "forward+backward"):
         names = [key.split("/")[1] for key in rows[0]["ms"] if key.startswith(f"{op}/")]
         body = []
@@ -120,12 +122,14 @@ def report(rows: list[dict]) -> str:
         header = ["shape", "S MB", *(["copy"] if op != "scan" else []), *names, "speedup"]
         header += ["GB/s", "copy GB/s", "ours/copy", "in place/copy"] if op == "forward" else []
         parts.append(f"{op}, ms (medians; speedup over the better of eager and compile)\n{table(header, body)}")
-    checks = [(row["name"], target) for row in rows for target in targets(row)]
-    missed = [(name, t) for name, t in checks if not t.met]
-    parts.append(f"targets: {len(checks) - len(missed)} of {len(checks)} met")
-    if missed:
-        parts[-1] += "\n" + target_table(missed, "missed")
     return "\n\n".join(parts)
+
+
+def verdict(checks: list[tuple[str, Target]]) -> str:
+    missed = [(name, t) for name, t in checks if not t.met]
+    return f"targets: {len(checks) - len(missed)} of {len(checks)} met" + (
+        "\n" + target_table(missed, "missed") if missed else ""
+    )
 
 
 def main() -> None:
@@ -145,15 +149,19 @@ def main() -> None:
     common.restart_with_allocator()
     torch.set_num_threads(args.threads)
     shapes = [shape for shape in SHAPES if args.shapes in str(shape)]
-    if not shapes:
-        parser.error(f"--shapes: expected a part of one of {', '.join(map(str, SHAPES))}, got {args.shapes!r}")
+    known = [*map(str, (*SHAPES, *attention.LAYERS, attention.STAGE))]
+    if not any(args.shapes in name for name in known):
+        parser.error(f"--shapes: expected a part of one of {', '.join(known)}, got {args.shapes!r}")
     rows = [measure(shape, args.rounds, not args.no_compile) for shape in progress(shapes, "bench")]
-    result = {"system": system(), "commit": commit(), "allocator": common.ALLOCATOR, "rows": rows}
+    inside = attention.measure(args.rounds, not args.no_compile, args.shapes)
+    result = {"system": system(), "commit": commit(), "allocator": common.ALLOCATOR, "rows": rows, "attention": inside}
     args.out.mkdir(parents=True, exist_ok=True)
-    text = report(rows)
+    checks = [(row["name"], target) for row in rows for target in targets(row)] + attention.targets(inside)
+    text = "\n\n".join(part for part in (report(rows), attention.report(inside), verdict(checks)) if part)
     (args.out / "bench.json").write_text(json.dumps(result, indent=1))
     (args.out / "bench.txt").write_text(text + "\n")
-    plot.speedups(rows, args.out / "bench.png")
+    if rows:
+        plot.speedups(rows, args.out / "bench.png")
     if args.json:
         print(json.dumps(result))
         return

@@ -2,9 +2,9 @@
 //
 // rule names the cell's pointwise rule (csrc/cells/cells.h). weights holds the tensors of one
 // projection in the order of the Python NamedTuple: 3 = joint, 8 = split, 4 = dense. state is
-// [h] (rnn), [h, c] (all others), or [] for the cell's own start; states is what the cell saves for
-// every layer: [h] (rnn), [h, c] (lstm, dia), [c] (dsu). Weights, states, y and d are fp32, or fp64
-// where the maps are.
+// [h] (rnn), [h, c] (all others), [c] (a dsu, whose h is then act(c)), or [] for the cell's own start;
+// states is what the cell saves for every layer: [h] (rnn), [h, c] (lstm, dia), [c] (dsu). Weights,
+// states, y, d and all that is no map are fp32, or fp64 where the maps are.
 #include <torch/csrc/stable/library.h>
 
 #if defined(DLA_SIMT)  // the CUDA kernels run by the SIMT shim (tests/simt) take CPU tensors too: names of their own
@@ -41,6 +41,45 @@ DLA_OPERATORS(m) {
       "layer_update_bwd(Tensor[] dout, Tensor[] dstates, Tensor[] xs, Tensor[] weights, "
       "Tensor[] state, Tensor y, Tensor[] states, str rule) "
       "-> (Tensor[] dxs, Tensor[] dweights, Tensor[] dstate)");
+
+  // Layer attention (docs/notation.md). maps is [x] or [x, o_prev]; filters is [q, k, v, lam], then e where
+  // there is one: q, k [K], v, e [C, 1, 3, 3], lam [C]. Without a cell weights and state are [] and rule is "".
+  // states is the new state, each [B, C]; y [maps, B, C] the means of the maps. moments [2, C], where asked for:
+  // mean and biased variance of o over batch and pixels, as stored.
+  m.def(
+      "light_step(Tensor[] maps, Tensor[] filters, Tensor[] weights, Tensor[] state, str rule, int heads, "
+      "bool moments) -> (Tensor o, Tensor[] states, Tensor y, Tensor[] moments)");
+  m.def(
+      "light_step_bwd(Tensor dout, Tensor[] dstates, Tensor[] maps, Tensor[] filters, Tensor[] weights, "
+      "Tensor[] state, Tensor y, Tensor[] states, str rule, int heads) "
+      "-> (Tensor[] dmaps, Tensor[] dfilters, Tensor[] dweights, Tensor[] dstate)");
+
+  // value = dwconv(x; v), v [C, 1, 3, 3]; y [2, B, C] the means of x and of value.
+  m.def("depthwise(Tensor x, Tensor v) -> (Tensor value, Tensor y)");
+  m.def("depthwise_bwd(Tensor dvalue, Tensor dy, Tensor x, Tensor v) -> (Tensor dx, Tensor dv)");
+
+  // What a layer has of all M before it and of itself, coef [M + 1, B, C]: the softmax over layers of q . k_m / sqrt(D)
+  // per head, times scale_m. q and k [K] are filters over the channels of y [B, C]; past is [], for a first layer, or
+  // [keys, scale], each [M, B, C], or with a cell [keys, scale, d], to be refreshed first by d [2 M, B, C]: keys, then
+  // scale. keys and scale come back refreshed, with this layer's own, [M + 1, B, C].
+  m.def("attend(Tensor y, Tensor q, Tensor k, Tensor[] past, int heads) -> (Tensor coef, Tensor keys, Tensor scale)");
+  m.def(
+      "attend_bwd(Tensor dcoef, Tensor dkeys, Tensor dscale, Tensor y, Tensor q, Tensor k, Tensor[] past, int heads) "
+      "-> (Tensor dy, Tensor dq, Tensor dk, Tensor[] dpast)");
+
+  // o = sum over m of coef_m values_m: M maps of one size, coef [M, B, C].
+  m.def("mix(Tensor[] values, Tensor coef, bool moments) -> (Tensor o, Tensor[] moments)");
+  // dvalues_m = coef_m dout, added to the gradients that later layers sent, given (all M) or [].
+  m.def("mix_bwd(Tensor dout, Tensor[] later, Tensor[] values, Tensor coef) -> (Tensor[] dvalues, Tensor dcoef)");
+
+  // x + keep f(norm), norm = (o - mean) / sqrt(var + eps) gamma + beta, f = relu where asked for; [mean, var] =
+  // moments [2, C]; keep [B], or [] for 1. batch_moments: they are those of o itself, and have gradients.
+  m.def(
+      "norm_add(Tensor x, Tensor o, Tensor moments, Tensor gamma, Tensor beta, Tensor[] keep, float eps, bool relu) "
+      "-> Tensor out");
+  m.def(
+      "norm_add_bwd(Tensor dout, Tensor o, Tensor moments, Tensor gamma, Tensor beta, Tensor[] keep, float eps, "
+      "bool relu, bool batch_moments) -> (Tensor do, Tensor dgamma, Tensor dbeta)");
 
   m.def("cpu_isa() -> str");
   m.def(

@@ -40,12 +40,15 @@ inline void check_maps(const char* name, const Tensors& xs) {
   }
 }
 
+// One map, and others of its shape and dtype.
+inline void check_alike(const char* name, const Tensor& map, const Tensor& like) {
+  check_tensor(name, map, {like.size(0), like.size(1), like.size(2), like.size(3)}, like.scalar_type(), like);
+}
+
 // Tensors that mirror the maps xs one by one (gradients of maps).
 inline void check_like_maps(const char* name, const Tensors& dout, const Tensors& xs) {
   STD_TORCH_CHECK(dout.size() == xs.size(), name, ": expected ", xs.size(), " maps, got ", dout.size());
-  for (size_t t = 0; t < xs.size(); ++t)
-    check_tensor(name, dout[t], {xs[t].size(0), xs[t].size(1), xs[t].size(2), xs[t].size(3)}, xs[t].scalar_type(),
-                 xs[0]);
+  for (size_t t = 0; t < xs.size(); ++t) check_alike(name, dout[t], xs[t]);
 }
 
 inline Projection projection_of(const Tensors& weights) {
@@ -80,12 +83,52 @@ inline void check_weights(const Tensors& weights, int64_t NG, int64_t C, ScalarT
   for (size_t i : {0, 4}) check(i, {R, C}), check(i + 1, {R}), check(i + 2, {NG * C, R}), check(i + 3, {NG * C});
 }
 
-// state: `count` tensors [B, C]; none where the cell starts by itself.
-inline void check_state(const char* name, const Tensors& state, size_t count, bool may_be_absent, int64_t B, int64_t C,
-                        ScalarType dtype, const Tensor& like) {
+// state, each [B, C]: [h], [h, c] where the cell has a memory, or [c] where h follows from it; none where the cell
+// starts by itself.
+inline void check_state(const char* name, const Tensors& state, bool saves_h, bool saves_c, bool may_be_absent,
+                        int64_t B, int64_t C, ScalarType dtype, const Tensor& like) {
   if (may_be_absent && state.empty()) return;
-  STD_TORCH_CHECK(state.size() == count, name, ": expected ", count, " tensors, got ", state.size());
+  const size_t count = saves_c ? 2 : 1;
+  STD_TORCH_CHECK(state.size() == count || (state.size() == 1 && !saves_h), name, ": expected ", count,
+                  saves_h ? " tensors, got " : " tensors or one, got ", state.size());
   for (const Tensor& s : state) check_tensor(name, s, {B, C}, dtype, like);
+}
+
+// Filters [K] over C channels in so many heads.
+inline void check_heads(const Tensor& q, const Tensor& k, int64_t C, int64_t heads, ScalarType dtype,
+                        const Tensor& like) {
+  STD_TORCH_CHECK(heads > 0 && C % heads == 0, "heads: expected a divisor of C = ", C, ", got ", heads);
+  STD_TORCH_CHECK(q.dim() == 1 && q.size(0) % 2 == 1, "q: expected [K] with an odd K");
+  check_tensor("q", q, {q.size(0)}, dtype, like);
+  check_tensor("k", k, {q.size(0)}, dtype, like);
+}
+
+// The means of one layer's map: [B, C] in fp32 or fp64.
+inline void check_pooled(const char* name, const Tensor& y) {
+  STD_TORCH_CHECK(y.dim() == 2 && y.size(1) > 0, name, ": expected [B, C], got ", y.dim(), " dimensions");
+  STD_TORCH_CHECK(y.scalar_type() == accumulate_dtype(y.scalar_type()), name, ": expected fp32 or fp64, got ",
+                  toString(y.scalar_type()));
+}
+
+// past of attend: [], [keys, scale] or [keys, scale, d]. Returns M.
+inline int64_t check_past(const Tensors& past, const Tensor& y) {
+  if (past.empty()) return 0;
+  STD_TORCH_CHECK(past.size() == 2 || past.size() == 3, "past: expected keys, scale and maybe d, got ", past.size(),
+                  " tensors");
+  const int64_t M = past[0].dim() == 3 ? past[0].size(0) : 0;
+  for (size_t i = 0; i < past.size(); ++i)
+    check_tensor("past", past[i], {i == 2 ? 2 * M : M, y.size(0), y.size(1)}, y.scalar_type(), y);
+  return M;
+}
+
+// filters of light_step: [q, k, v, lam], then e where there is one.
+inline void check_filters(const Tensors& filters, int64_t C, int64_t heads, ScalarType dtype, const Tensor& like) {
+  STD_TORCH_CHECK(filters.size() == 4 || filters.size() == 5, "filters: expected q, k, v, lam and maybe e, got ",
+                  filters.size(), " tensors");
+  check_heads(filters[0], filters[1], C, heads, dtype, like);
+  check_tensor("filters", filters[2], {C, 1, 3, 3}, dtype, like);
+  check_tensor("filters", filters[3], {C}, dtype, like);
+  if (filters.size() == 5) check_tensor("filters", filters[4], {C, 1, 3, 3}, dtype, like);
 }
 
 // states: `count` tensors [T, B, C]; none where no gradient arrives.

@@ -46,15 +46,19 @@ struct ReadMaps {
   std::vector<MapView<const T>> views;
 
   explicit ReadMaps(const Tensors& xs, const ReadMaps* beside = nullptr) {
-    for (size_t t = 0; t < xs.size(); ++t) {
-      const bool interleaved = beside ? beside->views[t].interleaved : is_interleaved(xs[t]);
-      using torch::headeronly::MemoryFormat;
-      held.push_back(
-          fits(xs[t], interleaved)
-              ? xs[t]
-              : torch::stable::contiguous(xs[t], interleaved ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous));
-      views.push_back(view<const T>(held.back(), interleaved));
-    }
+    for (size_t t = 0; t < xs.size(); ++t) read(xs[t], beside ? beside->views[t].interleaved : is_interleaved(xs[t]));
+  }
+  // All in one layout.
+  ReadMaps(const Tensors& xs, bool interleaved) {
+    for (const Tensor& x : xs) read(x, interleaved);
+  }
+
+ private:
+  void read(const Tensor& x, bool interleaved) {
+    using torch::headeronly::MemoryFormat;
+    const auto format = interleaved ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+    held.push_back(fits(x, interleaved) ? x : torch::stable::contiguous(x, format));
+    views.push_back(view<const T>(held.back(), interleaved));
   }
 };
 
@@ -72,7 +76,8 @@ std::vector<MapView<T>> empty_maps(const ReadMaps<T>& like, Tensors& out) {
 // Outputs come back in the layout of the inputs, also of those that had to be copied to be read.
 inline void restore_layout(const Tensors& xs, Tensors& out) {
   for (size_t t = 0; t < xs.size(); ++t) {
-    if (fits(xs[t], is_interleaved(xs[t]))) continue;
+    const bool interleaved = is_interleaved(xs[t]);
+    if (fits(xs[t], interleaved) && interleaved == is_interleaved(out[t])) continue;
     Tensor restored = torch::stable::empty_like(xs[t]);
     torch::stable::copy_(restored, out[t]);
     out[t] = restored;

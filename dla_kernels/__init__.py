@@ -1,9 +1,22 @@
 """Fused kernels for Dynamic Layer Attention: see README.md, and ``python -m dla_kernels info``."""
 
 from . import reference
+from .attention import Attention, BaseStage
 from .backends import BACKENDS
 from .cells import PAPER_DSU, RELEASED_DSU, Cell, Dense, Joint, Split, Weights
-from .ops import gap, layer_update, refresh, rescale, scan
+from .ops import (
+    attend,
+    base_step,
+    depthwise,
+    gap,
+    layer_update,
+    light_step,
+    mix,
+    norm_add,
+    refresh,
+    rescale,
+    scan,
+)
 
 __version__ = "0.1.0"
 
@@ -13,13 +26,21 @@ _ = BACKENDS["cpu"].available
 __all__ = [
     "PAPER_DSU",
     "RELEASED_DSU",
+    "Attention",
+    "BaseStage",
     "Cell",
     "Dense",
     "Joint",
     "Split",
     "Weights",
+    "attend",
+    "base_step",
+    "depthwise",
     "gap",
     "layer_update",
+    "light_step",
+    "mix",
+    "norm_add",
     "reference",
     "refresh",
     "rescale",

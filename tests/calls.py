@@ -41,8 +41,9 @@ def outcome(op, inputs, cotangents=None, **options):
     inputs = mapped(lambda x: x.detach().requires_grad_(), inputs)
     outputs = dict(named("out", op(**inputs, **options)))
     leaves = dict(named("", inputs))
+    reached = {name: x for name, x in outputs.items() if x.requires_grad}  # a first layer's scale is the constant 1
     grads = torch.autograd.grad(
-        list(outputs.values()), list(leaves.values()), [cotangents[name] for name in outputs], materialize_grads=True
+        list(reached.values()), list(leaves.values()), [cotangents[name] for name in reached], materialize_grads=True
     )
     return {name: x.detach() for name, x in outputs.items()} | {f"d {n}": g for n, g in zip(leaves, grads)}
 

@@ -6,10 +6,12 @@ from itertools import cycle, islice
 
 import torch
 
-from dla_kernels.cells import ALL_RULES, PROJECTIONS, Cell, weight_shapes
+from dla_kernels.attention import Attention, BaseStage, filter_width
+from dla_kernels.cells import ALL_RULES, PROJECTIONS, Cell, accumulate_dtype, weight_shapes
 
-OPS = ("gap", "scan", "refresh", "rescale", "layer_update")
-OPS_WITH_CELL = ("scan", "refresh", "layer_update")
+OPS = ("gap", "scan", "refresh", "rescale", "layer_update", "depthwise", "attend", "mix", "light_step", "base_step")
+STEPS = ("light_step", "base_step")
+OPS_WITH_CELL = ("scan", "refresh", "layer_update", *STEPS)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -186,14 +188,56 @@ def state(shape, form, dtype, device="cpu"):
     return form and tuple((0.7 * torch.randn(shape.B, shape.C)).to(device, dtype) for _ in form)
 
 
+def filters(shape, dtype, device="cpu"):
+    """Of one layer's attention. A layer's own score is then about 1, and its softmax not yet flat at its top, where
+    float64 is not exact either."""
+    K = filter_width(shape.C)
+    small = shape.C**-0.25
+    shapes = (((K,), small), ((K,), small), ((shape.C, 1, 3, 3), 0.7))
+    return Attention(*((scale * torch.randn(s)).to(device, dtype) for s, scale in shapes))
+
+
+def stage(shape, form, dtype, layout="nchw", device="cpu"):
+    """After T - 1 layers, the first layer's at least."""
+    before = replace(shape, T=max(shape.T - 1, 1), sizes=shape.sizes[:1])
+    pooled, scale, keys = (rows(before, accumulate_dtype(dtype), device) for _ in range(3))
+    given = state(shape, form, accumulate_dtype(dtype), device)
+    return BaseStage(tuple(maps(before, dtype, layout, device)), pooled, scale, keys, given)
+
+
+# The inputs that no sample has to itself.
+SHARED = ("weights", "attention", "q", "k", "v", "lam", "e")
+
+
+def is_shared(name):
+    """Of ``named`` tensors: ``weights.w1`` is."""
+    return name.partition(".")[0] in SHARED
+
+
 def inputs_of(op, shape, cell, dtype, *, layout="nchw", form="default", weight_dtype=None, device="cpu"):
-    """The tensors that ``dla.<op>`` takes, by parameter name. ``form``: one of ``state_forms``, or None."""
+    """The tensors that ``dla.<op>`` takes, by parameter name. ``form``: one of ``state_forms``, or None. Maps that
+    have to be of one size are of the first."""
     if form == "default" and cell:
         form = state_forms(cell)[-1]
     weight_dtype = weight_dtype or dtype
+    of_one_size = replace(shape, sizes=shape.sizes[:1])
+    x, o_prev = maps(replace(of_one_size, T=2), dtype, layout, device) if op in (*STEPS, "depthwise") else (None, None)
+    channels = (shape.C,), (shape.C, 1, 3, 3)
     make = {
+        "x": lambda: x,
+        "o_prev": lambda: o_prev,
+        "stage": lambda: stage(shape, form, dtype, layout, device),
+        "values": lambda: maps(of_one_size, dtype, layout, device),
+        "past": lambda: [torch.randn(n * shape.T, shape.B, shape.C).to(device, dtype) for n in (1, 1, 2)],
+        "q": lambda: filters(shape, weight_dtype, device).q,
+        "k": lambda: filters(shape, weight_dtype, device).k,
+        "coef": lambda: rows(shape, weight_dtype, device),
+        "attention": lambda: filters(shape, weight_dtype, device),
+        "lam": lambda: torch.randn(channels[0]).to(device, weight_dtype),
+        "e": lambda: (0.5 * torch.randn(channels[1])).to(device, weight_dtype),
+        "v": lambda: torch.randn(channels[1]).to(device, weight_dtype),
         "xs": lambda: maps(shape, dtype, layout, device),
-        "y": lambda: rows(shape, dtype, device),
+        "y": lambda: rows(shape, dtype, device)[0] if op == "attend" else rows(shape, dtype, device),
         "d": lambda: rows(shape, dtype, device),
         "weights": lambda: weights(cell, shape, weight_dtype, device),
         "state": lambda: state(shape, form, weight_dtype, device),
@@ -204,10 +248,27 @@ def inputs_of(op, shape, cell, dtype, *, layout="nchw", form="default", weight_d
         "refresh": ("y", "weights", "state"),
         "rescale": ("xs", "d"),
         "layer_update": ("xs", "weights", "state"),
+        "depthwise": ("x", "v"),
+        "attend": ("y", "q", "k", "past"),
+        "mix": ("values", "coef"),
+        "light_step": ("x", "o_prev", "attention", "lam", "weights", "state", "e"),
+        "base_step": ("x", "stage", "attention", "weights"),
     }[op]
     return {name: make[name]() for name in wanted}
 
 
+def laid_out_again(inputs, layout):
+    """The same inputs with their maps in memory as ``inputs_of`` puts them."""
+    again = dict(inputs)
+    for name in ("xs", "values"):
+        if name in again:
+            again[name] = lay_out(again[name], layout)
+    if "stage" in again:
+        again["stage"] = again["stage"]._replace(values=tuple(lay_out(again["stage"].values, layout)))
+    single = [name for name in ("x", "o_prev") if name in again]
+    return again | dict(zip(single, lay_out([again[name] for name in single], layout)))
+
+
 def options_of(op, cell):
     """What ``dla.<op>`` takes besides tensors and the backend."""
-    return {"cell": cell} if op in OPS_WITH_CELL else {}
+    return ({"cell": cell} if op in OPS_WITH_CELL else {}) | ({"heads": 1} if op in (*STEPS, "attend") else {})

@@ -22,7 +22,11 @@ inline int64_t sized(int buffer, int64_t bytes, int element) {
   return bytes == 0 ? 0 : (bytes + 127) / 128 * 128 SIMT_ASAN(+128);
 }
 
+#include "cuda/depthwise.cuh"
 #include "cuda/layer_update.cuh"
+#include "cuda/light_step.cuh"
+#include "cuda/mix.cuh"
+#include "cuda/moments.cuh"
 #include "cuda/refresh.cuh"
 #include "cuda/scan.cuh"
 #include "cuda/weight_gradients.cuh"
@@ -171,22 +175,27 @@ struct Call {
     cell.h0 = memory.drawn(state, 0.7f), cell.c0 = memory.drawn(state, 0.7f);
   }
 
-  Problem problem(Pass pass, int64_t sample_bytes) const {
-    return {pass, cell.projection, cell.NG, cell.T, cell.B, cell.C, cell.R, sample_bytes, sizeof(float)};
+  Problem problem(Pass pass, int64_t sample_bytes, bool attention = false) const {
+    return {pass, cell.projection, cell.NG, cell.T, cell.B, cell.C, cell.R, sample_bytes, sizeof(float), attention};
   }
-  void prepare_grads(bool has_scan, bool has_refresh) {
-    grads.has_scan = has_scan, grads.has_refresh = has_refresh;
+  // Which layers scan and refresh take: forward and backward.
+  void take(int64_t scan_end, int64_t refresh_begin) {
+    cell.scan_end = int(scan_end), cell.refresh_begin = int(refresh_begin);
+  }
+  void prepare_grads() {
+    const bool has_scan = cell.scan_end > 0, has_refresh = cell.refresh_begin < cell.T;
     grads.dh0 = memory.result(state), grads.dc0 = memory.result(state);
     const bool low = of.projection != Projection::kDense, split = of.projection == Projection::kSplit;
     const int64_t R = of.R, N = cell.NG * C;
     Factors<float>& f = grads.factors;
-    if (has_scan) f.h = memory.result(rows * C), f.da_scan = memory.result(rows * N);
-    if (has_refresh) {
-      f.da_refresh = memory.result(rows * N), f.h_last = memory.result(state);
-      f.last_sum = memory.result(of.B * (low ? R : N));
-    }
-    if (has_scan && low) f.u_scan = memory.result(rows * R), f.ds_scan = memory.result(rows * R);
-    if (has_refresh && low) f.u_refresh = memory.result(rows * R), f.ds_refresh = memory.result(rows * R);
+    const int64_t scanned = cell.scan_end * of.B, first = cell.refresh_begin * of.B;
+    const auto of_scan = [&](int64_t width) { return has_scan ? memory.result(scanned * width) : nullptr; };
+    const auto of_refresh = [&](int64_t width) {
+      return has_refresh ? memory.result((rows - first) * width) - first * width : nullptr;
+    };
+    f.h = of_scan(C), f.da_scan = of_scan(N), f.da_refresh = of_refresh(N);
+    if (has_refresh) f.h_last = memory.result(state), f.last_sum = memory.result(of.B * (low ? R : N));
+    if (low) f.u_scan = of_scan(R), f.ds_scan = of_scan(R), f.u_refresh = of_refresh(R), f.ds_refresh = of_refresh(R);
     if (split) f.uy = memory.result(rows * R), f.dsy = memory.result(rows * R);
   }
   void give_states(const float* h, const float* c) {
@@ -196,20 +205,22 @@ struct Call {
   }
 
   void scan() {
+    take(of.T, of.T);
     const float* y = memory.drawn(rows * C, 1);
     float *h = cell.saves_h ? memory.result(rows * C) : nullptr, *c = cell.saves_c ? memory.result(rows * C) : nullptr;
     start(scan_kernel<float>, ScanArgs<float>{cell, y, h, c}, problem(Pass::kForward, 0), of.device);
-    prepare_grads(true, false);
+    prepare_grads();
     give_states(h, c);
     start(scan_bwd_kernel<float>, ScanBwdArgs<float>{cell, grads, y, memory.result(rows * C)},
           problem(Pass::kBackward, 0), of.device);
   }
 
   void refresh() {
+    take(0, 0);
     const float *y = memory.drawn(rows * C, 1), *dd = memory.drawn(rows * C, 1);
     start(refresh_kernel<float>, RefreshArgs<float>{cell, y, memory.result(rows * C)}, problem(Pass::kForward, 0),
           of.device);
-    prepare_grads(false, true);
+    prepare_grads();
     start(refresh_bwd_kernel<float>, RefreshBwdArgs<float>{cell, grads, y, dd, memory.result(rows * C)},
           problem(Pass::kBackward, 0), of.device);
   }
@@ -232,6 +243,7 @@ struct Call {
 
   template <class T>
   void layer_update() {
+    take(of.T, 0);
     int64_t sample_bytes = 0;
     LayerUpdateArgs<T> forward{};
     LayerUpdateBwdArgs<T> backward{};
@@ -250,10 +262,69 @@ struct Call {
     forward.states_h = cell.saves_h ? memory.result(rows * C) : nullptr;
     forward.states_c = cell.saves_c ? memory.result(rows * C) : nullptr;
     start(layer_update_kernel<T>, forward, problem(Pass::kForward, sample_bytes), of.device);
-    prepare_grads(true, true);
+    prepare_grads();
     give_states(forward.states_h, forward.states_c);
     backward.cell = cell, backward.grads = grads;
     start(layer_update_bwd_kernel<T>, backward, problem(Pass::kBackward, 2 * sample_bytes), of.device);
+  }
+
+  // T = 1: x alone; T = 2: x and o_prev. Maps have 5 columns.
+  void light_step() {
+    constexpr int64_t K = 3, heads = 2, W = 5;
+    const int64_t size = state * of.HW[0], sample_bytes = of.T * C * of.HW[0] * int64_t(sizeof(float));
+    const LightFilters<float> filters{memory.drawn(K, 1),
+                                      memory.drawn(K, 1),
+                                      memory.drawn(9 * C, 1),
+                                      memory.drawn(9 * C, 1),
+                                      memory.drawn(C, 1),
+                                      int(K),
+                                      int(heads)};
+    LightStepArgs<float> forward{};
+    LightStepBwdArgs<float> backward{};
+    for (int m = 0; m < of.T; ++m) {
+      void* const x = memory.drawn(size, 1);
+      enter<float>(forward.layers[m], m, 0, x);
+      enter<float>(backward.layers[m], m, 0, x);
+      enter<float>(backward.layers[m], m, 2, memory.result(size));
+    }
+    enter<float>(forward.layers[0], 0, 1, memory.result(size));
+    enter<float>(backward.layers[0], 0, 1, memory.drawn(size, 1));
+    take(cell.NG > 0 ? 1 : 0, cell.NG > 0 ? 1 : of.T);
+    forward.cell = cell, forward.filters = filters, forward.W = W;
+    backward.y = forward.y = memory.result(rows * C);
+    forward.states_h = cell.saves_h ? memory.result(state) : nullptr;
+    forward.states_c = cell.saves_c ? memory.result(state) : nullptr;
+    forward.planes = memory.result(2 * state);
+    start(light_step_kernel<float>, forward, problem(Pass::kForward, sample_bytes, true), of.device);
+    if (cell.NG > 0) prepare_grads();
+    give_states(forward.states_h, forward.states_c);
+    backward.cell = cell, backward.grads = grads, backward.filters = filters, backward.W = W;
+    backward.dv = memory.result(9 * state);
+    if (of.T > 1) backward.de = memory.result(9 * state), backward.dlam = memory.result(state);
+    const Problem back = problem(Pass::kBackward, sample_bytes, true);
+    backward.dtaps = memory.result(of.B * make_plan(back, of.device).blocks_per_tile * 2 * K);
+    backward.dgates = memory.result(state), backward.dscores = memory.result(of.B * heads);
+    start(light_step_bwd_kernel<float>, backward, back, of.device);
+  }
+
+  // depthwise's sums of planes, and moments of a mix.
+  void planes() {
+    const int64_t size = state * of.HW[0], shared = 9 * of.device.threads * int64_t(sizeof(float));
+    const Pieces pieces{1, of.B, C, 8};
+    const Launch how{pieces.blocks(), 1, of.device.threads, shared};
+    DepthwiseBwdArgs<float> depthwise{pieces, 5, memory.drawn(9 * C, 1), memory.drawn(2 * state, 1), nullptr, {}};
+    depthwise.dv = memory.result(9 * state);
+    MixArgs<float> mix{};
+    mix.pieces = pieces, mix.M = int(of.T);
+    mix.coef = memory.drawn(rows * C, 1), mix.planes = memory.result(2 * state);
+    for (int m = 0; m < of.T; ++m) enter<float>(mix.values.at[m], m, 0, memory.drawn(size, 1));
+    enter<float>(mix.out, 0, 0, memory.result(size));
+    for (int which : {0, 1}) enter<float>(depthwise.layer, 0, which, memory.drawn(size, 1));
+    enter<float>(depthwise.layer, 0, 2, memory.result(size));
+    start(depthwise_bwd_kernel<float>, depthwise, how);
+    start(mix_kernel<float>, mix, how);
+    const MomentsArgs<float> moments{of.B, C, of.HW[0], mix.planes, memory.result(2 * C)};
+    start(moments_kernel<float>, moments, Launch{(C + 7) / 8, 1, of.device.threads, shared});
   }
 
   void weight_gradients() {
@@ -273,6 +344,8 @@ struct Call {
     if (op == "refresh") refresh();
     if (op == "layer_update") layer_update<float>();
     if (op == "layer_update, bf16") layer_update<BFloat16>();
+    if (op == "light_step") light_step();
+    if (op == "planes") planes();
     if (op == "weight_gradients") weight_gradients();
   }
 };
@@ -301,6 +374,13 @@ static const std::vector<Case> kCases = {
     {"refresh, split", "refresh", kLstm, kSplit, 4, 3, 24, 8, {}, false, device_of(2, 9000, 0, 2, 64)},
     {"refresh, cluster", "refresh", kDsu, kSplit, 4, 3, 64, 16, {}, false, device_of(2, 4000, 0, 8, 64)},
     {"refresh, dense", "refresh", kLstm, kDense, 4, 3, 12, 0, {}, false, device_of(1, 6000, 0, 1, 64)},
+    {"light", "light_step", kDsu, kJoint, 2, 3, 38, 5, {15}, false, device_of(2, 6000, 1, 4, 64)},
+    {"light, channels last", "light_step", kLstm, kSplit, 2, 2, 38, 5, {15}, true, device_of(2, 9000, 1, 4, 64)},
+    {"light, dense", "light_step", kLstm, kDense, 2, 3, 16, 0, {15}, true, device_of(1, 9000, 1, 1, 96)},
+    {"light, no cell", "light_step", "", kJoint, 2, 3, 38, 0, {15}, false, device_of(2, 6000, 1, 4, 64)},
+    {"light, first", "light_step", "", kJoint, 1, 3, 16, 0, {15}, true, device_of(1, 6000, 1, 1, 64)},
+    {"light, a tile", "light_step", kDsu, kJoint, 2, 9, 16, 5, {15}, true, device_of(1, 1024, 1, 1, 32, 8)},
+    {"planes", "planes", kDsu, kDense, 3, 3, 17, 0, {15}, true, device_of(1, 300, 0, 1, 96)},
     {"weight gradients", "weight_gradients", kDsu, kDense, 1, 1, 1, 0, {}, false, device_of(1, 300, 0, 1, 32)},
 };
 

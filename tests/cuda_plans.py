@@ -14,15 +14,16 @@ using namespace dla;
 using namespace dla::cuda;
 
 int main() {
-  int pass, projection, group;
+  int pass, projection, attention, group;
   Problem p;
   Device d;
   long T, B, C, R, sample, shared, processor, l2;
-  while (std::scanf("%d %d %d %ld %ld %ld %ld %ld %d %d %ld %ld %ld %d %d %d %d %d", &pass, &projection, &p.NG, &T, &B,
-                    &C, &R, &sample, &p.accumulate_bytes, &d.processors, &shared, &processor, &l2, &d.largest_cluster,
-                    &d.threads, &d.group, &d.samples, &group) == 18) {
+  while (std::scanf("%d %d %d %ld %ld %ld %ld %ld %d %d %d %ld %ld %ld %d %d %d %d %d", &pass, &projection, &p.NG, &T,
+                    &B, &C, &R, &sample, &p.accumulate_bytes, &attention, &d.processors, &shared, &processor, &l2,
+                    &d.largest_cluster, &d.threads, &d.group, &d.samples, &group) == 19) {
     p.pass = Pass(pass), p.projection = Projection(projection), p.T = T, p.B = B, p.C = C, p.R = R;
-    p.sample_bytes = sample, d.shared_per_block = shared, d.shared_per_processor = processor, d.l2 = l2;
+    p.sample_bytes = sample, p.attention = attention, d.shared_per_block = shared;
+    d.shared_per_processor = processor, d.l2 = l2;
     const Plan plan = make_plan(p, d, group);
     const char* paths[] = {"portable", "on-chip", "weights-bound"};
     std::printf("{\"path\": \"%s\", \"group\": %d, \"samples\": %d, \"channels\": %d, \"chunk\": %d, "
@@ -39,7 +40,7 @@ int main() {
 
 # In the order of `enum Buffer`, without the k.
 _HOTTEST = ("Exchange", "U", "H", "C", "DH", "DC", "Scratch", "W1h", "Shared", "P", "Gates", "W2h", "D", "Y", "Q")
-BUFFERS = (*_HOTTEST, "UScan", "URefresh", "DP", "UY", "Last", "DD", "DY", "HBefore", "DQ")
+BUFFERS = (*_HOTTEST, "UScan", "URefresh", "DP", "UY", "Last", "DD", "DY", "HBefore", "DQ", "Gate", "Middle")
 
 
 class Device(NamedTuple):
@@ -63,6 +64,7 @@ class Problem(NamedTuple):
     R: int
     sample_bytes: int
     accumulate_bytes: int = 4
+    attention: bool = False
 
 
 class Plans:

@@ -20,11 +20,11 @@ def interpreted(backend):
 
 
 def some(backend, many, n):
-    """All of them; n from first to last where the interpreter runs them."""
+    """All of them; n from first to last, or the last alone, where the interpreter runs them."""
     many = list(many)
     if not interpreted(backend) or len(many) <= n:
         return many
-    return [many[i * (len(many) - 1) // max(n - 1, 1)] for i in range(n)]
+    return [many[-1 - i * (len(many) - 1) // max(n - 1, 1)] for i in reversed(range(n))]
 
 
 def is_large(item):
@@ -37,8 +37,8 @@ def parameters(item):
     """Name -> value, but for the backend; of a cell, its rule and its projection."""
     values = {k: v for k, v in item.callspec.params.items() if not k.endswith("backend")}
     for name, value in list(values.items()):
-        if isinstance(value, Cell):
-            values |= {name: value.rule, f"{name}'s projection": value.projection}
+        if isinstance(value, Cell) or name == "cell":  # or none
+            values |= {name: getattr(value, "rule", ""), f"{name}'s projection": getattr(value, "projection", "")}
     return {name: str(value) for name, value in values.items()}
 
 

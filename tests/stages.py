@@ -2,19 +2,14 @@
 
 import torch
 
-from dla_kernels.attention import Attention, filter_width
+from dla_kernels.cells import accumulate_dtype
 
-from .cases import maps, weights
-
-
-def attention(C, dtype=torch.float64):
-    width = filter_width(C)
-    return Attention(*(torch.randn(shape, dtype=dtype) * 0.7 for shape in ((width,), (width,), (C, 1, 3, 3))))
+from .cases import filters, maps, weights
 
 
 def layers(shape, dtype=torch.float64):
     """T pairs of a map [B, C, H, W], all of one size, and the layer's own filters."""
-    return [(x, attention(shape.C, dtype)) for x in maps(shape, dtype)]
+    return [(x, filters(shape, dtype)) for x in maps(shape, dtype)]
 
 
 def cell_weights(cell, shape, dtype=torch.float64):
@@ -24,3 +19,24 @@ def cell_weights(cell, shape, dtype=torch.float64):
 def grown(x):
     """A leaf that asks for a gradient."""
     return x.clone().requires_grad_()
+
+
+def norm(C, dtype, device="cpu"):
+    """gamma, beta, and a running mean and variance."""
+    gamma, beta, mean = (torch.randn(C).to(device, dtype) for _ in range(3))
+    return gamma, beta, (mean, (torch.rand(C) + 0.5).to(device, dtype))
+
+
+def drop_path(B, dtype, device="cpu"):
+    """Every third sample's branch is dropped, the others' made up for it."""
+    return (torch.arange(B).remainder(3).gt(0).to(torch.float32) * 1.5).to(device, dtype)
+
+
+def check_moments(moments, o):
+    """Those of o as stored, to the rounding of their dtype: a large mean costs the variance nothing."""
+    var, mean = torch.var_mean(o.double(), (0, 2, 3), correction=0)
+    assert moments.dtype == accumulate_dtype(o.dtype)
+    eps = torch.finfo(moments.dtype).eps
+    spread = var.sqrt() + eps * mean.abs()
+    assert ((moments[0] - mean).abs() <= 8 * eps * (mean.abs() + spread)).all()
+    assert ((moments[1] - var).abs() <= 64 * eps * spread.square() + (8 * eps * mean).square()).all()

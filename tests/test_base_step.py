@@ -1,51 +1,33 @@
-"""DLA-B and MRLA-B inside a network: so far the reference, against the published way of copying every map."""
+"""DLA-B and MRLA-B inside a network: the reference against the published way of copying, kernels against it."""
+
+from functools import partial
 
 import pytest
 import torch
 from torch.autograd import gradcheck
 
 import dla_kernels as dla
+from bench.attention import Row, Stage, base_stage
+from bench.published import base_stage_by_copying as by_copying
 from dla_kernels import reference
 from dla_kernels.attention import Attention
 
-from .cases import CELLS, FEW_CELLS, Shape, cell_name
-from .stages import cell_weights, grown, layers
+from .calls import check_parity
+from .cases import CELLS, DTYPES, FEW_CELLS, LAYOUT_NAMES, MIDDLE, Shape, cell_name, dtype_name, inputs_of, state_forms
+from .interpreter import interpreted
+from .stages import cell_weights, check_moments, grown, layers
 
+OP = "base_step"
 DOUBLE = torch.float64
 
 
-def lazily(stage_layers, weights, heads, **options):
+def lazily(stage_layers, weights, heads, base_step=reference.base_step, **options):
     """o of every layer, and what the stage holds at the end."""
     stage, out = None, []
     for x, filters in stage_layers:
-        o, stage = reference.base_step(x, stage, filters, weights, heads=heads, **options)
+        o, stage, _ = base_step(x, stage, filters, weights, heads=heads, **options)
         out.append(o)
     return out, stage
-
-
-def by_copying(stage_layers, weights, heads, **options):
-    """Every earlier key and map is written anew at every layer."""
-    keys, values, state, out = [], [], None, []
-    for x, filters in stage_layers:
-        B, C = x.shape[:2]
-        y = x.mean((2, 3))
-        if weights is not None:
-            states = reference.scan(y[None], weights, state=state, **options)
-            state = tuple(s[-1] for s in states)
-
-            def dyn(rows, state=state):
-                return reference.refresh(rows[None], state, weights, **options)[0]
-
-            keys = [k * dyn(k) for k in keys]
-            values = [v * dyn(v.mean((2, 3)))[..., None, None] for v in values]
-        width = len(filters.q)
-        q, k = (torch.conv1d(y[:, None], f[None, None], padding=width // 2)[:, 0] for f in (filters.q, filters.k))
-        keys.append(k)
-        values.append(torch.conv2d(x, filters.v, padding=1, groups=C))
-        scores = torch.stack([(q * k).view(B, heads, -1).sum(-1) for k in keys]) / (C // heads) ** 0.5
-        shares = scores.softmax(0)[:, :, :, None].expand(-1, -1, -1, C // heads).reshape(len(keys), B, C)
-        out.append(sum(share[..., None, None] * v for share, v in zip(shares, values)))
-    return out
 
 
 @pytest.mark.parametrize("cell", [*CELLS, None], ids=lambda cell: cell_name(cell) if cell else "mrla")
@@ -93,3 +75,72 @@ def test_the_reference_is_differentiable():
         return tuple(lazily([(x1, filters), (x2, filters)], dla.Split(*w), heads=2, cell=dla.RELEASED_DSU)[0])
 
     assert gradcheck(f, [t.requires_grad_() for t in (given[0][0], given[1][0], *given[0][1], *w)])
+
+
+# ---- the kernels ----
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=dtype_name)
+@pytest.mark.parametrize("cell", CELLS, ids=cell_name)
+def test_every_cell_from_every_state(backend, cell, dtype):
+    for form in (None, *state_forms(cell)):
+        inputs = inputs_of(OP, MIDDLE, cell, dtype, form=form, device=backend.device)
+        check_parity(OP, backend, inputs, MIDDLE.longest_sum, cell=cell, heads=1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("layout", LAYOUT_NAMES)
+def test_every_layout(backend, layout, dtype):
+    inputs = inputs_of(OP, MIDDLE, FEW_CELLS[1], dtype, layout=layout, device=backend.device)
+    check_parity(OP, backend, inputs, MIDDLE.longest_sum, cell=FEW_CELLS[1], heads=1)
+
+
+@pytest.mark.parametrize("cell", [*FEW_CELLS, None], ids=lambda cell: cell_name(cell) if cell else "mrla")
+@pytest.mark.parametrize(("T", "C", "D", "size"), [(12, 32, 16, "3x5"), (3, 64, 32, "7x7"), (5, 6, 6, "1x1")])
+def test_a_stage_equals_one_that_copies_gradients_included(backend, cell, T, C, D, size):
+    shape = Shape.parse(f"T{T}-B2-C{C}-R3-HW{size}")
+    options = {"heads": C // D} | ({"cell": cell} if cell else {})
+    given = [(x.to(backend.device), Attention(*(t.to(backend.device) for t in f))) for x, f in layers(shape)]
+    w = cell_weights(cell, shape)
+    arriving = [torch.randn_like(x) for x, _ in given]
+    results = []
+    for way in (
+        lambda *a, **kw: lazily(*a, base_step=partial(dla.base_step, backend=backend.name), **kw)[0],
+        by_copying,
+    ):
+        fresh = [(grown(x), Attention(*map(grown, filters))) for x, filters in given]
+        leaves_w = w and type(w)(*(grown(t.to(backend.device)) for t in w))
+        out = way(fresh, leaves_w, **options)
+        leaves = [t for x, filters in fresh for t in (x, *filters)] + list(leaves_w or ())
+        results.append([*out, *torch.autograd.grad(out, leaves, arriving, materialize_grads=True)])
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("T", [2, 6, 12, 36])
+def test_memory_that_autograd_holds(backend, T):
+    if interpreted(backend) and T > 6:
+        pytest.skip("so many layers take the interpreter long, and autograd holds the same whoever computes")
+    stage = Stage(Row(2, 32, 16, T), backend.device)
+    held = stage.maps_held(partial(base_stage, base_step=partial(dla.base_step, backend=backend.name)))
+    assert T <= held <= T + 3
+
+
+def test_copying_holds_far_more():
+    """What the figures above are compared with."""
+    assert Stage(Row(2, 32, 16, 12)).maps_held(by_copying) >= 12 * 13 / 2
+
+
+def test_moments(backend):
+    inputs = inputs_of(OP, MIDDLE, dla.PAPER_DSU, torch.float32, device=backend.device)
+    o, _, moments = dla.base_step(**inputs, heads=1, moments=True, backend=backend.name)
+    check_moments(moments, o)
+
+
+def test_says_what_was_expected_and_what_came():
+    inputs = inputs_of(OP, Shape.parse("T2-B2-C6-R3-HW2x3"), dla.PAPER_DSU, torch.float32)
+    with pytest.raises(ValueError, match=r"x: expected shape .* like stage.values.0., got"):
+        dla.base_step(**inputs | {"x": torch.ones(2, 6, 4, 4)}, heads=2)
+    with pytest.raises(ValueError, match="heads: expected a divisor of C = 6, got 5"):
+        dla.base_step(**inputs, heads=5)
+    with pytest.raises(TypeError, match=r"stage: expected .*, got tuple"):
+        dla.base_step(**inputs | {"stage": tuple(inputs["stage"])}, heads=2)

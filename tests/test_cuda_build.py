@@ -26,8 +26,11 @@ def resources():
 
 def test_every_kernel_is_there_for_every_architecture(resources):
     rows, maps = {"fp32", "fp64"}, {"fp32", "fp64", "bf16", "fp16"}
-    expected = dict.fromkeys(("scan", "scan_bwd", "refresh", "refresh_bwd", "weight_gradients"), rows)
+    rows_only = ("scan", "scan_bwd", "refresh", "refresh_bwd", "attend", "attend_bwd", "weight_gradients", "moments")
+    expected = dict.fromkeys(rows_only, rows)
     expected |= dict.fromkeys(("gap", "rescale", "rescale_bwd", "layer_update", "layer_update_bwd"), maps)
+    expected |= dict.fromkeys(("light_step", "light_step_bwd", "depthwise", "depthwise_bwd", "mix", "mix_bwd"), maps)
+    expected |= dict.fromkeys(("norm_add", "norm_add_sums", "norm_add_bwd"), maps)
     for arch in cuda_resources.ARCHS:
         found = {}
         for r in resources:

@@ -15,6 +15,11 @@ LAUNCHES = {  # forward, backward
     "refresh": (1, 2),
     "rescale": (1, 1),
     "layer_update": (1, 2),
+    "depthwise": (1, 2),
+    "attend": (1, 2),
+    "mix": (1, 1),
+    "light_step": (1, 2),
+    "base_step": (5, 9),  # depthwise, scan, refresh, attend, mix
 }
 CASES = [(op, cell) for op in OPS for cell in FEW_CELLS if op in OPS_WITH_CELL or cell is FEW_CELLS[0]]
 

@@ -15,6 +15,7 @@ TESTS = Path(__file__).parent
 CSRC = TESTS.parent / "csrc"
 KERNELS = [f"{name}.cuh" for name in ("products", "planes", "recurrence", "recurrence_bwd")]
 KERNELS += [f"{name}.cuh" for name in ("scan", "refresh", "layer_update", "weight_gradients")]
+KERNELS += [f"{name}.cuh" for name in ("gather", "light_step")]
 PLAN = CSRC / "cuda" / "plan.h"
 SEEDS = 20
 
@@ -67,7 +68,6 @@ SITES = all_sites()
 
 # Other barriers stand between the same accesses, so that one of these alone is not missed.
 REDUNDANT = {
-    "recurrence: next, block_barrier 1",
     "recurrence: hoist, block_barrier 1",
     "recurrence: refresh, block_barrier 2",
     "recurrence_bwd: begin, block_barrier 1",

@@ -57,18 +57,21 @@ def problems(draw):
     projection = draw(st.sampled_from(["joint", "split", "dense"]))
     C = draw(st.integers(1, 4100) | st.integers(1, 80))
     pixels = draw(st.just(0) | st.integers(1, 10_000))
-    T = draw(st.integers(1, 256) | st.integers(1, 24))
+    attention = draw(st.booleans())
+    T = draw(st.integers(1, 2) if attention else st.integers(1, 256) | st.integers(1, 24))
+    no_cell = attention and projection == "joint" and draw(st.booleans())
     accumulate_bytes = draw(st.sampled_from([4, 8]))
     return Problem(
         backward=draw(st.booleans()),
         projection=projection,
-        NG=draw(st.sampled_from([1, 3, 4])),
+        NG=0 if no_cell else draw(st.sampled_from([1, 3, 4])),
         T=T,
         B=draw(st.integers(0, 2000) | st.integers(1, 20)),
         C=C,
-        R=0 if projection == "dense" else draw(st.integers(1, 1024) | st.integers(1, 40)),
+        R=0 if projection == "dense" or no_cell else draw(st.integers(1, 1024) | st.integers(1, 40)),
         sample_bytes=T * C * pixels * draw(st.sampled_from([2, 4])),
         accumulate_bytes=accumulate_bytes,
+        attention=attention,
     )
 
 
@@ -81,12 +84,14 @@ def needed(problem, plan):
     sizes = {
         "H": nb * cs,
         "C": nb * cs,
-        "Scratch": 8 * plan["threads"],
+        "Scratch": (9 if p.attention else 8) * plan["threads"],
         "Shared": nb * (R if low else gates),
         "Gates": (rows if back else chunk) * gates,
         "D": (rows if back else chunk) * cs,
         "Y": rows * cs,
     }
+    if p.attention:
+        sizes |= dict.fromkeys(["Gate", "Middle"] if back else ["Gate"], nb * cs)
     if low:
         sizes |= {"Exchange": 2 * chunk * R, "U": chunk * R, "W1h": R * (cs + 4), "W2h": gates * (R + 4)}
     sizes |= {"P": rows * R} if joint else {"Q": rows * gates}
@@ -99,7 +104,7 @@ def needed(problem, plan):
             sizes["UY"] = rows * R
         if not joint:
             sizes["DQ"] = rows * gates
-    return sizes
+    return {name: n for name, n in sizes.items() if n > 0}
 
 
 def check_places(problem, device, plan):
@@ -119,7 +124,7 @@ def check_places(problem, device, plan):
         for (_, end, name), (begin, _, other) in combinations(sorted(memory), 2):
             assert end <= begin, f"{name} and {other} overlap"
     assert plan["workspace"] % 16 == 0  # of a block: the next one's begins there
-    if problem.projection != "dense" and plan["group"] > 1:
+    if problem.R > 0 and plan["group"] > 1:
         assert plan["place"]["Exchange"] >= 0, "other blocks must reach it"
 
 

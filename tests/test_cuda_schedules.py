@@ -11,7 +11,7 @@ from dla_kernels.backends import BACKENDS, SIMT
 from dla_kernels.cells import Cell
 
 from .calls import cotangents_for, outcome
-from .cases import FEW_CELLS, OPS_WITH_CELL, Shape, cell_name, inputs_of
+from .cases import FEW_CELLS, OPS_WITH_CELL, Shape, cell_name, inputs_of, options_of
 from .tolerances import assert_same_bits
 
 pytestmark = [
@@ -77,10 +77,10 @@ def test_the_same_bits_under_every_schedule(monkeypatch, cell, op, place):
     device, shape = PLACES[place]
     monkeypatch.setenv("DLA_SIMT_DEVICE", device)
     inputs = inputs_of(op, shape, cell, torch.float32, layout="mixed")
-    cotangents = cotangents_for(op, inputs, cell=cell)
+    cotangents = cotangents_for(op, inputs, **options_of(op, cell))
 
     def everything():
-        return outcome(getattr(dla, op), inputs, cotangents, backend="cuda", cell=cell)
+        return outcome(getattr(dla, op), inputs, cotangents, backend="cuda", **options_of(op, cell))
 
     first = under_seed(0, everything)
     for seed in SEEDS:

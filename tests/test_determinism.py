@@ -19,6 +19,7 @@ from .cases import (
     cell_name,
     dtype_name,
     inputs_of,
+    is_shared,
     options_of,
 )
 from .interpreter import some
@@ -82,7 +83,7 @@ def part(op, tensors, begin, end):
     """The samples begin .. end: of maps and states the first axis, of y, d and all states [T, B, C] the second."""
 
     def cut(name, x):
-        return x[:, begin:end] if x.dim() == 3 else x if name.startswith("weights") else x[begin:end]
+        return x if is_shared(name) else x[:, begin:end] if x.dim() == 3 else x[begin:end]
 
     return {
         name: cut(name, x) if isinstance(x, torch.Tensor) else mapped(lambda y, n=name: cut(n, y), x)
@@ -95,7 +96,7 @@ def assert_batch_invariant(op, backend, shape, cell, dtype, groups, layout="nchw
     inputs = inputs_of(op, shape, cell, dtype, layout=layout, device=backend.device)
     cotangents = cotangents_for(op, inputs, **options_of(op, cell))
     whole = complete_outcome(op, backend, inputs, cotangents, cell)
-    whole = {name: x for name, x in whole.items() if not name.startswith("d weights")}
+    whole = {name: x for name, x in whole.items() if not is_shared(name.removeprefix("d "))}
     for begin, end in groups:
         alone = complete_outcome(op, backend, part(op, inputs, begin, end), part(op, cotangents, begin, end), cell)
         alone = {name: alone[name] for name in whole}
@@ -139,7 +140,7 @@ def test_permuted_samples_give_permuted_results(backend, op):
 
     def permuted(tensors):
         return {
-            name: x if name == "weights" else mapped(lambda y: y[:, order] if y.dim() == 3 else y[order], x)
+            name: x if is_shared(name) else mapped(lambda y: y[:, order] if y.dim() == 3 else y[order], x)
             for name, x in tensors.items()
         }
 
@@ -161,7 +162,7 @@ def test_nor_on_where_weights_begin_in_memory(backend, op, cell):
                 inputs | {"weights": type(inputs["weights"])(*views)},
                 None,
                 backend=backend.name,
-                cell=cell,
+                **options_of(op, cell),
             )
         )
     for other in results[1:]:

@@ -255,7 +255,8 @@ BAD_OPERATOR_CALLS = {
         lambda ops: ops.scan(Y, list(joint(w1=torch.ones(R, C))), [], DSU),
         "weights: expected size 12 in dimension 1, got 6",
     ),
-    "state of one tensor": (lambda ops: ops.refresh(Y, [STATE], list(joint()), DSU), "state: expected 2 .*, got 1"),
+    "no state": (lambda ops: ops.refresh(Y, [], list(joint()), DSU), "state: expected 2 .*, got 0"),
+    "state of one tensor": (lambda ops: ops.refresh(Y, [STATE], list(dense()), "lstm"), "state: expected 2 .*, got 1"),
     "half y": (lambda ops: ops.scan(Y.half(), list(joint()), [], DSU), "y: expected fp32 or fp64, got .*(Half|16)"),
     "d of another shape": (lambda ops: ops.rescale(maps(), Y[:, :1]), "d: expected size 2 in dimension 1, got 1"),
     "y of another shape": (

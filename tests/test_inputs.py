@@ -44,9 +44,12 @@ def test_any_strides(backend, cell, op):
 @pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
 def test_a_broadcast_state_and_bias(backend, cell, op):
     inputs = inputs_of(op, MIDDLE, cell, torch.float32, device=backend.device)
-    inputs["state"] = tuple(s[:1, :1].expand_as(s) for s in inputs["state"])
+    if op == "base_step":
+        inputs["stage"] = mapped(lambda x: x[:1, :1].expand_as(x), inputs["stage"])
+    else:
+        inputs["state"] = tuple(s[:1, :1].expand_as(s) for s in inputs["state"])
     inputs["weights"] = mapped(lambda w: w if w.dim() == 2 else w[:1].expand_as(w), inputs["weights"])
-    check_parity(op, backend, inputs, MIDDLE.longest_sum, cell=cell)
+    check_parity(op, backend, inputs, MIDDLE.longest_sum, **options_of(op, cell))
 
 
 @pytest.mark.parametrize("op", ["gap", "rescale", "layer_update"])

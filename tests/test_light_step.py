@@ -1,4 +1,4 @@
-"""DLA-L and MRLA-L inside a network: so far the reference, against a second reading of its equation."""
+"""DLA-L and MRLA-L inside a network: the reference against a second reading of its equation, kernels against it."""
 
 import pytest
 import torch
@@ -8,8 +8,27 @@ import dla_kernels as dla
 from dla_kernels import reference
 from dla_kernels.attention import Attention, filter_width
 
-from .cases import CELLS, FEW_CELLS, Shape, cell_name
-from .stages import attention, cell_weights, layers
+from .calls import check_parity
+from .cases import (
+    CELLS,
+    DTYPES,
+    FEW_CELLS,
+    LAYOUT_NAMES,
+    MIDDLE,
+    SHAPES,
+    WIDE,
+    Shape,
+    cell_name,
+    dtype_name,
+    inputs_of,
+    state_forms,
+)
+from .stages import cell_weights, check_moments, drop_path, layers, norm
+from .test_depthwise import BORDERS
+from .tolerances import assert_same_bits
+
+OP = "light_step"
+OUTGROWING = Shape.parse("T2-B5-C67-R16-HW65x63")
 
 SIZES = ["1x1", "3x5", "7x7"]
 DOUBLE = torch.float64
@@ -56,7 +75,7 @@ def test_the_reference_follows_its_equation(cell, published, size):
     w, lam = cell_weights(cell, shape), torch.randn(4, dtype=DOUBLE)
     e = torch.randn(4, 1, 3, 3, dtype=DOUBLE) if published else None
     options = {"heads": 2, "e": e} | ({"cell": cell} if cell else {})
-    o, state = reference.light_step(x, o_prev, filters, lam, w, **options)
+    o, state, _ = reference.light_step(x, o_prev, filters, lam, w, **options)
 
     y, refreshed = reference.gap([x, o_prev]), o_prev
     if cell:
@@ -73,7 +92,7 @@ def test_without_a_layer_before_there_is_attention_alone():
     shape = Shape.parse("T1-B2-C6-HW3x3")
     ((x, filters),) = layers(shape)
     lam = torch.randn(6, dtype=DOUBLE)
-    o, state = reference.light_step(x, None, filters, lam, heads=3)
+    o, state, _ = reference.light_step(x, None, filters, lam, heads=3)
     assert state is None
     torch.testing.assert_close(o, reference.light_step(x, torch.zeros_like(x), filters, lam, heads=3)[0])
 
@@ -94,18 +113,18 @@ def test_a_sample_is_refreshed_with_its_own_state(cell):
     shape = Shape.parse("T2-B3-C4-R2-HW2x3")
     (x, filters), (o_prev, _) = layers(shape)
     w, lam, order = cell_weights(cell, shape), torch.randn(4, dtype=DOUBLE), [2, 0, 1]
-    o, _ = reference.light_step(x, o_prev, filters, lam, w, heads=2, cell=cell)
-    moved, _ = reference.light_step(x[order], o_prev[order], filters, lam, w, heads=2, cell=cell)
+    o, _, _ = reference.light_step(x, o_prev, filters, lam, w, heads=2, cell=cell)
+    moved, _, _ = reference.light_step(x[order], o_prev[order], filters, lam, w, heads=2, cell=cell)
     torch.testing.assert_close(moved, o[order])
 
 
 def test_the_reference_is_differentiable():
     shape = Shape.parse("T2-B2-C4-R2-HW2x3")
     (x, filters), (o_prev, _) = layers(shape)
-    w, lam, e = cell_weights(dla.PAPER_DSU, shape), torch.randn(4, dtype=DOUBLE), attention(4).v
+    w, lam, e = cell_weights(dla.PAPER_DSU, shape), torch.randn(4, dtype=DOUBLE), filters.v.clone()
 
     def f(x, o_prev, lam, e, q, k, v, *w):
-        o, state = reference.light_step(x, o_prev, Attention(q, k, v), lam, dla.Joint(*w), heads=2, e=e)
+        o, state, _ = reference.light_step(x, o_prev, Attention(q, k, v), lam, dla.Joint(*w), heads=2, e=e)
         return o, *state
 
     assert gradcheck(f, [t.requires_grad_() for t in (x, o_prev, lam, e, *filters, *w)])
@@ -113,3 +132,162 @@ def test_the_reference_is_differentiable():
 
 def test_the_width_of_a_filter_is_odd_and_grows_with_the_channels():
     assert [filter_width(C) for C in (1, 16, 64, 128, 512, 2048)] == [1, 3, 3, 5, 5, 7]
+
+
+# ---- the kernels ----
+
+
+def of_form(inputs, published=True, first=False, mrla=False):
+    """The inputs of a layer of the published code or of the paper; the first of its stage; without a cell."""
+    without = {"e": not published, "o_prev": first, "weights": mrla, "state": mrla}
+    return {name: None if without.get(name) else value for name, value in inputs.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=dtype_name)
+@pytest.mark.parametrize("cell", CELLS, ids=cell_name)
+def test_every_cell_from_every_state(backend, cell, dtype):
+    for form in (None, *state_forms(cell)):
+        inputs = inputs_of(OP, MIDDLE, cell, dtype, form=form, device=backend.device)
+        check_parity(OP, backend, inputs, MIDDLE.longest_sum, cell=cell, heads=1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
+def test_every_shape(backend, cell, shape, dtype):
+    inputs = inputs_of(OP, shape, cell, dtype, device=backend.device)
+    check_parity(OP, backend, inputs, shape.B * shape.longest_sum, cell=cell, heads=1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("layout", LAYOUT_NAMES)
+def test_every_layout(backend, layout, dtype):
+    for published in (True, False):
+        inputs = inputs_of(OP, MIDDLE, FEW_CELLS[1], dtype, layout=layout, device=backend.device)
+        check_parity(OP, backend, of_form(inputs, published), MIDDLE.longest_sum, cell=FEW_CELLS[1], heads=1)
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["", "first"])
+@pytest.mark.parametrize("published", [True, False], ids=["published", "paper"])
+@pytest.mark.parametrize("cell", [*FEW_CELLS, None], ids=lambda cell: cell_name(cell) if cell else "mrla")
+def test_every_form(backend, cell, published, first):
+    for dtype in (torch.float64, torch.bfloat16):
+        inputs = inputs_of(OP, MIDDLE, cell or FEW_CELLS[0], dtype, device=backend.device)
+        inputs = of_form(inputs, published, first, cell is None)
+        check_parity(OP, backend, inputs, MIDDLE.longest_sum, cell=cell or FEW_CELLS[0], heads=1)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("size", BORDERS)
+def test_every_border(backend, size, layout):
+    shape = Shape.parse(f"T2-B2-C18-HW{size}")
+    for published in (True, False):
+        inputs = inputs_of(OP, shape, FEW_CELLS[0], torch.float64, layout=layout, device=backend.device)
+        check_parity(OP, backend, of_form(inputs, published), shape.longest_sum, cell=FEW_CELLS[0], heads=2)
+
+
+@pytest.mark.parametrize(("C", "D"), [(64, 16), (64, 32), (64, 64), (48, 16), (6, 1)])
+def test_heads(backend, C, D):
+    shape = Shape.parse(f"T2-B3-C{C}-HW4x3")
+    for dtype in (torch.float64, torch.float32):
+        inputs = inputs_of(OP, shape, dla.RELEASED_DSU, dtype, device=backend.device)
+        check_parity(OP, backend, inputs, shape.longest_sum, cell=dla.RELEASED_DSU, heads=C // D)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=dtype_name)
+@pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
+def test_weights_that_outgrow_the_cache(backend, cell, dtype):
+    shape = WIDE[cell.projection]
+    inputs = inputs_of(OP, shape, cell, dtype, device=backend.device)
+    check_parity(OP, backend, inputs, shape.longest_sum, cell=cell, heads=2)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last", "mixed"])
+def test_maps_that_outgrow_the_cache(backend, layout):
+    shape = OUTGROWING
+    for dtype in (torch.float32, torch.bfloat16):
+        inputs = inputs_of(OP, shape, dla.PAPER_DSU, dtype, layout=layout, device=backend.device)
+        check_parity(OP, backend, inputs, shape.B * shape.longest_sum, cell=dla.PAPER_DSU, heads=1)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("shape", [MIDDLE, SHAPES[6], SHAPES[0], OUTGROWING], ids=str)
+def test_moments(backend, shape, dtype, layout):
+    inputs = inputs_of(OP, shape, dla.PAPER_DSU, dtype, layout=layout, device=backend.device)
+    o, _, moments = dla.light_step(**inputs, heads=1, moments=True, backend=backend.name)
+    assert_same_bits(o, dla.light_step(**inputs, heads=1, backend=backend.name)[0])
+    check_moments(moments, o)
+
+
+@pytest.mark.parametrize("cell", [*FEW_CELLS, None], ids=lambda cell: cell_name(cell) if cell else "mrla")
+def test_a_stage_of_twelve_layers_and_their_norms(backend, cell):
+    """Layer by layer, each with its shortcut as in the published networks, against the reference, gradients too."""
+    shape = Shape.parse("T12-B3-C16-R4-HW5x3")
+    given, options = layers(shape), {"heads": 2} | ({"cell": cell} if cell else {})
+    lam, e = torch.randn(12, 16, dtype=DOUBLE), torch.randn(16, 1, 3, 3, dtype=DOUBLE)
+    w, keep, norms = cell_weights(cell, shape), drop_path(3, DOUBLE), [norm(16, DOUBLE) for _ in given]
+
+    def run(f, backend, *leaves):
+        e, lam, *leaves = leaves
+        x, state, out = given[0][0].to(backend.device), None, []
+        for t, (gamma, beta, _) in enumerate(norms):
+            q, k, v = leaves[3 * t : 3 * t + 3]
+            weights = type(w)(*leaves[36:]) if cell else None
+            named = {} if f is reference else {"backend": backend.name}
+            o, state, moments = f.light_step(
+                x, x * 0.9, Attention(q, k, v), lam[t], weights, e=e, state=state, moments=True, **options, **named
+            )
+            norm_of = [n.to(backend.device) for n in (gamma, beta)]
+            x = f.norm_add(x, o, *norm_of, None, moments=moments, keep=keep.to(backend.device), **named)
+            out.append(x)
+        return torch.stack(out)
+
+    leaves = [x.to(backend.device).requires_grad_() for x in (e, lam, *(t for _, f in given for t in f), *(w or ()))]
+    ours, theirs = (run(f, backend, *leaves) for f in (dla, reference))
+    torch.testing.assert_close(ours, theirs)
+    grads = [torch.autograd.grad(x.square().sum(), leaves) for x in (ours, theirs)]
+    torch.testing.assert_close(*grads)
+
+
+def test_a_layer_is_one_framework_call_in_inference(backend):
+    """Its memory aside, which the call allocates; the norm and its shortcut are one more."""
+    shape = Shape.parse("T2-B2-C64-R4-HW8x8")
+    inputs = inputs_of(OP, shape, dla.RELEASED_DSU, torch.float32, form="c", device=backend.device)
+    with torch.inference_mode(), torch.profiler.profile() as profile:
+        dla.light_step(**inputs, cell=dla.RELEASED_DSU, heads=2, backend=backend.name)
+    calls = [event.name for event in profile.events() if event.cpu_parent is None and "::" in event.name]
+    assert [name.partition("::")[2] for name in calls] == [OP]
+
+
+WRONG = {
+    "no filters": (lambda i: i | {"attention": tuple(i["attention"])}, TypeError, "attention: expected .*got tuple"),
+    "even filter": (
+        lambda i: i | {"attention": i["attention"]._replace(q=torch.ones(4))},
+        ValueError,
+        "attention.q: .*odd",
+    ),
+    "v": (
+        lambda i: i | {"attention": i["attention"]._replace(v=torch.ones(6, 3, 3))},
+        ValueError,
+        "attention.v: expected .*got",
+    ),
+    "heads": (lambda i: i | {"heads": 4}, ValueError, "heads: expected a divisor of C = 6, got 4"),
+    "o_prev": (lambda i: i | {"o_prev": torch.ones(2, 6, 3, 3)}, ValueError, "o_prev: expected shape .* like x, got"),
+    "dtype": (lambda i: i | {"o_prev": i["o_prev"].bfloat16()}, TypeError, "o_prev: expected dtype .* like x, got"),
+    "lam": (lambda i: i | {"lam": torch.ones(5)}, ValueError, r"lam: expected \[6\], got \[5\]"),
+    "e": (lambda i: i | {"e": torch.ones(6, 6, 3, 3)}, ValueError, r"e: expected \[6, 1, 3, 3\], got"),
+    "a state without weights": (
+        lambda i: i | {"weights": None},
+        ValueError,
+        "state: expected None without weights, got",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_says_what_was_expected_and_what_came(wrong):
+    change, error, words = WRONG[wrong]
+    inputs = inputs_of(OP, Shape.parse("T2-B2-C6-R3-HW2x3"), dla.PAPER_DSU, torch.float32) | {"heads": 2}
+    with pytest.raises(error, match=words):
+        dla.light_step(**change(inputs))

@@ -7,13 +7,14 @@ import dla_kernels as dla
 from dla_kernels import Cell
 
 from .calls import cotangents_for, named, outcome
-from .cases import CELLS, FEW_CELLS, OPS, Shape, cell_name, inputs_of, options_of
+from .cases import CELLS, FEW_CELLS, OPS, Shape, cell_name, inputs_of, is_shared, options_of
 from .tolerances import assert_same_bits
 
 SHAPE = Shape.parse("T3-B9-C17-R5-HW5x3,1x1")
 SICK = 4
 CARRIERS = {"gap": ["xs"], "scan": ["y", "state"], "refresh": ["y", "state"], "rescale": ["xs", "d"]}
-CARRIERS["layer_update"] = ["xs", "state"]
+CARRIERS |= {"layer_update": ["xs", "state"], "depthwise": ["x"], "attend": ["y", "past"], "mix": ["values", "coef"]}
+CARRIERS |= {"light_step": ["x", "o_prev", "state"], "base_step": ["x", "stage"]}
 OP_AND_CARRIER = [(op, carrier) for op in OPS for carrier in (*CARRIERS[op], "cotangent")]
 
 
@@ -29,7 +30,7 @@ def infect(tensors, value):
 
 
 def per_sample(results):
-    return {name: x for name, x in results.items() if not name.startswith("d weights")}
+    return {name: x for name, x in results.items() if not is_shared(name.removeprefix("d "))}
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])

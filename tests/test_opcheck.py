@@ -1,12 +1,14 @@
 """torch.library's own checks of every operator: schema, fake results, tracing with dynamic shapes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from dla_kernels.backends import BACKENDS
 
 pytest.importorskip("expecttest")  # opcheck imports it
-from .cases import FEW_CELLS, MIDDLE, cell_name, maps, rows, state, weights
+from .cases import FEW_CELLS, MIDDLE, cell_name, filters, maps, rows, state, weights
 
 
 def arguments(op, cell, dtype, layout, device):
@@ -26,7 +28,7 @@ def arguments(op, cell, dtype, layout, device):
 
     w = list(weights(cell, MIDDLE, accumulate, device))
     start = list(state(MIDDLE, full, accumulate, device))
-    return {
+    args = {
         "gap": lambda: (xs(),),
         "scan": lambda: (y(), w, start, cell.rule),
         "scan_bwd": lambda: (states(), y(), w, start, states(), cell.rule),
@@ -38,12 +40,47 @@ def arguments(op, cell, dtype, layout, device):
         "layer_update": lambda: (xs(), w, start, cell.rule),
         "layer_update_": lambda: (xs(), states(), w, start, cell.rule),
         "layer_update_bwd": lambda: (xs(), states(), xs(), w, start, y(), states(), cell.rule),
-    }[op]()
+    } | attention_arguments(cell, dtype, accumulate, layout, device, w, start)
+    return args[op]()
 
 
-OPS = ("gap", "scan", "refresh", "rescale", "layer_update")
-OPERATORS = (*OPS, "scan_bwd", "refresh_bwd", "rescale_bwd", "layer_update_bwd", "rescale_", "layer_update_")
-WITH_MAPS = [op for op in OPERATORS if op.startswith(("gap", "rescale", "layer"))]
+def attention_arguments(cell, dtype, accumulate, layout, device, w, start):
+    shape = replace(MIDDLE, sizes=MIDDLE.sizes[:1])
+    B, C, T = shape.B, shape.C, shape.T
+
+    def two():
+        return maps(replace(shape, T=2), dtype, layout, device)
+
+    def row(*of):
+        return torch.randn(*of).to(device, accumulate)
+
+    q, k, v = filters(shape, accumulate, device)
+    f, norm = [q, k, v, row(C), row(C, 1, 3, 3)], (row(2, C).abs(), row(C), row(C), [row(B).abs()])
+    new = [row(B, C) for _ in cell.state_names]
+    past = [row(n * T, B, C) for n in (1, 1, 2)]
+    more = [row(T + 1, B, C) for _ in range(3)]
+    return {
+        "light_step": lambda: (two(), f, w, start, cell.rule, 1, True),
+        "light_step_bwd": lambda: (two()[0], new, two(), f, w, start, row(2, B, C), new, cell.rule, 1),
+        "depthwise": lambda: (two()[0], v),
+        "depthwise_bwd": lambda: (two()[1], row(2, B, C), two()[0], v),
+        "attend": lambda: (row(B, C), q, k, past, 1),
+        "attend_bwd": lambda: (*more, row(B, C), q, k, past, 1),
+        "mix": lambda: (maps(shape, dtype, layout, device), row(T, B, C), True),
+        "mix_bwd": lambda: (
+            two()[1],
+            maps(shape, dtype, layout, device),
+            maps(shape, dtype, layout, device),
+            row(T, B, C),
+        ),
+        "norm_add": lambda: (*two(), *norm, 1e-5, True),
+        "norm_add_bwd": lambda: (*two(), *norm, 1e-5, True, True),
+    }
+
+
+FORWARD = ("gap", "scan", "refresh", "rescale", "layer_update", "light_step", "depthwise", "attend", "mix", "norm_add")
+OPERATORS = (*FORWARD, *(f"{op}_bwd" for op in FORWARD[1:]), "rescale_", "layer_update_")
+WITH_MAPS = [op for op in OPERATORS if not op.startswith(("scan", "refresh", "attend"))]
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ def test_a_dsu_state_without_h_means_h_is_act_of_c(any_backend, act):
     (c,) = inputs["state"]
     (short,) = dla.scan(**inputs, cell=cell, backend=any_backend.name)
     (full,) = dla.scan(**inputs | {"state": (act(c), c)}, cell=cell, backend=any_backend.name)
-    assert_same_bits(short, full)
+    torch.testing.assert_close(short, full, rtol=1e-6, atol=1e-6)  # h is torch's here, and the kernel's there
 
 
 @pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)

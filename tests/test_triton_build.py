@@ -22,8 +22,9 @@ def resources():
 
 
 def test_every_kernel_was_compiled_for_every_chip(resources):
-    kernels = ["scan", "refresh", "layer_update", "rescale"]
-    expected = {"gap", "weight_gradients", *kernels, *(f"{name}_bwd" for name in kernels)}
+    kernels = ["attend", "scan", "refresh", "layer_update", "rescale", "light_step", "depthwise", "mix", "norm_add"]
+    sums = {"gap", "weight_gradients", "sums", "moments", "norm_sums"}
+    expected = {*sums, *kernels, *(f"{name}_bwd" for name in kernels)}
     for target in triton_resources.TARGETS:
         assert {r.kernel for r in resources if r.target == target} == expected, target
 

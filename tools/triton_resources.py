@@ -59,8 +59,8 @@ class Resources(NamedTuple):
 
 def todo(cells: str) -> Iterator[Work]:
     for number, target in enumerate(TARGETS):
-        for op in ("scan", "refresh", "layer_update"):
-            dtypes = MAP_DTYPES if op == "layer_update" else ROW_DTYPES
+        for op in ("scan", "refresh", "layer_update", "light_step"):
+            dtypes = ROW_DTYPES if op in ("scan", "refresh") else MAP_DTYPES
             if cells == "all":
                 for i, (cell, dtype) in enumerate(product(every_cell(), dtypes)):
                     yield Work(target, op, cell, dtype, (i + i // len(SHAPES)) % len(SHAPES))
@@ -68,8 +68,8 @@ def todo(cells: str) -> Iterator[Work]:
                 for i, cell in enumerate(KINDS):
                     yield Work(target, op, cell, dtypes[(i + number) % len(dtypes)], (i + 2 * number) % len(SHAPES))
         for i, dtype in enumerate(MAP_DTYPES):
-            yield Work(target, "gap", "", dtype, i)
-            yield Work(target, "rescale", "", dtype, i)
+            for op in ("gap", "rescale", "depthwise", "mix", "norm_add", *(["attend"] if dtype in ROW_DTYPES else [])):
+                yield Work(target, op, "", dtype, i)
 
 
 def every_cell() -> list[str]:
@@ -145,6 +145,22 @@ def compile_op(work: Work) -> list[Resources]:
     elif work.op == "rescale":
         functions["rescale"](xs, y)
         functions["rescale_bwd"](xs, xs, y)
+    elif work.op == "depthwise":
+        v = torch.empty(C, 1, 3, 3, **rows)
+        functions["depthwise"](xs[0], v)
+        functions["depthwise_bwd"](xs[0], y[:2], xs[0], v)
+    elif work.op == "attend":
+        taps, past = torch.empty(5, **rows), [torch.empty(n, B, C, **rows) for n in (3, 3, 6)]
+        grads = [torch.empty(4, B, C, **rows) for _ in range(3)]
+        functions["attend"](y[0], taps, taps, past, C // 32)
+        functions["attend_bwd"](*grads, y[0], taps, taps, past, C // 32)
+    elif work.op == "mix":
+        functions["mix"](xs, y, True)
+        functions["mix_bwd"](xs[0], xs, xs, y)
+    elif work.op == "norm_add":
+        moments, keep = torch.empty(2, C, **rows), [torch.empty(B, **rows)]
+        functions["norm_add"](xs[0], xs[0], moments, *moments, keep, 1e-5, True)
+        functions["norm_add_bwd"](xs[0], xs[0], moments, *moments, keep, 1e-5, True, True)
     else:
         rule, projection = work.cell.split()
         N = NUM_GATES[rule.split("-")[0]] * C
@@ -160,6 +176,11 @@ def compile_op(work: Work) -> list[Resources]:
         elif work.op == "refresh":
             functions["refresh"](y, state, w, rule)
             functions["refresh_bwd"](y, y, state, w, rule)
+        elif work.op == "light_step":
+            v, lam, taps = torch.empty(C, 1, 3, 3, **rows), torch.empty(C, **rows), torch.empty(5, **rows)
+            filters, states, heads = [taps, taps, v, lam, v], [s[0] for s in states], C // 32
+            functions["light_step"](xs[:2], filters, w, state, rule, heads, True)
+            functions["light_step_bwd"](xs[0], states, xs[:2], filters, w, state, y[:2], states, rule, heads)
         else:
             functions["layer_update"](xs, w, [], rule)
             functions["layer_update_bwd"](xs, states, xs, w, state, y, states, rule)

@@ -48,6 +48,40 @@ def check_like_maps(name: str, dout: Sequence[Tensor], xs: Sequence[Tensor]) -> 
         check_tensor(name, given, x.shape, x.dtype, xs[0])
 
 
+def check_light_maps(maps: Sequence[Tensor]) -> None:
+    """[x] or [x, o_prev], of one size."""
+    check_maps(maps)
+    require(len(maps) <= 2, f"maps: expected x and perhaps o_prev, got {len(maps)}")
+    for x in maps:
+        check_tensor("maps", x, maps[0].shape, maps[0].dtype, maps[0])
+
+
+def check_heads(q: Tensor, k: Tensor, C: int, heads: int, dtype: torch.dtype, like: Tensor) -> None:
+    """Filters [K] over C channels in so many heads."""
+    require(heads > 0 and C % heads == 0, f"heads: expected a divisor of C = {C}, got {heads}")
+    require(q.dim() == 1 and q.numel() % 2 == 1, "q: expected [K] with an odd K")
+    check_tensor("q", q, q.shape, dtype, like)
+    check_tensor("k", k, q.shape, dtype, like)
+
+
+def check_past(past: Sequence[Tensor], y: Tensor) -> int:
+    """[], [keys, scale] or [keys, scale, d]. Returns M."""
+    require(len(past) in (0, 2, 3), f"past: expected keys, scale and maybe d, got {len(past)} tensors")
+    M = past[0].shape[0] if past else 0
+    for x, rows in zip(past, (M, M, 2 * M)):
+        check_tensor("past", x, (rows, *y.shape), y.dtype, y)
+    return M
+
+
+def check_filters(filters: Sequence[Tensor], C: int, dtype: torch.dtype, like: Tensor) -> None:
+    """[q, k, v, lam], or with e."""
+    require(len(filters) in (4, 5), f"filters: expected q, k, v, lam and perhaps e, got {len(filters)}")
+    K = filters[0].numel()
+    require(K % 2 == 1, f"filters: expected an odd width, got {K}")
+    for f, shape in zip(filters, ((K,), (K,), (C, 1, 3, 3), (C,), (C, 1, 3, 3))):
+        check_tensor("filters", f, shape, dtype, like)
+
+
 def check_rows(name: str, y: Tensor) -> None:
     """[T, B, C] in fp32 or fp64."""
     require(y.dim() == 3, f"{name}: expected [T, B, C], got {y.dim()} dimensions")
@@ -55,8 +89,8 @@ def check_rows(name: str, y: Tensor) -> None:
     require(y.dtype in (torch.float32, torch.float64), f"{name}: expected fp32 or fp64, got {y.dtype}")
 
 
-def check_gates(d: Tensor, xs: Sequence[Tensor]) -> None:
-    check_tensor("d", d, (len(xs), *xs[0].shape[:2]), accumulate_dtype(xs[0].dtype), xs[0])
+def check_gates(d: Tensor, xs: Sequence[Tensor], name: str = "d") -> None:
+    check_tensor(name, d, (len(xs), *xs[0].shape[:2]), accumulate_dtype(xs[0].dtype), xs[0])
 
 
 def check_rule(rule: str) -> Cell:
@@ -80,6 +114,14 @@ def check_weights(weights: Sequence[Tensor], NG: int, C: int, dtype: torch.dtype
     for w, shape in zip(weights, shapes[projection]):
         check_tensor("weights", w, shape, dtype, like)
     return projection
+
+
+def check_state(
+    state: Sequence[Tensor], cell: Cell, may_be_absent: bool, shape: Sequence[int], dtype: torch.dtype, like: Tensor
+) -> None:
+    """[h] (rnn), [h, c], or [c] of a dsu, whose h is then act(c)."""
+    count = 1 if len(state) == 1 and not cell.saves_h else 1 + cell.saves_c
+    check_states("state", state, count, may_be_absent, shape, dtype, like)
 
 
 def check_states(

@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check_rule, check_states, check_weights
+from .cells import Cell
+from .checks import check_rule, check_state, check_states, check_weights
 from .maps import MapList, accumulate_dtype
 from .recurrence import Scratch, Weights
 from .recurrence_bwd import Factors
@@ -66,19 +67,48 @@ def maps_of_program(B, C, TILES: tl.constexpr):
 # ---- recurrences ----
 
 
-class Recurrence:
+class NoRecurrence:
+    """A launch whose programs take whole samples, and what kernels are told of a cell where there is none."""
+
+    cell: Cell | None = None
+    projection, weights, h0, c0 = "", None, None, None
+
+    def __init__(self, op: str, T: int, B: int, C: int, like: Tensor, HW: int, R: int = 0) -> None:
+        self.T, self.B, self.C, self.R, self.like = T, B, C, R, like
+        self.dtype = accumulate_dtype(like.dtype)
+        self.tiles = tiles(op, C, R, HW, like.dtype)
+        self.programs = triton.cdiv(B, self.tiles.samples)
+
+    def h_of(self, states: Sequence[Tensor]) -> Tensor | None:
+        return None
+
+    c_of = h_of
+
+    def empty(self, *shape: int) -> Tensor:
+        return self.like.new_empty(shape, dtype=self.dtype)
+
+    def run(self, kernel: Any, *args: Any) -> None:
+        """With what every kernel of a recurrence is told last."""
+        run(
+            kernel, self.programs, self.like, self.tiles, *args,
+            self.T, self.B, self.C, self.R, self.cell, self.projection, self.tiles, precision(),
+        )  # fmt: skip
+
+
+class Recurrence(NoRecurrence):
     """The cell of a call, and its tensors as kernels take them."""
 
     def __init__(
         self, op: str, rule: str, weights: list[Tensor], state: list[Tensor], T: int, B: int, C: int, like: Tensor,
-        HW: int = 0,
+        HW: int = 0, rows_of_y: int | None = None,
     ) -> None:  # fmt: skip
         self.cell = check_rule(rule)
-        self.T, self.B, self.C, self.like = T, B, C, like
-        self.dtype = accumulate_dtype(like.dtype)
-        self.projection = check_weights(weights, self.cell.NG, C, self.dtype, like)
+        self.rows_of_y = T if rows_of_y is None else rows_of_y  # where not each of them is a layer of the scan
+        self.projection = check_weights(weights, self.cell.NG, C, accumulate_dtype(like.dtype), like)
+        R = 0 if self.projection == "dense" else weights[0].shape[0]
+        super().__init__(op, T, B, C, like, HW, R)
         may_start_by_itself = not op.startswith("refresh")
-        check_states("state", state, 1 + self.cell.saves_c, may_start_by_itself, (B, C), self.dtype, like)
+        check_state(state, self.cell, may_start_by_itself, (B, C), self.dtype, like)
         self.given = [w.contiguous() for w in weights]
         self.state = [s.contiguous() for s in state]
         w = self.given
@@ -88,18 +118,16 @@ class Recurrence:
             self.weights = Weights(w[4], w[0], w[5], w[1], w[6], w[2], w[3], w[7], C)
         else:
             self.weights = Weights(w[2], w[0], None, None, None, None, w[1], w[3], C)
-        self.R = 0 if self.projection == "dense" else w[0].shape[0]
         self.N = self.cell.NG * C
-        self.tiles = tiles(op, C, self.R, HW, like.dtype)
-        self.programs = triton.cdiv(B, self.tiles.samples)
 
     @property
     def h0(self) -> Tensor | None:
-        return self.state[0] if self.state else None
+        """None where it is act(c0), or the cell's own start."""
+        return self.state[0] if len(self.state) > 1 or (self.state and self.cell.saves_h) else None
 
     @property
     def c0(self) -> Tensor | None:
-        return self.state[1] if len(self.state) > 1 else None
+        return self.state[-1] if self.state and self.cell.saves_c else None
 
     def h_of(self, states: Sequence[Tensor]) -> Tensor | None:
         """Of states as they are saved: [h], [h, c] or [c]."""
@@ -114,14 +142,11 @@ class Recurrence:
         check_states(name, states, count, may_be_absent, shape, self.dtype, self.like)
         return [s.contiguous() for s in states]
 
-    def empty(self, *shape: int) -> Tensor:
-        return self.like.new_empty(shape, dtype=self.dtype)
-
     def rows(self, width: int) -> Tensor:
-        return self.empty(self.T, self.B, width)
+        return self.empty(self.rows_of_y, self.B, width)
 
     def empty_states(self) -> list[Tensor]:
-        return [self.rows(self.C) for _ in range(self.cell.saves_h + self.cell.saves_c)]
+        return [self.empty(self.T, self.B, self.C) for _ in range(self.cell.saves_h + self.cell.saves_c)]
 
     def _p_q_uy_shared(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor]:
         joint, split = self.projection == "joint", self.projection == "split"
@@ -158,11 +183,10 @@ class Recurrence:
         )
 
     def dstate(self, f: Factors) -> list[Tensor]:
-        return [f.dh, f.dc][: len(self.state)]
+        """As many as there are tensors of the state given; of a dsu's c alone, dc holds all."""
+        return [f.dc] if self.state and self.h0 is None else [f.dh, f.dc][: len(self.state)]
 
-    def run(self, kernel: Any, *args: Any) -> None:
-        """With what every kernel of a recurrence is told last."""
-        run(
-            kernel, self.programs, self.like, self.tiles, *args,
-            self.T, self.B, self.C, self.R, self.cell, self.projection, self.tiles, precision(),
-        )  # fmt: skip
+
+def from_row(known: Any, t: int) -> Any:
+    """Scratch or factors whose p and q begin with row t of y."""
+    return known._replace(p=None if known.p is None else known.p[t:], q=None if known.q is None else known.q[t:])

@@ -10,7 +10,7 @@ from .checks import IN_PLACE, check_in_place, check_like_maps, check_maps, check
 from .launch import Recurrence
 from .maps import ELEMENT, MapList, gate_gradient, pool, scale, table
 from .recurrence import hoist, refresh_layers, scan_layers, start
-from .recurrence_bwd import begin, refresh_bwd_layers, scan_bwd_layers, y_gradient
+from .recurrence_bwd import begin, feed_gradient, refresh_bwd_layers, scan_bwd_layers, y_gradient
 from .weight_gradients import WeightGradients, clear
 
 
@@ -46,11 +46,13 @@ def layer_update_bwd_kernel(
     for t in range(0, T):
         for b in range(first, end):
             gate_gradient(table, dd, t, b, B, C, 0, C, ELEMENT, PIECE, TILES)
-    begin(y, states_h, states_c, h0, w, f, T, B, C, R, CELL, PROJECTION, TILES, PRECISION)
+    begin(states_h, states_c, h0, c0, f, T, B, C, CELL, TILES)
+    hoist(y, w, f.p, f.q, f.uy, T, B, C, R, CELL.NG * C, PROJECTION, TILES, PRECISION)
     layer = tl.cast(T, tl.int64) * B * C
     c_last = states_c if states_c is None else states_c + layer - B * C
     refresh_bwd_layers(dd, d, f.h + layer, c_last, w, f, T, B, C, R, CELL, PROJECTION, TILES, PRECISION)
     scan_bwd_layers(dstates_h, dstates_c, states_c, c0, w, f, T, B, C, R, CELL, PROJECTION, TILES, PRECISION)
+    feed_gradient(h0, c0, f, B, C, CELL, TILES)
     y_gradient(dy, w, f, T, B, C, R, 0, True, CELL, PROJECTION, TILES, PRECISION)
     for back in range(0, T):
         for b in range(first, end):

@@ -84,11 +84,14 @@ def walkable(x: Tensor, interleaved: bool) -> Tensor:
 
 
 class MapList:
-    """T maps as kernels can walk them, copied where they must be."""
+    """T maps as kernels can walk them, copied where they must be: each in its own layout, in that of the map beside
+    it, or all in that of the only one there."""
 
     def __init__(self, xs: Sequence[Tensor], beside: MapList | None = None) -> None:
         self.given = xs
         self.interleaved = beside.interleaved if beside else [is_interleaved(x) for x in xs]
+        if len(self.interleaved) == 1:
+            self.interleaved = self.interleaved * len(xs)
         self.held = [walkable(x, last) for x, last in zip(xs, self.interleaved)]
 
     def empty_like(self) -> MapList:
@@ -181,6 +184,13 @@ def plane_of(table, t):
 
 
 @triton.jit
+def pixels_of(table, PIECE: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """HW of maps that all lie alike; of planar ones it is a whole number of pieces, which this tells the compiler."""
+    HW = (entry(table.planes, 0) >> 1).to(tl.int32)
+    return HW if INTERLEAVED else HW // PIECE * PIECE
+
+
+@triton.jit
 def sum_in(
     x, x_stride, y, y_stride, to, begin, end, C, HW,
     INTERLEAVED: tl.constexpr, TILE: tl.constexpr,
@@ -222,7 +232,7 @@ def scale_in(
             tl.store(tile_of(out, out_stride, c, p, INTERLEAVED), new.to(out.dtype.element_ty), there)
 
 
-# A plane is a whole number of pieces, which HW // PIECE * PIECE tells the compiler.
+# A planar map's plane is a whole number of pieces, which HW // PIECE * PIECE tells the compiler.
 
 
 @triton.jit

@@ -83,18 +83,29 @@ def gates(a, a_rows, c, C, known, NG: tl.constexpr):
 
 
 @triton.jit
+def first_h(h0, c0, at, known, A: tl.constexpr, CELL: tl.constexpr):
+    """The h that a scan starts from: the one given, that of the c given, or the cell's own."""
+    if h0 is not None:
+        h = tl.load(h0 + at, known, 0.0)
+    elif c0 is not None:
+        h = CELL.feed(CELL, tl.load(c0 + at, known, 0.0))
+    else:
+        h = tl.zeros(known.shape, A) + CELL.start_h
+    return h
+
+
+@triton.jit
 def start(s, h0, c0, B, C, CELL: tl.constexpr, TILES: tl.constexpr):
     """s.h[0] and s.c: the state given, or the cell's own start."""
-    SAMPLES: tl.constexpr = TILES.samples
-    CHANNELS: tl.constexpr = TILES.channels
+    A: tl.constexpr = s.h.dtype.element_ty
     b, there = samples_of_tile(B, TILES)
     for first in range(0, C, TILES.channels):
         c = first + tl.arange(0, TILES.channels)
         known = there[:, None] & (c < C)[None, :]
         at = b[:, None] * C + c[None, :]
-        zero = tl.zeros([SAMPLES, CHANNELS], s.h.dtype.element_ty)
-        tl.store(s.h + at, zero + CELL.start_h if h0 is None else tl.load(h0 + at, known, 0.0), known)
-        tl.store(s.c + at, zero if c0 is None else tl.load(c0 + at, known, 0.0), known)
+        tl.store(s.h + at, first_h(h0, c0, at, known, A, CELL), known)
+        tl.store(s.c + at, tl.zeros(known.shape, A) if c0 is None else tl.load(c0 + at, known, 0.0), known)
+    tl.debug_barrier()
 
 
 @triton.jit

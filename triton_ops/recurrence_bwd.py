@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .products import multiply, sum_of_layers
-from .recurrence import gates, hoist, project, project_shared, rows_of_tile, samples_of_tile, share_last
+from .recurrence import first_h, gates, project, project_shared, rows_of_tile, samples_of_tile, share_last
 
 
 class Factors(NamedTuple):
@@ -46,33 +46,22 @@ def load_c(c0, states_c, t, b, c, B, C, known):
 
 
 @triton.jit
-def begin(
-    y, states_h, states_c, h0, w, f, T, B, C, R,
-    CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """What every layer saw, and all that follows needs of y; gradients of the state that are still zero."""
-    SAMPLES: tl.constexpr = TILES.samples
-    CHANNELS: tl.constexpr = TILES.channels
+def begin(states_h, states_c, h0, c0, f, T, B, C, CELL: tl.constexpr, TILES: tl.constexpr):
+    """What every layer saw, in f.h: of T layers, and before the first; gradients of the state that are still zero."""
+    A: tl.constexpr = f.h.dtype.element_ty
     b, there = samples_of_tile(B, TILES)
-    for c0 in range(0, C, TILES.channels):
-        c = c0 + tl.arange(0, TILES.channels)
+    for first in range(0, C, TILES.channels):
+        c = first + tl.arange(0, TILES.channels)
         known = there[:, None] & (c < C)[None, :]
         at = b[:, None] * C + c[None, :]
-        zero = tl.zeros([SAMPLES, CHANNELS], f.h.dtype.element_ty)
-        tl.store(f.dh + at, zero, known)
-        tl.store(f.dc + at, zero, known)
-        if h0 is not None:
-            tl.store(f.h + at, tl.load(h0 + at, known, 0.0), known)
-        else:
-            tl.store(f.h + at, zero + CELL.start_h, known)
+        tl.store(f.dh + at, tl.zeros(known.shape, A), known)
+        tl.store(f.dc + at, tl.zeros(known.shape, A), known)
+        tl.store(f.h + at, first_h(h0, c0, at, known, A, CELL), known)
         for t in range(0, T):
             layer = tl.cast(t, tl.int64) * B * C
-            if CELL.saves_h:
-                h = tl.load(states_h + layer + at, known, 0.0)
-            else:
-                h = CELL.feed(CELL, tl.load(states_c + layer + at, known, 0.0))
+            h = first_h(states_h, states_c, layer + at, known, A, CELL)
             tl.store(f.h + layer + B * C + at, h, known)
-    hoist(y, w, f.p, f.q, f.uy, T, B, C, R, CELL.NG * C, PROJECTION, TILES, PRECISION)
+    tl.debug_barrier()
 
 
 @triton.jit
@@ -195,6 +184,19 @@ def scan_bwd_layers(
                 f.dh, b * C, C, f.ds, own * R, R, w.w1h, w.ldw1, there, TILES, PRECISION, STEP=True, TRANSPOSED=True
             )  # fmt: skip
         tl.debug_barrier()
+
+
+@triton.jit
+def feed_gradient(h0, c0, f, B, C, CELL: tl.constexpr, TILES: tl.constexpr):
+    """Where the first layer's h was act(c), its gradient is that c's."""
+    if h0 is None and c0 is not None:
+        b, there = samples_of_tile(B, TILES)
+        for first in range(0, C, TILES.channels):
+            c = first + tl.arange(0, TILES.channels)
+            known = there[:, None] & (c < C)[None, :]
+            at = b[:, None] * C + c[None, :]
+            from_h = CELL.act.grad(tl.load(c0 + at, known, 0.0), tl.load(f.dh + at, known, 0.0))
+            tl.store(f.dc + at, tl.load(f.dc + at, known, 0.0) + from_h, known)
 
 
 @triton.jit

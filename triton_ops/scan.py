@@ -9,7 +9,7 @@ from torch import Tensor
 from .checks import check_rows
 from .launch import Recurrence
 from .recurrence import hoist, scan_layers, start
-from .recurrence_bwd import begin, scan_bwd_layers, y_gradient
+from .recurrence_bwd import begin, feed_gradient, scan_bwd_layers, y_gradient
 from .weight_gradients import WeightGradients, clear
 
 
@@ -29,8 +29,10 @@ def scan_bwd_kernel(
     CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     clear(arrived, COUNT)
-    begin(y, states_h, states_c, h0, w, f, T, B, C, R, CELL, PROJECTION, TILES, PRECISION)
+    begin(states_h, states_c, h0, c0, f, T, B, C, CELL, TILES)
+    hoist(y, w, f.p, f.q, f.uy, T, B, C, R, CELL.NG * C, PROJECTION, TILES, PRECISION)
     scan_bwd_layers(dstates_h, dstates_c, states_c, c0, w, f, T, B, C, R, CELL, PROJECTION, TILES, PRECISION)
+    feed_gradient(h0, c0, f, B, C, CELL, TILES)
     y_gradient(dy, w, f, T, B, C, R, 1, False, CELL, PROJECTION, TILES, PRECISION)
 
 

@@ -24,7 +24,9 @@ class Tiles(NamedTuple):
     channels: int  # of the cell's rule at once
     planar: tuple[int, int]  # channels and pixels of a map whose pixels are neighbours in memory
     interleaved: tuple[int, int]  # and of one whose channels are
-    piece: int  # channels of a program of gap and rescale
+    planar_window: tuple[int, int]  # the same of maps read nine times, once for each tap of a 3x3 filter
+    interleaved_window: tuple[int, int]
+    piece: int  # channels of a program, where programs share the channels of a sample
     dots: bool  # whether products of 16 rows go to tl.dot; fp64 is summed without it
     warps: int
     stages: int
@@ -62,7 +64,10 @@ def from_environment() -> dict[str, int]:
 
 def from_table(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
     wide = dtype == torch.float64
-    two_maps = op in ("rescale_bwd", "layer_update_bwd")  # some loop reads both at once
+    # Some loop reads two maps at once, or keeps the moments of what it writes.
+    much_at_hand = op in (
+        "rescale_bwd", "layer_update_bwd", "mix", "mix_bwd", "norm_add", "norm_add_bwd", "light_step", "light_step_bwd",
+    )  # fmt: skip
     # A tile of a map is 4 K elements, 16 a thread; half of that where odd planes need a pointer for each.
     whole = 4096 if HW * dtype.itemsize % 8 == 0 and not wide else 2048
     pixels, channels = between(16, power_of_two(HW), whole // 8), between(16, power_of_two(C), whole // 8)
@@ -77,10 +82,12 @@ def from_table(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
         channels=between(16, power_of_two(C), 128 if wide else 256),
         planar=(whole // pixels, pixels),
         interleaved=(channels, whole // channels),
+        # A quarter: a thread holds nine taps of every channel it has, or nine sums of every element.
+        planar_window=(whole // pixels // 4, pixels),
+        interleaved_window=(channels, whole // channels // 4),
         piece=between(16, power_of_two((32 << 10) // max(HW, 1)), power_of_two(C)),
         dots=not wide,
-        # A backward pass keeps more at hand: twice the threads, each with half the work.
-        warps=16 if two_maps and not wide else 8,
+        warps=16 if much_at_hand and not wide else 8,  # twice the threads, each with half the work
         stages=2,
         registers=255 if wide else 128,  # 512 threads on a processor; 256 of fp64
     )

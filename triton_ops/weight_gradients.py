@@ -125,7 +125,7 @@ def products_of(
     T, C = r.T, r.C
     own = slice(0 if has_refresh else T, 2 * T if has_scan else T)
     with_h = slice(T if has_scan else 2 * T, 2 * T + 1 if has_refresh else 2 * T)
-    h = f.h[: T + 1 if has_refresh else T] if has_scan else r.state[0]
+    h = f.h[: T + has_refresh if has_scan else 1]
     if r.projection == "joint":
         return [
             Product(dw[0][:, :C], None, f.ds[with_h], h),

@@ -22,6 +22,10 @@ struct Dsu {
     return Act::value(c);
   }
   template <class A>
+  static DLA_HOST_DEVICE A feed_bwd(A c, A dh) {
+    return Act::grad(c, dh);
+  }
+  template <class A>
   static DLA_HOST_DEVICE State<A> step(const A* a, State<A> s) {
     const A c = Memory::step(a, s.c);
     return {Act::value(c), c};

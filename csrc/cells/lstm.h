@@ -20,6 +20,10 @@ struct OutputGated {
     return A(0);
   }
   template <class A>
+  static DLA_HOST_DEVICE A feed_bwd(A, A) {
+    return A(0);
+  }
+  template <class A>
   static DLA_HOST_DEVICE State<A> step(const A* a, State<A> s) {
     const A c = Memory::step(a, s.c);
     return {sigmoid(a[3]) * Squash::value(c), c};

@@ -13,6 +13,9 @@ DLA_HOST_DEVICE double sigmoid(double x) { return 1.0 / (1.0 + ::exp(-x)); }
 DLA_HOST_DEVICE float tanh(float x) { return ::tanhf(x); }
 DLA_HOST_DEVICE double tanh(double x) { return ::tanh(x); }
 
+DLA_HOST_DEVICE float exponential(float x) { return ::expf(x); }
+DLA_HOST_DEVICE double exponential(double x) { return ::exp(x); }
+
 // Written so that NaN passes through, as torch.relu does.
 DLA_HOST_DEVICE float relu(float x) { return x < 0.0f ? 0.0f : x; }
 DLA_HOST_DEVICE double relu(double x) { return x < 0.0 ? 0.0 : x; }

@@ -36,7 +36,7 @@ struct Stage {
     const ScalarType dtype = accumulate_dtype(xs[0].scalar_type());
     const int64_t B = xs[0].size(0), C = xs[0].size(1);
     check_weights(w, rule.NG, C, dtype, xs[0]);
-    check_state("state", state, state_size(rule), true, B, C, dtype, xs[0]);
+    check_state("state", state, rule.saves_h, rule.saves_c, true, B, C, dtype, xs[0]);
   }
 };
 
@@ -169,7 +169,7 @@ std::tuple<Tensors, Tensors, Tensors> layer_update_bwd(const Tensors& dout, cons
     };
     // From dd to d and e = dy / HW, all [nb * T, C].
     const auto recur = [&](int64_t b0, int64_t nb, Rows<const A> dd, Rows<A> d) {
-      auto block = bwd.begin(b0, nb, stage.cell.gather(b0, nb, read<A>(y), B));
+      auto block = bwd.begin(b0, nb, stage.cell.gather(b0, nb, read<A>(y), B).rows);
       Matrix<A> h_last(nb, C);
       const Rows<const A> c_last = states.c_at(layers - 1, b0);
       if (!stage.rule.saves_h) stage.rule.feed(nb, C, c_last, h_last.rows);
@@ -207,7 +207,7 @@ std::tuple<Tensors, Tensors, Tensors> layer_update_bwd(const Tensors& dout, cons
       });
     }
     restore_layout(xs, dxs);
-    return {dxs, bwd.weight_gradients(), bwd.state_gradients(state.size())};
+    return {dxs, bwd.weight_gradients(), bwd.state_gradients(stage.start)};
   });
 }
 

@@ -42,6 +42,8 @@ struct RuleLeaves {
   A start_h;  // h before the first step where no state is given
   // h = act(c): what the projection sees of a state saved as c alone
   void (*feed)(int64_t M, int64_t n, Rows<const A> c, Rows<A> h);
+  // dc += act'(c) dh
+  void (*feed_bwd)(int64_t M, int64_t n, Rows<const A> c, Rows<const A> dh, Rows<A> dc);
   // New state and output from gates and old state. h_new, c_new, out: any may be absent.
   void (*step)(int64_t M, int64_t n, int64_t C, Rows<const A> a, Rows<const A> h, Rows<const A> c, Rows<A> h_new,
                Rows<A> c_new, Rows<A> out);
@@ -69,6 +71,35 @@ struct Leaves {
   int num_rules;
 };
 
+// out[c, p] = e[c] + sum over k of taps[k, c] (x + e_in)[c, neighbour k of p], and the same for a second map,
+// `before`, with taps of its own, whose number is 9, or 1 (of the pixel itself alone), or 0 (no such map). The nine
+// neighbours are numbered row by row; those beyond the map are zero, e_in included. e and e_in may be absent.
+template <class T>
+struct StencilArgs {
+  using A = accumulate_t<T>;
+  Plane<const T> x;
+  Rows<const A> taps;  // [9, C]
+  Plane<const T> before;
+  Rows<const A> taps_before;  // [9, C] or [1, C]
+  int rows_before;
+  const A *e_in, *e;
+  Plane<T> out;
+  int64_t W;
+  A* scratch;  // twice framed_size
+};
+// A map's plane with its frame of zeros, and as much as a vector may read beyond it.
+template <class A>
+constexpr int64_t framed_size(int64_t H, int64_t W) {
+  return (H + 2) * (W + 2) + 64 / int64_t(sizeof(A));
+}
+
+// norm(o) = o a + b per channel, with the mean that is in b; f = relu or nothing follows it.
+template <class A>
+struct NormRows {
+  const A *mean, *a, *b;
+  bool relu;
+};
+
 template <class T>
 struct MapLeaves {
   using A = accumulate_t<T>;
@@ -76,8 +107,23 @@ struct MapLeaves {
   void (*mean)(Plane<const T> x, A* y);
   // sum[c] = sum over HW of x[c, :] * y[c, :]
   void (*dot)(Plane<const T> x, Plane<const T> y, A* sum);
+  // sum[c] = sum over HW of (x[c, :] - y[c])^2
+  void (*spread)(Plane<const T> x, const A* y, A* sum);
   // out[c, :] = x[c, :] * d[c] + e[c]; e may be absent. stream: write past the cache.
   void (*scale)(Plane<const T> x, const A* d, const A* e, Plane<T> out, bool stream);
+  // out[c, :] = y[c, :] + f(x[c, :] * d[c] + e[c]), f = relu where asked for; e may be absent
+  void (*add_scaled)(Plane<const T> y, Plane<const T> x, const A* d, const A* e, bool relu, Plane<T> out);
+  // out[c, :] = sum over m < M of xs[m][c, :] * coef[m, c]
+  void (*mix)(const Plane<const T>* xs, int64_t M, Rows<const A> coef, Plane<T> out);
+  // leaves/norm.h: dz = dout where f passes it on. sum[c] of dz, sum_off[c] of dz (o - mean), over HW.
+  void (*masked_sums)(Plane<const T> dout, Plane<const T> o, NormRows<A> norm, A* sum, A* sum_off);
+  // out[c, :] = dz[c, :] * factor[c] + (o[c, :] - mean[c]) * slope[c] + shift[c]
+  void (*masked_scale)(Plane<const T> dout, Plane<const T> o, NormRows<A> norm, const A* factor, const A* slope,
+                       const A* shift, Plane<T> out);
+  // leaves/stencil.h
+  void (*stencil)(const StencilArgs<T>& args);
+  // sums [9, C]: of (dout + e)[c, p] * x[c, neighbour k of p] over the pixels p; e may be absent
+  void (*correlate)(Plane<const T> dout, const A* e, Plane<const T> x, int64_t W, A* scratch, Rows<A> sums);
 };
 
 // The tables of the best instruction set this machine has; the environment variable

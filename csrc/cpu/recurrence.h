@@ -40,32 +40,39 @@ template <class A>
 size_t num_states(const RuleLeaves<A>& rule) {
   return size_t(rule.saves_h + rule.saves_c);
 }
-// A state to start from is [h], or [h, c] wherever the cell has a memory.
-template <class A>
-size_t state_size(const RuleLeaves<A>& rule) {
-  return rule.saves_c ? 2 : 1;
-}
-
-// The state before the first layer: given, or the cell's own start.
+// The state before the first layer: given, all of it or without an h that follows from c; or the cell's own start.
 template <class A>
 class Start {
  public:
-  Start(const Tensors& state, const RuleLeaves<A>& rule, int64_t C) : state_(dense(state)), fixed_(2, C), C_(C) {
-    std::fill_n(fixed_[0], C, rule.start_h);
-    std::fill_n(fixed_[1], C, A(0));
+  Start(const Tensors& state, const RuleLeaves<A>& rule, int64_t C)
+      : rule(rule), size(state.size()), held_(dense(state)), own_(2, C), C_(C) {
+    std::fill_n(own_[0], C, rule.start_h);
+    std::fill_n(own_[1], C, A(0));
+    h_ = c_ = {own_[0], 0};
+    c_.data = own_[1];
+    if (size == 0) return;
+    if (from_c()) {
+      const int64_t B = state[0].size(0);
+      fed_ = Matrix<A>(B, C);
+      c_ = {read<A>(held_[0]), C}, h_ = fed_.rows;
+      rule.feed(B, C, c_, fed_.rows);
+      return;
+    }
+    h_ = {read<A>(held_[0]), C};
+    if (size == 2) c_ = {read<A>(held_[1]), C};
   }
-  Rows<const A> h(int64_t b0) const { return at(0, b0); }
-  Rows<const A> c(int64_t b0) const { return at(1, b0); }
+  const RuleLeaves<A>& rule;
+  const size_t size;  // how many tensors were given
+
+  bool from_c() const { return size == 1 && !rule.saves_h; }
+  Rows<const A> h(int64_t b0) const { return h_.from(b0); }
+  Rows<const A> c(int64_t b0) const { return c_.from(b0); }
 
  private:
-  Tensors state_;
-  Matrix<A> fixed_;
+  Tensors held_;
+  Matrix<A> own_, fed_;
+  Rows<const A> h_, c_;
   int64_t C_;
-
-  Rows<const A> at(size_t i, int64_t b0) const {
-    if (i >= state_.size()) return {fixed_[i], 0};
-    return {read<A>(state_[i]) + b0 * C_, C_};
-  }
 };
 
 template <class A>

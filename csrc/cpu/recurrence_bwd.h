@@ -48,9 +48,9 @@ class RecurrenceBwd {
     Rows<A> dh, dc;  // [nb, C]: gradient of the state at the current layer
   };
 
-  Block begin(int64_t b0, int64_t nb, const Matrix<A>& y) {
-    Block block{
-        b0, nb, nb * T_, b0 * T_, cell_.hoist(nb * T_, y.rows), dstate_.rows.from(b0), dstate_.rows.from(B_ + b0)};
+  // y [nb * T, C], contiguous
+  Block begin(int64_t b0, int64_t nb, Rows<const A> y) {
+    Block block{b0, nb, nb * T_, b0 * T_, cell_.hoist(nb * T_, y), dstate_.rows.from(b0), dstate_.rows.from(B_ + b0)};
     std::copy_n(y[0], block.M * C_, y_[block.row]);
     if (uy_.exists()) std::copy_n(block.hoisted.uy[0], block.M * R_, uy_[block.row]);
     std::fill_n(block.dh.data, nb * C_, A(0));
@@ -189,12 +189,14 @@ class RecurrenceBwd {
     return out;
   }
 
-  // The first `count` of [dh, dc]; none where the cell started by itself.
-  Tensors state_gradients(size_t count) const {
+  // The gradients of the state that was given, in the form in which it was.
+  Tensors state_gradients(const Start<A>& start) const {
+    const Rows<A> dh = dstate_.rows, dc = dstate_.rows.from(B_);
+    if (start.from_c()) cell_.rule.feed_bwd(B_, C_, start.c(0), dh, dc);
     Tensors out;
-    for (size_t i = 0; i < count; ++i) {
+    for (size_t i = 0; i < start.size; ++i) {
       out.push_back(empty<A>({B_, C_}));
-      std::copy_n(dstate_[int64_t(i) * B_], B_ * C_, write<A>(out.back()));
+      std::copy_n(i == 1 || start.from_c() ? dc.data : dh.data, B_ * C_, write<A>(out.back()));
     }
     return out;
   }

@@ -13,7 +13,7 @@ namespace {
 template <class A>
 void check_refresh(const Tensor& y, const Tensors& state, const Tensors& weights, const RuleLeaves<A>& rule) {
   check_weights(weights, rule.NG, y.size(2), y.scalar_type(), y);
-  check_state("state", state, state_size(rule), false, y.size(1), y.size(2), y.scalar_type(), y);
+  check_state("state", state, rule.saves_h, rule.saves_c, false, y.size(1), y.size(2), y.scalar_type(), y);
 }
 
 }  // namespace
@@ -56,11 +56,11 @@ std::tuple<Tensor, Tensors, Tensors> refresh_bwd(const Tensor& dd_in, const Tens
     const Tensor dy = empty<A>({T, B, C});
     RecurrenceBwd<A> bwd(cell, B, /*scan=*/false, /*refresh=*/true);
     cell.blocks(B, [&](int64_t b0, int64_t nb) {
-      auto block = bwd.begin(b0, nb, cell.gather(b0, nb, read<A>(y), B));
+      auto block = bwd.begin(b0, nb, cell.gather(b0, nb, read<A>(y), B).rows);
       bwd.refresh(block, last.h(b0), last.c(b0), cell.gather(b0, nb, read<A>(dd), B).rows, {});
       cell.scatter(b0, nb, bwd.finish(block).rows, write<A>(dy), B);
     });
-    return {dy, bwd.state_gradients(state.size()), bwd.weight_gradients()};
+    return {dy, bwd.state_gradients(last), bwd.weight_gradients()};
   });
 }
 

@@ -13,7 +13,7 @@ namespace {
 template <class A>
 void check_scan(const Tensor& y, const Tensors& weights, const Tensors& state, const RuleLeaves<A>& rule) {
   check_weights(weights, rule.NG, y.size(2), y.scalar_type(), y);
-  check_state("state", state, state_size(rule), true, y.size(1), y.size(2), y.scalar_type(), y);
+  check_state("state", state, rule.saves_h, rule.saves_c, true, y.size(1), y.size(2), y.scalar_type(), y);
 }
 
 }  // namespace
@@ -57,11 +57,11 @@ std::tuple<Tensor, Tensors, Tensors> scan_bwd(const Tensors& dstates, const Tens
     const Tensor dy = empty<A>({T, B, C});
     RecurrenceBwd<A> bwd(cell, B, /*scan=*/true, /*refresh=*/false);
     cell.blocks(B, [&](int64_t b0, int64_t nb) {
-      auto block = bwd.begin(b0, nb, cell.gather(b0, nb, read<A>(y), B));
+      auto block = bwd.begin(b0, nb, cell.gather(b0, nb, read<A>(y), B).rows);
       bwd.scan(block, start, states_of(saved, rule, B, C), states_of(incoming, rule, B, C));
       cell.scatter(b0, nb, bwd.finish(block).rows, write<A>(dy), B);
     });
-    return {dy, bwd.weight_gradients(), bwd.state_gradients(state.size())};
+    return {dy, bwd.weight_gradients(), bwd.state_gradients(start)};
   });
 }
 

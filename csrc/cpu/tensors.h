@@ -31,5 +31,12 @@ A* write(const Tensor& x) {
   return static_cast<A*>(x.data_ptr());
 }
 
+// to += from, one by one
+template <class A>
+void add_to(const Tensors& to, const Tensors& from) {
+  for (size_t i = 0; i < to.size(); ++i)
+    for (int64_t j = 0; j < to[i].numel(); ++j) write<A>(to[i])[j] += read<A>(from[i])[j];
+}
+
 }  // namespace cpu
 }  // namespace dla

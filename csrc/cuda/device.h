@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "../common.h"
+#include "../cells/math.h"
 
 #if defined(DLA_SIMT)
 #include "simt.h"
@@ -147,6 +147,9 @@ DLA_HOST_DEVICE int power_of_two(int n, int most) {
   while (p < n && p < most) p *= 2;
   return p;
 }
+
+DLA_HOST_DEVICE float inverse_root(float x) { return 1.0f / ::sqrtf(x); }
+DLA_HOST_DEVICE double inverse_root(double x) { return 1.0 / ::sqrt(x); }
 
 // Sum over the `lanes` neighbouring threads, a power of two of at most a warp; every one gets it.
 template <class A>

@@ -32,7 +32,8 @@ Tensor forward(const Tensors& xs, const ReadMaps<T>& x, const std::vector<MapVie
 
 template <class A>
 Cell<A> cell_of(const Tensors& xs, const Tensors& weights, const Tensors& state, const std::string& rule) {
-  return Cell<A>(rule, weights, state, int64_t(xs.size()), xs[0].size(0), xs[0].size(1), true, xs[0]);
+  const int64_t T = int64_t(xs.size());
+  return Cell<A>(rule, weights, state, T, xs[0].size(0), xs[0].size(1), /*scan_end=*/T, /*refresh_begin=*/0, xs[0]);
 }
 
 }  // namespace
@@ -48,7 +49,7 @@ std::tuple<Tensors, Tensors, Tensor> layer_update(const Tensors& xs, const Tenso
     const ReadMaps<T> x(xs);
     Tensors out;
     const auto views = empty_maps(x, out);
-    const Tensors states = cell.empty_states(xs[0]);
+    const Tensors states = cell.empty_states(xs[0], {cell.args.T, cell.args.B, cell.args.C});
     const Tensor y = forward<T>(xs, x, views, cell, states);
     restore_layout(xs, out);
     return {out, states, y};
@@ -95,7 +96,7 @@ std::tuple<Tensors, Tensors, Tensors> layer_update_bwd(const Tensors& dout, cons
     Tensors dxs;
     const auto dx = empty_maps(x, dxs);
 
-    Gradients<A> grads(cell, /*has_scan=*/true, /*has_refresh=*/true, state.size(), xs[0]);
+    Gradients<A> grads(cell, xs[0]);
     grads.args.states_h = cell.h_of(states), grads.args.states_c = cell.c_of(states);
     grads.args.dstates_h = cell.h_of(dstates), grads.args.dstates_c = cell.c_of(dstates);
     const Launch how = cell.template prepare<Args>(Pass::kBackward, 2 * sample_bytes(x.views), xs[0]);

@@ -62,6 +62,7 @@ DLA_KERNEL(layer_update_bwd_kernel, T, LayerUpdateBwdArgs<T>) {
     tile.load_last();
     tile.refresh();
     tile.scan();
+    tile.keep_start();
     tile.finish();
     tile.for_each(tile.rows(), cs, [&](int m, int c) { dy[m * cs + c] /= A(args.layers.at[m / nb].HW); });
     block_barrier();

@@ -73,26 +73,26 @@ inline void check_layers(const Tensors& xs) {
                   " layers in one launch on CUDA, got ", xs.size());
 }
 
-// Enters the maps of all layers as number `which`, and narrows the layers' pieces to what these allow.
+// Enters a map as number `which` of its layer, 0 first, and narrows the layer's piece to what it allows.
+template <class T>
+void enter_map(const MapView<T>& map, int which, int64_t B, Layer& layer) {
+  const int64_t stride = map.interleaved ? map.sp : map.sc;
+  const bool one_row = (map.interleaved ? map.HW : map.C) == 1;
+  layer.map[which] = {const_cast<void*>(static_cast<const void*>(map.data)), map.sb, stride};
+  layer.HW = int(map.HW);
+  layer.interleaved = map.interleaved;
+  int piece = which == 0 ? 16 : layer.piece;
+  const auto narrow_to = [&](uint64_t bytes) {
+    while (bytes % piece != 0) piece /= 2;
+  };
+  narrow_to(reinterpret_cast<uintptr_t>(map.data));
+  if (B > 1) narrow_to(uint64_t(map.sb) * sizeof(T));
+  if (!one_row) narrow_to(uint64_t(stride) * sizeof(T));
+  layer.piece = piece;
+}
 template <class T>
 void enter_maps(const std::vector<MapView<T>>& maps, int which, int64_t B, Layers& layers) {
-  for (size_t t = 0; t < maps.size(); ++t) {
-    const MapView<T>& map = maps[t];
-    Layer& layer = layers.at[t];
-    const int64_t stride = map.interleaved ? map.sp : map.sc;
-    const bool one_row = (map.interleaved ? map.HW : map.C) == 1;
-    layer.map[which] = {const_cast<void*>(static_cast<const void*>(map.data)), map.sb, stride};
-    layer.HW = int(map.HW);
-    layer.interleaved = map.interleaved;
-    int piece = which == 0 ? 16 : layer.piece;
-    const auto narrow_to = [&](uint64_t bytes) {
-      while (bytes % piece != 0) piece /= 2;
-    };
-    narrow_to(reinterpret_cast<uintptr_t>(map.data));
-    if (B > 1) narrow_to(uint64_t(map.sb) * sizeof(T));
-    if (!one_row) narrow_to(uint64_t(stride) * sizeof(T));
-    layer.piece = piece;
-  }
+  for (size_t t = 0; t < maps.size(); ++t) enter_map(maps[t], which, B, layers.at[t]);
 }
 
 // Blocks of an op on maps alone take about 64 KB each; pieces of whole vectors of channels.
@@ -110,6 +110,17 @@ Launch launch_of(const Pieces& pieces) {
   return {pieces.blocks(), 1, threads, threads * 8 * int64_t(sizeof(accumulate_t<T>))};
 }
 
+// moments [2, C] from `planes` [2, B, C], which a kernel is filling, for maps of HW pixels.
+template <class A>
+Tensors moments_of(const OnDevice& device, const Tensor& planes, int64_t HW) {
+  const int64_t B = planes.size(1), C = planes.size(2);
+  const Tensor moments = empty<A>(planes, {2, C});
+  const int threads = current_device().threads;
+  run(device, MomentsArgs<A>{B, C, int(HW), data<A>(planes), data<A>(moments)},
+      Launch{divide_up(C, kMomentsChannels), 1, threads, threads * 8 * int64_t(sizeof(A))});
+  return {moments};
+}
+
 // ---- recurrences ----
 
 inline std::vector<int64_t> sizes_of(const Tensor& x) {
@@ -122,6 +133,7 @@ struct Rule {
   int number, NG;
   bool saves_h, saves_c;
 
+  Rule() : number(kNumRules), NG(0), saves_h(false), saves_c(false) {}  // of no cell
   explicit Rule(const std::string& name) : number(rule_number(name.c_str())) {
     std::string known;
     for (const char* rule : kRuleNames) known += std::string(known.empty() ? "" : ", ") + rule;
@@ -132,7 +144,6 @@ struct Rule {
     });
   }
   size_t num_states() const { return size_t(saves_h + saves_c); }
-  size_t state_size() const { return saves_c ? 2 : 1; }
   template <class A>
   A start_h() const {
     A h = A(0);
@@ -159,6 +170,9 @@ inline Device planned_device() {
   return device;
 }
 
+// Whether a state given for this rule begins with an h: all do, but for the c of a dsu alone.
+inline bool gives_h(const Rule& rule, const Tensors& state) { return state.size() == (rule.saves_c ? 2 : 1); }
+
 // The cell of a call: its arguments, and the tensors that these point into.
 template <class A>
 struct Cell {
@@ -167,17 +181,26 @@ struct Cell {
   Tensors weights, state;
   Tensor workspace;
 
+  // No cell, but its plan: who takes which channels of which sample.
+  Cell(int64_t T, int64_t B, int64_t C) {
+    args.projection = Projection::kJoint;
+    args.T = T, args.B = B, args.C = C;
+    args.refresh_begin = int(T);
+  }
+  // The scan runs over layers [0, scan_end), the refresh over [refresh_begin, T).
   Cell(const std::string& name, const Tensors& given, const Tensors& start, int64_t T, int64_t B, int64_t C,
-       bool start_may_be_absent, const Tensor& like)
+       int64_t scan_end, int64_t refresh_begin, const Tensor& like)
       : rule(name) {
     check_weights(given, rule.NG, C, dtype_of<A>(), like);
-    check_state("state", start, rule.state_size(), start_may_be_absent, B, C, dtype_of<A>(), like);
+    check_state("state", start, rule.saves_h, rule.saves_c, /*may_be_absent=*/scan_end > 0, B, C, dtype_of<A>(), like);
     for (const Tensor& w : given) weights.push_back(aligned(w));
     state = dense(start);
     args.rule = rule.number, args.NG = rule.NG, args.saves_h = rule.saves_h, args.saves_c = rule.saves_c;
     args.projection = projection_of(given);
     args.T = T, args.B = B, args.C = C;
-    args.h0 = data_or_null<A>(state, 0), args.c0 = data_or_null<A>(state, 1);
+    args.scan_end = int(scan_end), args.refresh_begin = int(refresh_begin);
+    args.h0 = gives_h(rule, state) ? data<A>(state[0]) : nullptr;
+    args.c0 = rule.saves_c && !state.empty() ? data<A>(state.back()) : nullptr;
     args.start_h = rule.template start_h<A>();
     const auto at = [&](size_t i) { return data<A>(weights[i]); };
     switch (args.projection) {
@@ -199,8 +222,8 @@ struct Cell {
 
   // Decides how a kernel with these Args runs, and gives it its workspace.
   template <class Args>
-  Launch prepare(Pass pass, int64_t sample_bytes, const Tensor& like) {
-    Problem problem{pass, args.projection, args.NG, args.T, 1, args.C, args.R, sample_bytes, sizeof(A)};
+  Launch prepare(Pass pass, int64_t sample_bytes, const Tensor& like, bool attention = false) {
+    Problem problem{pass, args.projection, args.NG, args.T, 1, args.C, args.R, sample_bytes, sizeof(A), attention};
     const Device device = planned_device();
     const auto launch_of_plan = [&] {
       const Plan& plan = args.plan;
@@ -225,14 +248,36 @@ struct Cell {
     return how;
   }
 
-  Tensors empty_states(const Tensor& like) const {
+  Tensors empty_states(const Tensor& like, const std::vector<int64_t>& shape) const {
     Tensors out;
-    for (size_t i = 0; i < rule.num_states(); ++i) out.push_back(empty<A>(like, {args.T, args.B, args.C}));
+    for (size_t i = 0; i < rule.num_states(); ++i) out.push_back(empty<A>(like, shape));
     return out;
   }
   // Of states as they are saved.
   A* h_of(const Tensors& states) const { return rule.saves_h && !states.empty() ? data<A>(states.front()) : nullptr; }
   A* c_of(const Tensors& states) const { return rule.saves_c && !states.empty() ? data<A>(states.back()) : nullptr; }
+};
+
+// Gradients of weights, all by one launch: sums over rows that earlier launches left in global memory.
+template <class A>
+class WeightGradients {
+ public:
+  // to [M, N] in rows of ld = the sum of both products.
+  void add(A* to, int64_t M, int64_t N, int64_t ld, Product<A> a, Product<A> b) {
+    args_.of[args_.count++] = {to, M, N, ld, {a, b}, blocks_};
+    blocks_ += tiles_of(M, N);
+  }
+  // to [M] = the sums of the columns of g [rows, M], whose rows lie ld apart.
+  void add_column_sums(A* to, int64_t M, const A* g, int64_t ld, int64_t rows) {
+    add(to, M, 1, 1, {g, nullptr, ld, 0, rows}, {});
+  }
+  void run(const OnDevice& device) const {
+    cuda::run(device, args_, Launch{blocks_, 1, kGradientThreads, gradient_shared_bytes<A>()});
+  }
+
+ private:
+  WeightGradientArgs<A> args_{};
+  int64_t blocks_ = 0;
 };
 
 // A backward pass: its gradients, the factors of the weight gradients, and their products.
@@ -241,13 +286,13 @@ struct Gradients {
   RecurrenceGrads<A> args{};
   Tensors dstate, dweights;
 
-  Gradients(const Cell<A>& cell, bool has_scan, bool has_refresh, size_t state_count, const Tensor& like)
-      : cell_(cell) {
+  Gradients(const Cell<A>& cell, const Tensor& like) : cell_(cell) {
     const int64_t B = cell.args.B, C = cell.args.C, R = cell.args.R, N = cell.args.NG * C, rows = cell.args.T * B;
     const bool low = cell.args.projection != Projection::kDense, split = cell.args.projection == Projection::kSplit;
-    args.has_scan = has_scan, args.has_refresh = has_refresh;
-    for (size_t i = 0; i < state_count; ++i) dstate.push_back(empty<A>(like, {B, C}));
-    args.dh0 = data_or_null<A>(dstate, 0), args.dc0 = data_or_null<A>(dstate, 1);
+    const bool has_scan = cell.args.scan_end > 0, has_refresh = cell.args.refresh_begin < cell.args.T;
+    for (size_t i = 0; i < cell.state.size(); ++i) dstate.push_back(empty<A>(like, {B, C}));
+    args.dh0 = cell.args.h0 ? data<A>(dstate.front()) : nullptr;
+    args.dc0 = cell.args.c0 ? data<A>(dstate.back()) : nullptr;
 
     Factors<A>& f = args.factors;
     std::vector<std::pair<A**, int64_t>> wanted;
@@ -273,30 +318,31 @@ struct Gradients {
   }
 
   // dweights, in the order of the weights; y [T, B, C].
-  void weight_gradients(const OnDevice& device, const A* y) {
+  void weight_gradients(const A* y, WeightGradients<A>& products) {
     const CellArgs<A>& cell = cell_.args;
     const Factors<A>& f = args.factors;
     const int64_t C = cell.C, R = cell.R, N = cell.NG * C, rows = cell.T * cell.B;
-    const int64_t scan = args.has_scan ? rows : 0, refresh = args.has_refresh ? rows : 0;
-    const int64_t last = args.has_refresh ? cell.B : 0;
+    const int64_t scanned = cell.scan_end * cell.B, first = cell.refresh_begin * cell.B;  // of the refreshed rows
+    const int64_t last = first < rows ? cell.B : 0;
     for (const Tensor& w : cell_.weights) dweights.push_back(torch::stable::new_empty(w, sizes_of(w)));
     const auto out = [&](size_t i) { return data<A>(dweights[i]); };
 
-    WeightGradientArgs<A> products{};
-    int64_t blocks = 0;
-    const auto add = [&](A* to, int64_t M, int64_t N, int64_t ld, Product<A> a, Product<A> b) {
-      products.of[products.count++] = {to, M, N, ld, {a, b}, blocks};
-      blocks += tiles_of(M, N);
+    const auto of_scan = [&](const A* g, int64_t ldg, const A* x, int64_t ldx) {
+      return Product<A>{g, x, ldg, ldx, scanned};
+    };
+    const auto of_refresh = [&](const A* g, int64_t ldg, const A* x, int64_t ldx) {
+      if (first == rows) return Product<A>{};
+      return Product<A>{g + first * ldg, x ? x + first * ldx : nullptr, ldg, ldx, rows - first};
     };
     const auto both = [&](const A* g_scan, const A* g_refresh, int64_t ldg, const A* x_scan, const A* x_refresh,
                           int64_t ldx, A* to, int64_t ld) {
-      add(to, ldg, ldx, ld, {g_scan, x_scan, ldg, ldx, scan}, {g_refresh, x_refresh, ldg, ldx, refresh});
+      products.add(to, ldg, ldx, ld, of_scan(g_scan, ldg, x_scan, ldx), of_refresh(g_refresh, ldg, x_refresh, ldx));
     };
     const auto with_h = [&](const A* g_scan, int64_t ldg, A* to, int64_t ld) {
-      add(to, ldg, C, ld, {g_scan, f.h, ldg, C, scan}, {f.last_sum, f.h_last, ldg, C, last});
+      products.add(to, ldg, C, ld, of_scan(g_scan, ldg, f.h, C), {f.last_sum, f.h_last, ldg, C, last});
     };
     const auto column_sums = [&](const A* g_scan, const A* g_refresh, int64_t ldg, A* to) {
-      add(to, ldg, 1, 1, {g_scan, nullptr, ldg, 0, scan}, {g_refresh, nullptr, ldg, 0, refresh});
+      products.add(to, ldg, 1, 1, of_scan(g_scan, ldg, nullptr, 0), of_refresh(g_refresh, ldg, nullptr, 0));
     };
     switch (cell.projection) {
       case Projection::kJoint:
@@ -306,8 +352,8 @@ struct Gradients {
         column_sums(f.da_scan, f.da_refresh, N, out(2));
         break;
       case Projection::kSplit:
-        add(out(0), R, C, C, {f.dsy, y, R, C, rows}, {});
-        add(out(1), R, 1, 1, {f.dsy, nullptr, R, 0, rows}, {});
+        products.add(out(0), R, C, C, {f.dsy, y, R, C, rows}, {});
+        products.add_column_sums(out(1), R, f.dsy, R, rows);
         both(f.da_scan, f.da_refresh, N, f.uy, f.uy, R, out(2), R);
         column_sums(f.da_scan, f.da_refresh, N, out(3));
         with_h(f.ds_scan, R, out(4), C);
@@ -322,7 +368,12 @@ struct Gradients {
         column_sums(f.da_scan, f.da_refresh, N, out(3));
         break;
     }
-    run(device, products, Launch{blocks, 1, kGradientThreads, gradient_shared_bytes<A>()});
+  }
+  // The same, where there are no other weights.
+  void weight_gradients(const OnDevice& device, const A* y) {
+    WeightGradients<A> products;
+    weight_gradients(y, products);
+    products.run(device);
   }
 
  private:

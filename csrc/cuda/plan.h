@@ -41,6 +41,7 @@ struct Problem {
   int64_t T, B, C, R;
   int64_t sample_bytes;  // of all maps that are read, for one sample; 0 where there are none
   int accumulate_bytes;  // 4 or 8
+  bool attention = false;
 
   bool bottleneck() const { return projection != Projection::kDense; }
   int64_t weight_bytes() const {  // what a step of the scan reads
@@ -57,7 +58,7 @@ enum Buffer {
   kC,         // [nb, cs]
   kDH,        // [nb, cs] backward: gradient of the state
   kDC,        // [nb, cs]
-  kScratch,   // sums over parts of a block: kRows, or a vector of channels, for each thread
+  kScratch,   // sums over parts of a block: kRows, or a vector of channels, or 18 for every two, for each thread
   kW1h,       // [R, cs + kSkew] copies of weights; never in the workspace
   kShared,    // [nb, R] W1h h of the last state; dense: [nb, NG * cs]
   kP,         // [rows, R] this block's part of W1y y
@@ -75,6 +76,8 @@ enum Buffer {
   kDY,        // [rows, cs]
   kHBefore,   // [rows, cs]
   kDQ,        // [rows, NG, cs]; not joint
+  kGate,      // [nb, cs] attention: of the value
+  kMiddle,    // [nb, cs] attention, backward: the sum over pixels of dout o_prev
   kNumBuffers
 };
 
@@ -115,7 +118,7 @@ inline int64_t elements(Buffer buffer, const Problem& p, const Plan& plan) {
     case kDC:
       return back ? nb * cs : 0;
     case kScratch:
-      return int64_t(plan.threads) * 8;
+      return int64_t(plan.threads) * (p.attention ? 9 : 8);
     case kW1h:
       return plan.stages_weights ? p.R * (cs + kSkew) : 0;
     case kShared:
@@ -146,6 +149,10 @@ inline int64_t elements(Buffer buffer, const Problem& p, const Plan& plan) {
       return back ? rows * cs : 0;
     case kDQ:
       return back && p.projection != Projection::kJoint ? rows * gates : 0;
+    case kGate:
+      return p.attention ? nb * cs : 0;
+    case kMiddle:
+      return p.attention && back ? nb * cs : 0;
     case kNumBuffers:
       break;
   }

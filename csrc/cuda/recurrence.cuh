@@ -67,6 +67,9 @@ class Recurrence {
   }
   DLA_DEVICE bool bottleneck() const { return args.projection != Projection::kDense; }
   DLA_DEVICE int rows() const { return T * nb; }
+  // Rows [0, scanned()) take part in the scan, [refreshed(), rows()) in the refresh.
+  DLA_DEVICE int scanned() const { return args.scan_end * nb; }
+  DLA_DEVICE int refreshed() const { return args.refresh_begin * nb; }
   DLA_DEVICE int gates() const { return NG * cs; }
   // Where row m of the tile, channel c of the block, lies in a tensor [T, B, C].
   DLA_DEVICE int64_t at(int m, int c) const { return (int64_t(m / nb) * B + b0 + m % nb) * C + c0 + c; }
@@ -99,10 +102,18 @@ class Recurrence {
   DLA_DEVICE void load_rows(const A* from, A* to) const {  // [T, B, C] to [rows, cs]
     for_each(rows(), cs, [&](int m, int c) { to[m * cs + c] = from[at(m, c)]; });
   }
+  DLA_DEVICE A start_c(int64_t at) const { return args.c0 ? args.c0[at] : A(0); }
+  template <class Rule>
+  DLA_DEVICE A start_h(int64_t at) const {
+    return args.h0 ? args.h0[at] : args.c0 ? Rule::feed(args.c0[at]) : args.start_h;
+  }
   DLA_DEVICE void load_start(A* h, A* c) const {
-    for_each(nb, cs, [&](int i, int j) {
-      h[i * cs + j] = args.h0 ? args.h0[at_sample(i, j)] : args.start_h;
-      c[i * cs + j] = args.c0 ? args.c0[at_sample(i, j)] : A(0);
+    with_rule(args.rule, [&](auto rule) {
+      using Rule = decltype(rule);
+      for_each(nb, cs, [&](int i, int j) {
+        h[i * cs + j] = start_h<Rule>(at_sample(i, j));
+        c[i * cs + j] = start_c(at_sample(i, j));
+      });
     });
   }
 
@@ -126,13 +137,14 @@ class Recurrence {
     });
     block_barrier();
   }
-  // f(m0, M) for as many rows as can be exchanged at once, whole layers; backwards if so wanted.
+  // f(m0, M) for as many rows of layers [begin, end) as can be exchanged at once, whole layers; backwards if so
+  // wanted.
   template <class F>
-  DLA_DEVICE void for_chunks(bool backwards, F f) const {
-    const int layers = args.plan.chunk_layers, chunks = (T + layers - 1) / layers;
+  DLA_DEVICE void for_chunks(int begin, int end, bool backwards, F f) const {
+    const int layers = args.plan.chunk_layers, chunks = (end - begin + layers - 1) / layers;
     for (int i = 0; i < chunks; ++i) {
-      const int t = (backwards ? chunks - 1 - i : i) * layers;
-      f(t * nb, at_most(layers, T - t) * nb);
+      const int t = begin + (backwards ? chunks - 1 - i : i) * layers;
+      f(t * nb, at_most(layers, end - t) * nb);
     }
   }
 
@@ -142,7 +154,7 @@ class Recurrence {
   DLA_DEVICE void hoist(A* uy_kept) {
     const A* const y = buffer(kY);
     const bool joint = args.projection == Projection::kJoint;
-    for_chunks(false, [&](int m0, int M) {
+    for_chunks(0, T, false, [&](int m0, int M) {
       const A* x = y + m0 * cs;
       if (bottleneck()) {
         A* const out = joint ? buffer(kP) + m0 * R : partials();
@@ -209,11 +221,11 @@ class Recurrence {
 
   // ---- forward ----
 
-  // From kH, kC to the state after the last layer; states_h and states_c are filled where they are saved.
+  // From kH, kC to the state after the scan's last layer; states_h and states_c are filled where they are saved.
   DLA_DEVICE void scan(A* states_h, A* states_c) {
     A *const h = buffer(kH), *const c = buffer(kC), *const a = buffer(kGates);
     A* const kept = buffer(kY);  // y has been hoisted. A barrier would wait for writes to global memory at every step.
-    for (int t = 0; t < T; ++t) {
+    for (int t = 0; t < args.scan_end; ++t) {
       gates_of(t * nb, nb, h, bottleneck() ? buffer(kU) : nullptr, a);
       with_rule(args.rule, [&](auto rule) {
         using Rule = decltype(rule);
@@ -230,7 +242,7 @@ class Recurrence {
       block_barrier();
     }
     A* const saved = args.saves_c ? states_c : states_h;
-    for_each(rows(), cs, [&](int m, int j) { saved[at(m, j)] = kept[m * cs + j]; });
+    for_each(scanned(), cs, [&](int m, int j) { saved[at(m, j)] = kept[m * cs + j]; });
   }
 
   // From the state in kH, kC: f(m0, M, d [M, cs]) for chunks of rows, the last layers first, since these were
@@ -239,7 +251,7 @@ class Recurrence {
   DLA_DEVICE void refresh(F f) {
     A *const h = buffer(kH), *const c = buffer(kC), *const a = buffer(kGates), *const d = buffer(kD);
     share_last(h);
-    for_chunks(true, [&](int m0, int M) {
+    for_chunks(args.refresh_begin, T, true, [&](int m0, int M) {
       gates_of(m0, M, nullptr, bottleneck() ? buffer(kU) : nullptr, a);
       with_rule(args.rule, [&](auto rule) {
         using Rule = decltype(rule);
@@ -289,7 +301,7 @@ class Recurrence {
   }
   // Copies of the weights of every step, where the plan found room for them.
   DLA_DEVICE void stage_weights() const {
-    if (!args.plan.stages_weights) return;
+    if (!args.plan.stages_weights || R == 0) return;
     copy_rows(R, cs, given_w1h(), buffer(kW1h), cs + kSkew);
     copy_rows(gates(), R, gate_rows(args.w2h, R), buffer(kW2h), R + kSkew);
   }

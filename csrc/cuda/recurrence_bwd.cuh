@@ -15,7 +15,9 @@ class RecurrenceBwd : public Recurrence<A> {
  public:
   using Base::B, Base::C, Base::NG, Base::R, Base::T, Base::args, Base::at, Base::at_sample, Base::b0;
   using Base::bottleneck, Base::buffer, Base::c0, Base::cs, Base::exchange, Base::for_chunks, Base::for_each;
-  using Base::gates, Base::met, Base::nb, Base::partials, Base::rank, Base::ranks, Base::rows, Base::w1h, Base::w1y;
+  using Base::gates, Base::met, Base::nb, Base::partials, Base::rank, Base::ranks, Base::refreshed, Base::rows,
+      Base::scanned;
+  using Base::w1h, Base::w1y;
   using Base::w2h, Base::w2y;
 
   const RecurrenceGrads<A>& grads;
@@ -32,13 +34,13 @@ class RecurrenceBwd : public Recurrence<A> {
     block_barrier();
   }
 
-  // The state after the last layer, to kH, kC.
+  // The state after the scan's last layer, to kH, kC.
   DLA_DEVICE void load_last() const {
     A *const h = buffer(kH), *const c = buffer(kC);
     with_rule(args.rule, [&](auto rule) {
       using Rule = decltype(rule);
       for_each(nb, cs, [&](int i, int j) {
-        const int64_t last = at((T - 1) * nb + i, j);
+        const int64_t last = at(scanned() - nb + i, j);
         c[i * cs + j] = Rule::kSavesC ? grads.states_c[last] : A(0);
         h[i * cs + j] = Rule::kSavesH ? grads.states_h[last] : Rule::feed(grads.states_c[last]);
       });
@@ -53,7 +55,7 @@ class RecurrenceBwd : public Recurrence<A> {
     const Factors<A>& factors = grads.factors;
     this->share_last(h);
     for_each(nb, cs, [&](int i, int j) { factors.h_last[at_sample(i, j)] = h[i * cs + j]; });
-    for_chunks(false, [&](int m0, int M) {
+    for_chunks(args.refresh_begin, T, false, [&](int m0, int M) {
       A* const u = bottleneck() ? buffer(kURefresh) + m0 * R : nullptr;
       this->gates_of(m0, M, nullptr, u, a);
       with_rule(args.rule, [&](auto rule) {
@@ -84,7 +86,7 @@ class RecurrenceBwd : public Recurrence<A> {
     A* const sum = buffer(kLast);
     for_each(nb, K, [&](int i, int k) {
       A total = A(0);
-      for (int m = i; m < rows(); m += nb) total += each[m * K + k];
+      for (int m = refreshed() + i; m < rows(); m += nb) total += each[m * K + k];
       sum[i * K + k] = total;
       if (rank == i % ranks) factors.last_sum[(b0 + i) * K + k] = total;
     });
@@ -99,23 +101,23 @@ class RecurrenceBwd : public Recurrence<A> {
     const Factors<A>& factors = grads.factors;
     with_rule(args.rule, [&](auto rule) {
       using Rule = decltype(rule);
-      for_each(rows(), cs, [&](int m, int j) {
-        const A h = m < nb          ? (args.h0 ? args.h0[at_sample(m, j)] : args.start_h)
+      for_each(scanned(), cs, [&](int m, int j) {
+        const A h = m < nb          ? this->template start_h<Rule>(at_sample(m, j))
                     : Rule::kSavesH ? grads.states_h[at(m - nb, j)]
                                     : Rule::feed(grads.states_c[at(m - nb, j)]);
         before[m * cs + j] = factors.h[at(m, j)] = h;
       });
     });
     block_barrier();
-    for_chunks(false, [&](int m0, int M) {
+    for_chunks(0, args.scan_end, false, [&](int m0, int M) {
       A* const u = bottleneck() ? buffer(kUScan) + m0 * R : nullptr;
       this->gates_of(m0, M, before + m0 * cs, u, a + m0 * gates());
     });
     // What the steps leave behind stays in their rows of u and a till all are done: a barrier would wait for
     // writes to global memory at every step.
     A* const u = bottleneck() ? buffer(kUScan) : nullptr;
-    if (bottleneck()) keep(rows(), 0, u, factors.u_scan);
-    for (int t = T - 1; t >= 0; --t) {
+    if (bottleneck()) keep(scanned(), 0, u, factors.u_scan);
+    for (int t = args.scan_end - 1; t >= 0; --t) {
       const int m0 = t * nb;
       A* const a_t = a + m0 * gates();
       with_rule(args.rule, [&](auto rule) {
@@ -123,7 +125,7 @@ class RecurrenceBwd : public Recurrence<A> {
         for_each(nb, cs, [&](int i, int j) {
           const int at_ij = i * cs + j, m = m0 + i;
           State<A> s{before[m * cs + j], A(0)}, ds{dh[at_ij], dc[at_ij]};
-          if (Rule::kSavesC) s.c = t > 0 ? grads.states_c[at(m - nb, j)] : args.c0 ? args.c0[at_sample(i, j)] : A(0);
+          if (Rule::kSavesC) s.c = t > 0 ? grads.states_c[at(m - nb, j)] : this->start_c(at_sample(i, j));
           if (grads.dstates_h) ds.h += grads.dstates_h[at(m, j)];
           if (grads.dstates_c) ds.c += grads.dstates_c[at(m, j)];
           A of[Rule::NG], da[Rule::NG];
@@ -138,22 +140,32 @@ class RecurrenceBwd : public Recurrence<A> {
       back_to_h(ds);
     }
     if (bottleneck()) {
-      keep(rows(), 0, u, factors.ds_scan);
+      keep(scanned(), 0, u, factors.ds_scan);
       A* const dp = buffer(kDP);
-      for_each(rows(), R,
-               [&](int m, int r) { dp[m * R + r] = grads.has_refresh ? dp[m * R + r] + u[m * R + r] : u[m * R + r]; });
+      for_each(scanned(), R,
+               [&](int m, int r) { dp[m * R + r] = m >= refreshed() ? dp[m * R + r] + u[m * R + r] : u[m * R + r]; });
     }
     with_rule(args.rule, [&](auto rule) {
       using Rule = decltype(rule);
-      for_each(rows(), cs, [&](int m, int j) {
+      for_each(scanned(), cs, [&](int m, int j) {
         A da[Rule::NG];
         this->template read_gates<Rule>(a, m, j, da);
-        keep_gates<Rule>(m, j, da, factors.da_scan, /*add=*/grads.has_refresh);
+        keep_gates<Rule>(m, j, da, factors.da_scan, /*add=*/m >= refreshed());
       });
     });
-    for_each(nb, cs, [&](int i, int j) {
-      if (grads.dh0) grads.dh0[at_sample(i, j)] = dh[i * cs + j];
-      if (grads.dc0) grads.dc0[at_sample(i, j)] = dc[i * cs + j];
+  }
+
+  // kDH, kDC to the gradient of the state that was given, in the form in which it was.
+  DLA_DEVICE void keep_start() const {
+    const A *const dh = buffer(kDH), *const dc = buffer(kDC);
+    with_rule(args.rule, [&](auto rule) {
+      using Rule = decltype(rule);
+      for_each(nb, cs, [&](int i, int j) {
+        const int64_t at = at_sample(i, j);
+        const int at_ij = i * cs + j;
+        if (grads.dh0) grads.dh0[at] = dh[at_ij];
+        if (grads.dc0) grads.dc0[at] = args.h0 ? dc[at_ij] : dc[at_ij] + Rule::feed_bwd(args.c0[at], dh[at_ij]);
+      });
     });
   }
 
@@ -162,7 +174,7 @@ class RecurrenceBwd : public Recurrence<A> {
     A *const dy = buffer(kDY), *const scratch = buffer(kScratch);
     block_barrier();
     const bool split = args.projection == Projection::kSplit;
-    for_chunks(false, [&](int m0, int M) {
+    for_chunks(0, T, false, [&](int m0, int M) {
       const A* ds = (bottleneck() ? buffer(kDP) : buffer(kDQ)) + m0 * met();
       if (split) {
         A *const part = partials(), *const dsy = buffer(kU);

@@ -12,7 +12,7 @@ Tensor refresh(const Tensor& y_in, const Tensors& state, const Tensors& weights,
     const OnDevice device(y_in);
     const Tensor y = dense(y_in);
     const int64_t T = y.size(0), B = y.size(1), C = y.size(2);
-    Cell<A> cell(rule, weights, state, T, B, C, /*start_may_be_absent=*/false, y);
+    Cell<A> cell(rule, weights, state, T, B, C, /*scan_end=*/0, /*refresh_begin=*/0, y);
     const Tensor d = empty<A>(y, {T, B, C});
     const Launch how = cell.template prepare<RefreshArgs<A>>(Pass::kForward, 0, y);
     run(device, RefreshArgs<A>{cell.args, data<A>(y), data<A>(d)}, how);
@@ -30,9 +30,9 @@ std::tuple<Tensor, Tensors, Tensors> refresh_bwd(const Tensor& dd_in, const Tens
     const int64_t T = y.size(0), B = y.size(1), C = y.size(2);
     check_tensor("dd", dd_in, {T, B, C}, y.scalar_type(), y);
     const Tensor dd = dense(dd_in);
-    Cell<A> cell(rule, weights, state, T, B, C, /*start_may_be_absent=*/false, y);
+    Cell<A> cell(rule, weights, state, T, B, C, /*scan_end=*/0, /*refresh_begin=*/0, y);
     const Tensor dy = empty<A>(y, {T, B, C});
-    Gradients<A> grads(cell, /*has_scan=*/false, /*has_refresh=*/true, state.size(), y);
+    Gradients<A> grads(cell, y);
     const Launch how = cell.template prepare<RefreshBwdArgs<A>>(Pass::kBackward, 0, y);
     run(device, RefreshBwdArgs<A>{cell.args, grads.args, data<A>(y), data<A>(dd), data<A>(dy)}, how);
     grads.weight_gradients(device, data<A>(y));

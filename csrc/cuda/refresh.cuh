@@ -24,19 +24,16 @@ template <class A>
 DLA_KERNEL(refresh_bwd_kernel, A, RefreshBwdArgs<A>) {
   RecurrenceBwd<A> tile(args.cell, args.grads);
   while (tile.next()) {
-    const A *const dy = tile.buffer(kDY), *const dh = tile.buffer(kDH), *const dc = tile.buffer(kDC);
+    const A* const dy = tile.buffer(kDY);
     tile.load_rows(args.y, tile.buffer(kY));
     tile.load_rows(args.dd, tile.buffer(kDD));
     tile.load_start(tile.buffer(kH), tile.buffer(kC));
     block_barrier();
     tile.begin();
     tile.refresh();
+    tile.keep_start();
     tile.finish();
     tile.for_each(tile.rows(), tile.cs, [&](int m, int c) { args.dy[tile.at(m, c)] = dy[m * tile.cs + c]; });
-    tile.for_each(tile.nb, tile.cs, [&](int i, int c) {
-      args.grads.dh0[tile.at_sample(i, c)] = dh[i * tile.cs + c];
-      if (args.grads.dc0) args.grads.dc0[tile.at_sample(i, c)] = dc[i * tile.cs + c];
-    });
   }
 }
 

@@ -8,7 +8,6 @@ namespace cuda {
 
 template <class T>
 DLA_KERNEL(rescale_kernel, T, RescaleArgs<T>) {
-  using A = accumulate_t<T>;
   my_piece(args.pieces, [&](int t, int64_t b, int64_t c0, int cs) {
     const Layer& layer = args.layers.at[t];
     const int64_t row = (t * args.pieces.B + b) * args.pieces.C + c0;

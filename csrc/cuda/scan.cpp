@@ -11,8 +11,9 @@ Tensors scan(const Tensor& y_in, const Tensors& weights, const Tensors& state, c
     using A = decltype(element);
     const OnDevice device(y_in);
     const Tensor y = dense(y_in);
-    Cell<A> cell(rule, weights, state, y.size(0), y.size(1), y.size(2), /*start_may_be_absent=*/true, y);
-    const Tensors states = cell.empty_states(y);
+    const int64_t T = y.size(0), B = y.size(1), C = y.size(2);
+    Cell<A> cell(rule, weights, state, T, B, C, /*scan_end=*/T, /*refresh_begin=*/T, y);
+    const Tensors states = cell.empty_states(y, {T, B, C});
     const Launch how = cell.template prepare<ScanArgs<A>>(Pass::kForward, 0, y);
     run(device, ScanArgs<A>{cell.args, data<A>(y), cell.h_of(states), cell.c_of(states)}, how);
     return states;
@@ -27,12 +28,12 @@ std::tuple<Tensor, Tensors, Tensors> scan_bwd(const Tensors& dstates_in, const T
     const OnDevice device(y_in);
     const Tensor y = dense(y_in);
     const int64_t T = y.size(0), B = y.size(1), C = y.size(2);
-    Cell<A> cell(rule, weights, state, T, B, C, /*start_may_be_absent=*/true, y);
+    Cell<A> cell(rule, weights, state, T, B, C, /*scan_end=*/T, /*refresh_begin=*/T, y);
     check_states("states", states_in, cell.rule.num_states(), false, T, B, C, dtype_of<A>(), y);
     check_states("dstates", dstates_in, cell.rule.num_states(), false, T, B, C, dtype_of<A>(), y);
     const Tensors states = dense(states_in), dstates = dense(dstates_in);
     const Tensor dy = empty<A>(y, {T, B, C});
-    Gradients<A> grads(cell, /*has_scan=*/true, /*has_refresh=*/false, state.size(), y);
+    Gradients<A> grads(cell, y);
     grads.args.states_h = cell.h_of(states), grads.args.states_c = cell.c_of(states);
     grads.args.dstates_h = cell.h_of(dstates), grads.args.dstates_c = cell.c_of(dstates);
     const Launch how = cell.template prepare<ScanBwdArgs<A>>(Pass::kBackward, 0, y);

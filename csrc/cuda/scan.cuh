@@ -27,6 +27,7 @@ DLA_KERNEL(scan_bwd_kernel, A, ScanBwdArgs<A>) {
     block_barrier();
     tile.begin();
     tile.scan();
+    tile.keep_start();
     tile.finish();
     tile.for_each(tile.rows(), tile.cs, [&](int m, int c) { args.dy[tile.at(m, c)] = dy[m * tile.cs + c]; });
   }

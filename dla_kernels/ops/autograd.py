@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..backends import BACKENDS
-from ..cells import Cell, accumulate_dtype
-from ..reference.cells import ACT
+from ..cells import accumulate_dtype
 
 Tensors = tuple[Tensor, ...]
 
@@ -43,12 +42,9 @@ def accumulated(tensors: Sequence[Tensor], like: Tensor) -> list[Tensor]:
     return [x if x.dtype == dtype else x.to(dtype) for x in tensors]
 
 
-def start_state(state: Tensors | None, cell: Cell, like: Tensor) -> list[Tensor]:
-    """The kernels' [h] or [h, c] from a state as users hold it; [] for the cell's own start."""
-    if state is None:
-        return []
-    full = accumulated(state, like)
-    return [ACT[cell.act](full[0]), full[0]] if cell.h_is_act_of_c and len(full) == 1 else full
+def start_state(state: Tensors | None, like: Tensor) -> list[Tensor]:
+    """The kernels' [h], [h, c] or [c] from a state as users hold it; [] for the cell's own start."""
+    return [] if state is None else accumulated(state, like)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from ..attention import Attention
 from ..cells import PROJECTIONS, Cell, Weights, accumulate_dtype, weight_shapes
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -76,12 +77,64 @@ def _check_company(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
         raise TypeError(f"{name}: expected {expected} beside {like_name} of {like.dtype}, got {x.dtype}")
 
 
-def check_gates(d: Tensor, xs: Sequence[Tensor]) -> None:
-    check_rows("d", d)
-    _check_company("d", d, "xs[0]", xs[0])
+def check_gates(name: str, T: str, d: Tensor, xs_name: str, xs: Sequence[Tensor]) -> None:
+    """One factor for each channel of each map."""
+    check_rows(name, d)
+    _check_company(name, d, f"{xs_name}[0]", xs[0])
     expected = [len(xs), *xs[0].shape[:2]]
     if list(d.shape) != expected:
-        raise ValueError(f"d: expected [T, B, C] = {expected}, got {shape_of(d)}")
+        raise ValueError(f"{name}: expected [{T}, B, C] = {expected}, got {shape_of(d)}")
+
+
+def check_alike(maps: Mapping[str, Tensor]) -> None:
+    """Maps [B, C, H, W] of one shape, dtype and device."""
+    (first_name, first), *_ = maps.items()
+    for name, x in maps.items():
+        check_tensor(name, x)
+        if x.dim() != 4 or 0 in x.shape[1:]:
+            raise ValueError(f"{name}: expected a map [B, C, H, W] with C, H and W of at least 1, got {shape_of(x)}")
+        if x.dtype != first.dtype:
+            raise TypeError(f"{name}: expected dtype {first.dtype} like {first_name}, got {x.dtype}")
+        if x.device != first.device:
+            raise ValueError(f"{name}: expected device {first.device} like {first_name}, got {x.device}")
+        if x.shape != first.shape:
+            raise ValueError(f"{name}: expected shape {shape_of(first)} like {first_name}, got {shape_of(x)}")
+
+
+def check_weight(name: str, w: Tensor, shape: tuple[int, ...], like_name: str, like: Tensor) -> None:
+    _check_company(name, w, like_name, like)
+    if tuple(w.shape) != shape:
+        raise ValueError(f"{name}: expected {list(shape)}, got {shape_of(w)}")
+
+
+def check_attention(attention: Attention, heads: int, like: Tensor) -> None:
+    """One layer's filters, for maps like x."""
+    C = like.shape[1]
+    if not isinstance(attention, Attention):
+        raise TypeError(f"attention: expected a dla_kernels.Attention(q, k, v), got {type(attention).__name__}")
+    check_heads("attention.", attention.q, attention.k, heads, C, "x", like)
+    check_weight("attention.v", attention.v, (C, 1, 3, 3), "x", like)
+
+
+def check_heads(prefix: str, q: Tensor, k: Tensor, heads: int, C: int, like_name: str, like: Tensor) -> None:
+    """Filters [K] over C channels in so many heads."""
+    if not isinstance(heads, int) or heads < 1 or C % heads:
+        raise ValueError(f"heads: expected a divisor of C = {C}, got {heads}")
+    check_tensor(f"{prefix}q", q)
+    if q.dim() != 1 or len(q) % 2 == 0:
+        raise ValueError(f"{prefix}q: expected [K] with an odd K, got {shape_of(q)}")
+    for name, taps in (("q", q), ("k", k)):
+        check_weight(f"{prefix}{name}", taps, tuple(q.shape), like_name, like)
+
+
+def check_past(past: Sequence[Tensor], y: Tensor) -> None:
+    """() | (keys, scale) | (keys, scale, d), for y [B, C]."""
+    if isinstance(past, Tensor) or not isinstance(past, Sequence) or len(past) not in (0, 2, 3):
+        got = f"{len(past)} tensors" if isinstance(past, (tuple, list)) else type(past).__name__
+        raise ValueError(f"past: expected (), (keys, scale) or (keys, scale, d), got {got}")
+    for i, p in enumerate(past):
+        check_rows(f"past[{i}]", p)
+        check_weight(f"past[{i}]", p, (len(past[0]) * (1 + i // 2), *y.shape), "y", y)
 
 
 def check_cell(weights: Weights, cell: Cell, C: int, like_name: str, like: Tensor) -> None:

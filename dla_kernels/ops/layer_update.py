@@ -54,7 +54,7 @@ def layer_update(
     if chosen == REFERENCE:
         with without_autocast(xs[0].device):
             return reference.layer_update(xs, weights, cell=cell, state=state, inplace=inplace)
-    w, start = accumulated(weights, xs[0]), start_state(state, cell, xs[0])
+    w, start = accumulated(weights, xs[0]), start_state(state, xs[0])
     if inplace:
         dtype = accumulate_dtype(xs[0].dtype)
         states = [xs[0].new_empty((len(xs), B, C), dtype=dtype) for _ in cell.state_names]

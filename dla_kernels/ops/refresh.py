@@ -45,7 +45,7 @@ def refresh(
     if chosen == REFERENCE:
         with without_autocast(y.device):
             return reference.refresh(y, state, weights, cell=cell)
-    (y,), w, last = accumulated([y], y), accumulated(weights, y), start_state(state, cell, y)
+    (y,), w, last = accumulated([y], y), accumulated(weights, y), start_state(state, y)
     if needs_grad([y], w, last):
         return _Refresh.apply(_Spec(chosen, cell, len(w), len(last)), y, *last, *w)
     return kernels(chosen).refresh(y, last, w, cell.rule)

@@ -22,7 +22,7 @@ def rescale(xs: Sequence[Tensor], d: Tensor, *, inplace: bool = False, backend: 
     Returns T maps, each with the dtype and memory layout of its input.
     """
     check_maps(xs)
-    check_gates(d, xs)
+    check_gates("d", "T", d, "xs", xs)
     if inplace:
         check_inplace(xs)
     chosen = select(backend, xs[0].device)

@@ -48,7 +48,7 @@ def scan(
     if chosen == REFERENCE:
         with without_autocast(y.device):
             return reference.scan(y, weights, cell=cell, state=state)
-    (y,), w, start = accumulated([y], y), accumulated(weights, y), start_state(state, cell, y)
+    (y,), w, start = accumulated([y], y), accumulated(weights, y), start_state(state, y)
     if needs_grad([y], w, start):
         return _Scan.apply(_Spec(chosen, cell, len(w), len(start)), y, *w, *start)
     return tuple(kernels(chosen).scan(y, w, start, cell.rule))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cells import Cell, Weights
+from ..cells import Cell, Weights, accumulate_dtype
 from .cells import step, unpack_state
 
 State = tuple[Tensor, ...]
@@ -36,3 +37,11 @@ def next_state(y: Tensor, state: State | None, weights: Weights, cell: Cell) -> 
     """One step of the scan: y [B, C] and a state -> the state, in the form of ``cell.state_names``."""
     h, c, _ = step(y, *unpack_state(state, y, cell), weights, cell)
     return tuple({"h": h, "c": c}[name] for name in cell.state_names)
+
+
+def moments_of(o: Tensor) -> Tensor:
+    """Mean and biased variance of each channel of o [B, C, H, W], as a batch norm takes them: [2, C]. Constants to
+    autograd, since a batch norm's own gradient includes theirs."""
+    exact = o.detach().to(accumulate_dtype(o.dtype))
+    var, mean = torch.var_mean(exact, (0, 2, 3), correction=0)
+    return torch.stack([mean, var])

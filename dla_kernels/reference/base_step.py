@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ..attention import Attention, BaseStage
-from ..cells import PAPER_DSU, Cell, Weights, accumulate_dtype
-from .attention import across_channels, depthwise, next_state, per_channel, scores
+from ..cells import PAPER_DSU, Cell, Weights
+from .attend import attend
+from .depthwise import depthwise
+from .mix import mix
 from .refresh import refresh
+from .scan import scan
 
 
 def base_step(
@@ -17,36 +23,58 @@ def base_step(
     *,
     heads: int,
     cell: Cell = PAPER_DSU,
-) -> tuple[Tensor, BaseStage]:
-    """One layer of DLA-B (Eq. 2), of MRLA-B without a cell: x [B, C, H, W] -> o, and the stage with one layer more.
+    moments: bool = False,
+) -> tuple[Tensor, BaseStage, Tensor | None]:
+    """One layer of DLA-B (Eq. 2), of MRLA-B without a cell: x [B, C, H, W] -> o, the stage with one layer more, and
+    the moments of o where asked for.
 
     ``o = sum over m of softmax_m(q . k_m / sqrt(D)) v_m``, each earlier ``k_m`` and ``v_m`` refreshed with the state
     after x. Since ``mean(v d) = mean(v) d``, the refreshes of a value gather in one number per sample and channel,
     and its map stays as it was.
     """
-    exact, C = x.to(accumulate_dtype(x.dtype)), x.shape[1]
-    y = exact.mean((2, 3))
-    value = depthwise(exact, attention.v).to(x.dtype)
-    mean, key = value.to(exact.dtype).mean((2, 3))[None], across_channels(y, attention.k)[None]
-    state = stage.state if stage else None
+    return from_parts(PARTS, x, stage, attention, weights, heads=heads, cell=cell, moments=moments)
+
+
+class Parts(NamedTuple):
+    """The ops of which a layer is made: here the reference's, elsewhere a backend's."""
+
+    depthwise: Callable
+    scan: Callable
+    refresh: Callable
+    attend: Callable
+    mix: Callable  # returns the values too, for the next layer
+
+
+def _mix(values: Sequence[Tensor], coef: Tensor, *, moments: bool) -> tuple[Tensor, Sequence[Tensor], Tensor | None]:
+    o, of_o = mix(values, coef, moments=moments)
+    return o, values, of_o
+
+
+PARTS = Parts(depthwise, scan, refresh, attend, _mix)
+
+
+def from_parts(
+    parts: Parts,
+    x: Tensor,
+    stage: BaseStage | None,
+    attention: Attention,
+    weights: Weights | None,
+    *,
+    heads: int,
+    cell: Cell,
+    moments: bool,
+) -> tuple[Tensor, BaseStage, Tensor | None]:
+    value, y = parts.depthwise(x, attention.v)
+    state, values, pooled = None, (value,), y[1:]
+    past: tuple[Tensor, ...] = ()
+    if stage is not None:
+        state, past = stage.state, (stage.keys, stage.scale)
+        values, pooled = (*stage.values, value), torch.cat([stage.pooled, pooled])
     if weights is not None:
-        state = next_state(y, state, weights, cell)
-    if stage is None:
-        stage = BaseStage((value,), mean, torch.ones_like(mean), key, state)
-    else:
-        keys, scale = stage.keys, stage.scale
-        if weights is not None and state is not None:
-            d = refresh(torch.cat([keys, stage.pooled * scale]), state, weights, cell=cell)
-            for_keys, for_values = d.chunk(2)
-            keys, scale = keys * for_keys, scale * for_values
-        stage = BaseStage(
-            (*stage.values, value),
-            torch.cat([stage.pooled, mean]),
-            torch.cat([scale, torch.ones_like(mean)]),
-            torch.cat([keys, key]),
-            state,
-        )
-    shares = torch.softmax(scores(across_channels(y, attention.q), stage.keys, heads), 0)  # [M, B, G]
-    coef = per_channel(shares, C) * stage.scale
-    o = sum((c[..., None, None] * v.to(c.dtype) for c, v in zip(coef, stage.values)), torch.zeros_like(exact))
-    return o.to(x.dtype), stage
+        state = tuple(s[0] for s in parts.scan(y[:1], weights, cell=cell, state=state))
+        if stage is not None:
+            rows = torch.cat([stage.keys, stage.pooled * stage.scale])
+            past = (*past, parts.refresh(rows, state, weights, cell=cell))
+    coef, keys, scale = parts.attend(y[0], attention.q, attention.k, past, heads=heads)
+    o, values, of_o = parts.mix(values, coef, moments=moments)
+    return o, BaseStage(tuple(values), pooled, scale, keys, state), of_o

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..attention import Attention
 from ..cells import PAPER_DSU, Cell, Weights, accumulate_dtype
-from .attention import State, across_channels, depthwise, next_state, per_channel, scores
+from .attention import State, across_channels, depthwise, moments_of, next_state, per_channel, scores
 from .refresh import refresh
 
 
@@ -20,8 +20,10 @@ def light_step(
     cell: Cell = PAPER_DSU,
     state: State | None = None,
     e: Tensor | None = None,
-) -> tuple[Tensor, State | None]:
-    """One layer of DLA-L (Eq. 3), of MRLA-L without a cell: maps x and o_prev [B, C, H, W] -> o and the new state.
+    moments: bool = False,
+) -> tuple[Tensor, State | None, Tensor | None]:
+    """One layer of DLA-L (Eq. 3), of MRLA-L without a cell: maps x and o_prev [B, C, H, W] -> o, the new state, and the
+    moments of o where asked for.
 
     ``o = lam o_prev' + sig(q . k / sqrt(D)) dwconv(x; v)``, where ``o_prev'`` is ``o_prev`` refreshed with the state
     after x, ``o_prev d + dwconv(o_prev; e)``; the paper has no ``e``.
@@ -40,4 +42,5 @@ def light_step(
         if e is not None:
             refreshed = refreshed + depthwise(before, e)
         o = o + lam.to(o.dtype)[:, None, None] * refreshed
-    return o.to(x.dtype), new_state
+    o = o.to(x.dtype)
+    return o, new_state, moments_of(o) if moments else None

@@ -28,11 +28,6 @@ struct Operands {
   }
 };
 
-template <int k>
-struct Constant {
-  static constexpr int value = k;
-};
-
 // Calls f(height, operands) for each tile of rows; its height, at most kTallest, is a compile-time
 // constant. Narrow tiles should be tall: it takes some eight sums side by side to hide an addition's
 // latency.

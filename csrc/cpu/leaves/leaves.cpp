@@ -1,7 +1,9 @@
 // Compiled once per instruction set; DLA_ISA names the namespace of this copy (CMakeLists.txt).
 #include "gemm.h"
 #include "maps.h"
+#include "norm.h"
 #include "pointwise.h"
+#include "stencil.h"
 #include "tables.h"
 
 namespace dla {
@@ -18,7 +20,8 @@ Leaves<A> make_leaves() {
 
 template <class T>
 MapLeaves<T> make_map_leaves() {
-  return {&mean<T>, &dot<T>, &scale<T>};
+  return {&mean<T>, &dot<T>,         &spread<T>,       &scale<T>,   &add_scaled<T>,
+          &mix<T>,  &masked_sums<T>, &masked_scale<T>, &stencil<T>, &correlate<T>};
 }
 
 const Tables& tables() {

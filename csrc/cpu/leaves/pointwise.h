@@ -15,14 +15,6 @@ DLA_HOST_DEVICE void for_channels(int64_t n, F f) {
   for (; i + Vec<A>::kLanes <= n; i += Vec<A>::kLanes) f(i, 0);
   if (i < n) f(i, int(n - i));
 }
-template <class A>
-DLA_HOST_DEVICE Vec<A> read(const A* p, int lanes) {
-  return lanes ? load_n(p, lanes) : load(p);
-}
-template <class A>
-DLA_HOST_DEVICE void write(A* p, Vec<A> x, int lanes) {
-  lanes ? store_n(p, x, lanes) : store(p, x);
-}
 
 template <class Rule, class A>
 struct Pointwise {
@@ -48,6 +40,13 @@ struct Pointwise {
     for (int64_t m = 0; m < M; ++m)
       for_channels<A>(n, [&](int64_t i, int lanes) __attribute__((always_inline)) {
         write(h[m] + i, Rule::feed(read(c[m] + i, lanes)), lanes);
+      });
+  }
+
+  static void feed_bwd(int64_t M, int64_t n, Rows<const A> c, Rows<const A> dh, Rows<A> dc) {
+    for (int64_t m = 0; m < M; ++m)
+      for_channels<A>(n, [&](int64_t i, int lanes) __attribute__((always_inline)) {
+        write(dc[m] + i, read(dc[m] + i, lanes) + Rule::feed_bwd(read(c[m] + i, lanes), read(dh[m] + i, lanes)), lanes);
       });
   }
 
@@ -91,8 +90,8 @@ struct Pointwise {
   }
 
   static RuleLeaves<A> leaves(const char* name) {
-    return {name,  Rule::NG, Rule::kSavesH, Rule::kSavesC, Rule::template start_h<A>(),
-            &feed, &step,    &step_bwd,     &output_bwd};
+    return {name,  Rule::NG,  Rule::kSavesH, Rule::kSavesC, Rule::template start_h<A>(),
+            &feed, &feed_bwd, &step,         &step_bwd,     &output_bwd};
   }
 };
 

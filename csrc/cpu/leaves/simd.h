@@ -42,6 +42,11 @@ struct Native<double> {
   typedef int64_t Mask __attribute__((vector_size(DLA_VECTOR_BYTES)));
 };
 
+template <int k>
+struct Constant {
+  static constexpr int value = k;
+};
+
 template <class A>
 struct Vec {
   static constexpr int kLanes = DLA_VECTOR_BYTES / int(sizeof(A));
@@ -276,6 +281,16 @@ DLA_HOST_DEVICE void store_n<float>(float* p, Vec<float> x, int n) {
   _mm256_maskstore_ps(p, first_lanes(n), (__m256)x.v);
 }
 #endif
+
+// A full vector where lanes = 0, else the first so many lanes of one.
+template <class T>
+DLA_HOST_DEVICE Vec<accumulate_t<T>> read(const T* p, int lanes) {
+  return lanes ? load_n(p, lanes) : load(p);
+}
+template <class T>
+DLA_HOST_DEVICE void write(T* p, Vec<accumulate_t<T>> x, int lanes) {
+  lanes ? store_n(p, x, lanes) : store(p, x);
+}
 
 // Past the cache: for outputs too large to be read back from it. p is aligned to what is written.
 template <int kBytes>

@@ -1,0 +1,157 @@
+// attend: what a layer has of each layer before it, coef = softmax(q . k / sqrt(D)) scale, after keys and scales were
+// refreshed; and its gradients. All of it is per sample, [M, B, C] at most: no map is touched.
+#include <cmath>
+#include <tuple>
+
+#include <torch/csrc/stable/library.h>
+
+#include "attention.h"
+#include "threads.h"
+
+namespace dla {
+namespace cpu {
+namespace {
+
+template <class A>
+class Attend {
+ public:
+  const int64_t B, C, M, D;
+
+  Attend(const Tensor& y, const Tensor& q, const Tensor& k, const Tensors& past, int64_t heads)
+      : B(y.size(0)),
+        C(y.size(1)),
+        M(check_past(past, y)),
+        D((check_heads(q, k, C, heads, y.scalar_type(), y), C / heads)),
+        y_(dense(y)),
+        past_(dense(past)),
+        q_(q, C),
+        k_(k, C),
+        root_(1 / std::sqrt(A(D))) {}
+
+  // One sample. keys, scale, shares [M + 1, C]: refreshed, with its own; the softmax, one value within a head.
+  struct Sample {
+    Matrix<A> q, shares;
+    Rows<A> keys, scale;
+  };
+  Sample sample(int64_t b, Rows<A> keys, Rows<A> scale) const {
+    Sample s{Matrix<A>(1, C), Matrix<A>(M + 1, C), keys, scale};
+    for (int64_t m = 0; m < M; ++m)
+      for (int64_t c = 0; c < C; ++c) {
+        keys[m][c] = past(0, m, b)[c] * (refreshed() ? past(2, m, b)[c] : A(1));
+        scale[m][c] = past(1, m, b)[c] * (refreshed() ? past(2, M + m, b)[c] : A(1));
+      }
+    q_(y(b), s.q[0]), k_(y(b), keys[M]);
+    std::fill_n(scale[M], C, A(1));
+    for (int64_t c = 0; c < C; c += D) {
+      A largest = 0, sum = 0;
+      for (int64_t m = 0; m <= M; ++m) {
+        const A score = dot(D, s.q[0] + c, keys[m] + c) * root_;
+        s.shares[m][c] = score;
+        largest = m == 0 || score > largest ? score : largest;
+      }
+      for (int64_t m = 0; m <= M; ++m) sum += s.shares[m][c] = std::exp(s.shares[m][c] - largest);
+      for (int64_t m = 0; m <= M; ++m) std::fill_n(s.shares[m] + c, D, s.shares[m][c] / sum);
+    }
+    return s;
+  }
+
+  // The gradients of one sample, given those of coef, keys and scale as their rows of [M + 1, B, C]. Those of q and k
+  // go to dq, dk [K]; of y to dy [C]; dpast are the tensors of `past`.
+  void backward(int64_t b, Rows<const A> dcoef, Rows<const A> dkeys, Rows<const A> dscale, const Tensors& dpast, A* dy,
+                A* dq, A* dk) const {
+    const Matrix<A> keys(M + 1, C), scale(M + 1, C), dq_row(1, C), dkey(1, C), dscores(M + 1, C);
+    const Sample s = sample(b, keys.rows, scale.rows);
+    for (int64_t c = 0; c < C; c += D) {
+      A mean = 0;
+      for (int64_t m = 0; m <= M; ++m) {
+        dscores[m][c] = dot(D, dcoef[m] + c, scale[m] + c);
+        mean += s.shares[m][c] * dscores[m][c];
+      }
+      for (int64_t m = 0; m <= M; ++m) std::fill_n(dscores[m] + c, D, s.shares[m][c] * (dscores[m][c] - mean) * root_);
+    }
+    std::fill_n(dq_row[0], C, A(0));
+    for (int64_t m = 0; m <= M; ++m)
+      for (int64_t c = 0; c < C; ++c) {
+        dq_row[0][c] += dscores[m][c] * keys[m][c];
+        const A to_key = dkeys[m][c] + dscores[m][c] * s.q[0][c];
+        const A to_scale = dscale[m][c] + dcoef[m][c] * s.shares[m][c];
+        if (m == M) {
+          dkey[0][c] = to_key;  // its scale is 1
+          continue;
+        }
+        const auto to = [&](size_t i, int64_t row) { return write<A>(dpast[i]) + (row * B + b) * C + c; };
+        *to(0, m) = to_key * (refreshed() ? past(2, m, b)[c] : A(1));
+        *to(1, m) = to_scale * (refreshed() ? past(2, M + m, b)[c] : A(1));
+        if (!refreshed()) continue;
+        *to(2, m) = to_key * past(0, m, b)[c];
+        *to(2, M + m) = to_scale * past(1, m, b)[c];
+      }
+    std::fill_n(dy, C, A(0));
+    q_.backward(y(b), dq_row[0], dy, dq);
+    k_.backward(y(b), dkey[0], dy, dk);
+  }
+
+ private:
+  const Tensor y_;
+  const Tensors past_;
+  const ChannelFilter<A> q_, k_;
+  const A root_;
+
+  bool refreshed() const { return past_.size() == 3; }
+  const A* y(int64_t b) const { return read<A>(y_) + b * C; }
+  const A* past(size_t i, int64_t row, int64_t b) const { return read<A>(past_[i]) + (row * B + b) * C; }
+};
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> attend(const Tensor& y, const Tensor& q, const Tensor& k, const Tensors& past,
+                                          int64_t heads) {
+  check_pooled("y", y);
+  return dispatch_rows(y.scalar_type(), [&](auto element) -> std::tuple<Tensor, Tensor, Tensor> {
+    using A = decltype(element);
+    const Attend<A> layer(y, q, k, past, heads);
+    const int64_t B = layer.B, C = layer.C, M = layer.M;
+    const Tensor coef = empty<A>({M + 1, B, C}), keys = empty<A>({M + 1, B, C}), scale = empty<A>({M + 1, B, C});
+    parallel_for(B, [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b) {
+        const auto rows = [&](const Tensor& x) { return Rows<A>{write<A>(x) + b * C, B * C}; };
+        const auto s = layer.sample(b, rows(keys), rows(scale));
+        for (int64_t m = 0; m <= M; ++m)
+          for (int64_t c = 0; c < C; ++c) rows(coef)[m][c] = s.shares[m][c] * s.scale[m][c];
+      }
+    });
+    return {coef, keys, scale};
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensors> attend_bwd(const Tensor& dcoef, const Tensor& dkeys, const Tensor& dscale,
+                                                       const Tensor& y, const Tensor& q, const Tensor& k,
+                                                       const Tensors& past, int64_t heads) {
+  check_pooled("y", y);
+  return dispatch_rows(y.scalar_type(), [&](auto element) -> std::tuple<Tensor, Tensor, Tensor, Tensors> {
+    using A = decltype(element);
+    const Attend<A> layer(y, q, k, past, heads);
+    const int64_t B = layer.B, C = layer.C, M = layer.M, K = q.size(0);
+    const Tensors arriving = dense(Tensors{dcoef, dkeys, dscale});
+    for (const Tensor& x : arriving) check_tensor("dcoef, dkeys, dscale", x, {M + 1, B, C}, y.scalar_type(), y);
+    const Tensor dy = empty<A>({B, C});
+    const Matrix<A> dq(B, K), dk(B, K);
+    Tensors dpast;
+    for (const Tensor& x : past) dpast.push_back(empty<A>({x.size(0), B, C}));
+    parallel_for(B, [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b) {
+        const auto rows = [&](int i) { return Rows<const A>{read<A>(arriving[i]) + b * C, B * C}; };
+        layer.backward(b, rows(0), rows(1), rows(2), dpast, write<A>(dy) + b * C, dq[b], dk[b]);
+      }
+    });
+    return {dy, sum_of_parts(dq, B, K), sum_of_parts(dk, B, K), dpast};
+  });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(dla, CPU, m) {
+  m.impl("attend", TORCH_BOX(&attend));
+  m.impl("attend_bwd", TORCH_BOX(&attend_bwd));
+}
+
+}  // namespace cpu
+}  // namespace dla

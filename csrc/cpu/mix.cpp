@@ -1,0 +1,103 @@
+// mix: o = sum over m of coef_m values_m, one pass over all maps; and its gradients.
+#include <tuple>
+
+#include <torch/csrc/stable/library.h>
+
+#include "moments.h"
+
+namespace dla {
+namespace cpu {
+namespace {
+
+void check_mix(const Tensors& values, const Tensor& coef) {
+  check_maps("values", values);
+  for (const Tensor& value : values) check_alike("values", value, values[0]);
+  check_tensor("coef", coef, {int64_t(values.size()), values[0].size(0), values[0].size(1)},
+               accumulate_dtype(values[0].scalar_type()), values[0]);
+}
+
+// All maps in the layout of the first.
+template <class T>
+std::vector<MapView<const T>> read_alike(const Tensors& maps, const ReadMaps<T>& first, Tensors& held) {
+  std::vector<MapView<const T>> views;
+  for (const Tensor& map : maps) {
+    const ReadMaps<T> one({map}, &first);
+    held.push_back(one.held[0]), views.push_back(one.views[0]);
+  }
+  return views;
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensors> mix(const Tensors& values, const Tensor& coef_in, bool wanted) {
+  check_mix(values, coef_in);
+  const Tensor coef = dense(coef_in);
+  return dispatch_maps(values[0].scalar_type(), [&](auto element) -> std::tuple<Tensor, Tensors> {
+    using T = decltype(element);
+    using A = accumulate_t<T>;
+    const int64_t M = values.size(), B = values[0].size(0), C = values[0].size(1);
+    const ReadMaps<T> first({values[0]});
+    Tensors held, out;
+    const auto views = read_alike(values, first, held);
+    const MapView<T> o = empty_maps(first, out)[0];
+    const Moments<T> moments(wanted, B, C, o.HW);
+    for_each_plane(1, B, C, [&](int64_t, int64_t b, int64_t c0, int64_t c1) {
+      std::vector<Plane<const T>> planes;
+      for (const auto& view : views) planes.push_back(sample(view, b).channels(c0, c1));
+      map_leaves<T>().mix(planes.data(), M, {read<A>(coef) + b * C + c0, B * C}, sample(o, b).channels(c0, c1));
+      moments.take(o, b, c0, c1);
+    });
+    restore_layout({values[0]}, out);
+    return {out[0], moments.finish()};
+  });
+}
+
+std::tuple<Tensors, Tensor> mix_bwd(const Tensor& dout, const Tensors& later, const Tensors& values,
+                                    const Tensor& coef_in) {
+  check_mix(values, coef_in);
+  check_alike("dout", dout, values[0]);
+  if (!later.empty()) check_like_maps("later", later, values);
+  const Tensor coef = dense(coef_in);
+  return dispatch_maps(values[0].scalar_type(), [&](auto element) -> std::tuple<Tensors, Tensor> {
+    using T = decltype(element);
+    using A = accumulate_t<T>;
+    const int64_t M = values.size(), B = values[0].size(0), C = values[0].size(1);
+    const ReadMaps<T> first({values[0]}), grads({dout}, &first);
+    const MapView<const T>& g = grads.views[0];
+    Tensors held, held_later, dvalues;
+    const auto views = read_alike(values, first, held), from_later = read_alike(later, first, held_later);
+    const ReadMaps<T> own(values);
+    std::vector<MapView<T>> to;
+    for (int64_t m = 0; m < M; ++m) to.push_back(empty_maps(first, dvalues)[0]);
+    const Tensor dcoef = empty<A>({M, B, C});
+    for_each_plane(1, B, C, [&](int64_t, int64_t b, int64_t begin, int64_t end) {
+      // Not too many channels at a time, so that dout stays in cache while all M maps pass by.
+      const int64_t few = std::max<int64_t>(cache_bytes() / 4 / (g.HW * int64_t(sizeof(T))), 1);
+      const int64_t step = g.interleaved ? end - begin : few;
+      for (int64_t c0 = begin; c0 < end; c0 += step) {
+        const int64_t c1 = std::min(end, c0 + step);
+        const Plane<const T> of = sample(g, b).channels(c0, c1);
+        for (int64_t m = 0; m < M; ++m) {
+          const int64_t at = (m * B + b) * C + c0;
+          const A* share = read<A>(coef) + at;
+          const Plane<T> dvalue = sample(to[m], b).channels(c0, c1);
+          map_leaves<T>().dot(of, sample(views[m], b).channels(c0, c1), write<A>(dcoef) + at);
+          if (later.empty())
+            map_leaves<T>().scale(of, share, nullptr, dvalue, false);
+          else
+            map_leaves<T>().add_scaled(sample(from_later[m], b).channels(c0, c1), of, share, nullptr, false, dvalue);
+        }
+      }
+    });
+    restore_layout(values, dvalues);
+    return {dvalues, dcoef};
+  });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(dla, CPU, m) {
+  m.impl("mix", TORCH_BOX(&mix));
+  m.impl("mix_bwd", TORCH_BOX(&mix_bwd));
+}
+
+}  // namespace cpu
+}  // namespace dla

@@ -1,0 +1,68 @@
+// depthwise: value = dwconv(x; v), and the means of both; and its gradients. Maps of the layer: 0 x; forward: 1 the
+// value; backward: 1 the value's gradient, 2 that of x.
+#pragma once
+
+#include "gap.cuh"
+#include "stencil.cuh"
+
+namespace dla {
+namespace cuda {
+
+template <class T>
+DLA_KERNEL(depthwise_kernel, T, DepthwiseArgs<T>) {
+  using A = accumulate_t<T>;
+  my_piece(args.pieces, [&](int, int64_t b, int64_t c0, int cs) {
+    const Layer& layer = args.layer;
+    const auto x = plane<const T>(layer, 0, b, c0);
+    const auto value = plane<T>(layer, 1, b, c0);
+    const int64_t row = b * args.pieces.C + c0;
+    stencil<T, Sums<A, 2>, 1, 4>(
+        layer, args.W, cs, reinterpret_cast<A*>(shared_memory()),
+        [&](int c, Source<T>* maps) {
+          maps[0] = source(layer, x, c);
+          const auto out = target(layer, value, c);
+          const Taps<A> v = load_taps(args.v + (c0 + c) * kTaps);
+          return [=](Sums<A, 2>& few, int p, const auto& arounds) {
+            const auto around = [&](int a, int b) { return arounds(0, a, b); };
+            few.v[0] += around(1, 1), few.v[1] += out.store(p, v.filter(around));
+          };
+        },
+        [&](int c, const Sums<A, 2>& sums) {
+          args.y[row + c] = sums.v[0] / A(layer.HW);
+          args.y[args.pieces.B * args.pieces.C + row + c] = sums.v[1] / A(layer.HW);
+        });
+  });
+}
+
+template <class T>
+DLA_KERNEL(depthwise_bwd_kernel, T, DepthwiseBwdArgs<T>) {
+  using A = accumulate_t<T>;
+  my_piece(args.pieces, [&](int, int64_t b, int64_t c0, int cs) {
+    const Layer& layer = args.layer;
+    const auto x = plane<const T>(layer, 0, b, c0), dvalue = plane<const T>(layer, 1, b, c0);
+    const auto dx = plane<T>(layer, 2, b, c0);
+    const int64_t row = b * args.pieces.C + c0;
+    stencil<T, Sums<A, kTaps>, 1, 4>(
+        layer, args.W, cs, reinterpret_cast<A*>(shared_memory()),
+        [&](int c, Source<T>* maps) {
+          const A dmean_x = args.dy[row + c] / A(layer.HW);
+          const A dmean_value = args.dy[args.pieces.B * args.pieces.C + row + c] / A(layer.HW);
+          maps[0] = source(layer, dvalue, c, dmean_value);
+          const auto in = source(layer, x, c);
+          const auto out = target(layer, dx, c);
+          const Taps<A> v = load_taps(args.v + (c0 + c) * kTaps);
+          return [=](Sums<A, kTaps>& few, int p, const auto& arounds) {
+            const auto around = [&](int a, int b) { return arounds(0, a, b); };
+            correlate(in[p], around, few.v);
+            out.store(p, v.transposed(around) + dmean_x);
+          };
+        },
+        [&](int c, const Sums<A, kTaps>& sums) {
+#pragma unroll
+          for (int s = 0; s < kTaps; ++s) args.dv[(row + c) * kTaps + s] = sums.v[s];
+        });
+  });
+}
+
+}  // namespace cuda
+}  // namespace dla

@@ -1,0 +1,153 @@
+#include <tuple>
+
+#include "operators.h"
+
+namespace dla {
+namespace cuda {
+namespace {
+
+// maps: x, and o_prev where there is one.
+void check_maps_of_step(const Tensors& maps) {
+  check_maps("maps", maps);
+  STD_TORCH_CHECK(maps.size() <= 2, "maps: expected x, or x and o_prev, got ", maps.size(), " maps");
+  check_like_maps("maps", maps, Tensors(maps.size(), maps[0]));
+}
+
+// The filters of a call: its arguments, and the tensors that these point into.
+template <class A>
+struct Filters {
+  Tensors held;
+  LightFilters<A> args{};
+
+  Filters(const Tensors& filters, int64_t heads, const Tensor& x) {
+    check_filters(filters, x.size(1), heads, dtype_of<A>(), x);
+    held = dense(filters);
+    args = {data<A>(held[0]), data<A>(held[1]),     data<A>(held[2]), data_or_null<A>(held, 4),
+            data<A>(held[3]), int(held[0].size(0)), int(heads)};
+  }
+};
+
+// The scan runs over x alone, the refresh over o_prev. Without weights there is no cell.
+template <class A>
+Cell<A> cell_of(const Tensors& maps, const Tensors& weights, const Tensors& state, const std::string& rule) {
+  const int64_t T = int64_t(maps.size()), B = maps[0].size(0), C = maps[0].size(1);
+  if (!weights.empty()) return Cell<A>(rule, weights, state, T, B, C, /*scan_end=*/1, /*refresh_begin=*/1, maps[0]);
+  STD_TORCH_CHECK(state.empty() && rule.empty(), "weights: none, but a ", state.empty() ? "rule" : "state",
+                  " is given");
+  return Cell<A>(T, B, C);
+}
+
+template <class T>
+int64_t bytes_of_sample(const MapView<const T>& map) {
+  return map.C * map.HW * int64_t(sizeof(T));
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensors, Tensor, Tensors> light_step(const Tensors& maps, const Tensors& filters_in,
+                                                        const Tensors& weights, const Tensors& state,
+                                                        const std::string& rule, int64_t heads, bool moments) {
+  check_maps_of_step(maps);
+  const Tensor& x = maps[0];
+  return dispatch_maps(x.scalar_type(), [&](auto element) -> std::tuple<Tensor, Tensors, Tensor, Tensors> {
+    using T = decltype(element);
+    using A = accumulate_t<T>;
+    using Args = LightStepArgs<T>;
+    const OnDevice device(x);
+    const Filters<A> filters(filters_in, heads, x);
+    Cell<A> cell = cell_of<A>(maps, weights, state, rule);
+    const int64_t M = cell.args.T, B = cell.args.B, C = cell.args.C;
+    const ReadMaps<T> in(maps, is_interleaved(x)), first({x});
+    Tensors out, found;
+    const auto o = empty_maps(first, out);
+    const Tensor y = empty<A>(x, {M, B, C}), planes = empty<A>(x, {2, moments ? B : 0, C});
+    const Tensors states = cell.empty_states(x, {B, C});
+    const Launch how =
+        cell.template prepare<Args>(Pass::kForward, M * bytes_of_sample(in.views[0]), x, /*attention=*/true);
+    Args args{cell.args,
+              filters.args,
+              int(x.size(3)),
+              data<A>(y),
+              cell.h_of(states),
+              cell.c_of(states),
+              moments ? data<A>(planes) : nullptr,
+              {}};
+    for (size_t m = 0; m < maps.size(); ++m) enter_map(in.views[m], 0, B, args.layers[m]);
+    enter_map(o[0], 1, B, args.layers[0]);
+    run(device, args, how);
+    if (moments) found = moments_of<A>(device, planes, o[0].HW);
+    restore_layout({x}, out);
+    return {out[0], states, y, found};
+  });
+}
+
+std::tuple<Tensors, Tensors, Tensors, Tensors> light_step_bwd(const Tensor& dout_in, const Tensors& dstates_in,
+                                                              const Tensors& maps, const Tensors& filters_in,
+                                                              const Tensors& weights, const Tensors& state,
+                                                              const Tensor& y_in, const Tensors& states_in,
+                                                              const std::string& rule, int64_t heads) {
+  check_maps_of_step(maps);
+  const Tensor& x = maps[0];
+  check_like_maps("dout", {dout_in}, {x});
+  return dispatch_maps(x.scalar_type(), [&](auto element) -> std::tuple<Tensors, Tensors, Tensors, Tensors> {
+    using T = decltype(element);
+    using A = accumulate_t<T>;
+    using Args = LightStepBwdArgs<T>;
+    const OnDevice device(x);
+    const Filters<A> filters(filters_in, heads, x);
+    Cell<A> cell = cell_of<A>(maps, weights, state, rule);
+    const int64_t M = cell.args.T, B = cell.args.B, C = cell.args.C, K = filters.args.K;
+    check_tensor("y", y_in, {M, B, C}, dtype_of<A>(), x);
+    for (const auto& given : {std::make_pair("states", &states_in), std::make_pair("dstates", &dstates_in)}) {
+      const size_t count = cell.rule.num_states(), got = given.second->size();
+      STD_TORCH_CHECK(got == count || (got == 0 && given.second == &dstates_in), given.first, ": expected ", count,
+                      " tensors, got ", got);
+      for (const Tensor& s : *given.second) check_tensor(given.first, s, {B, C}, dtype_of<A>(), x);
+    }
+    const Tensor y = dense(y_in);
+    const Tensors states = dense(states_in), dstates = dense(dstates_in);
+    const ReadMaps<T> in(maps, is_interleaved(x)), dout({dout_in}, is_interleaved(x));
+    Tensors dmaps;
+    const auto to = empty_maps(in, dmaps);
+
+    Gradients<A> grads(cell, x);
+    grads.args.states_h = cell.h_of(states), grads.args.states_c = cell.c_of(states);
+    grads.args.dstates_h = cell.h_of(dstates), grads.args.dstates_c = cell.c_of(dstates);
+    const Launch how =
+        cell.template prepare<Args>(Pass::kBackward, (M + 1) * bytes_of_sample(in.views[0]), x, /*attention=*/true);
+    const int64_t groups = cell.args.plan.blocks_per_tile;
+    const Tensor dv = empty<A>(x, {B, 9 * C}), de = empty<A>(x, {filters.args.e ? B : 0, 9 * C});
+    const Tensor dlam = empty<A>(x, {B, C}), dtaps = empty<A>(x, {B * groups, 2 * K});
+    const Tensor dgates = empty<A>(x, {B, C}), dscores = empty<A>(x, {B, heads});
+    Args args{cell.args,   grads.args,    filters.args,   int(x.size(3)),  data<A>(y),       data<A>(dv),
+              data<A>(de), data<A>(dlam), data<A>(dtaps), data<A>(dgates), data<A>(dscores), {}};
+    for (size_t m = 0; m < maps.size(); ++m) {
+      enter_map(in.views[m], 0, B, args.layers[m]);
+      enter_map(to[m], 2, B, args.layers[m]);
+    }
+    enter_map(dout.views[0], 1, B, args.layers[0]);
+    run(device, args, how);
+
+    Tensors dfilters;
+    for (const Tensor& f : filters.held) dfilters.push_back(torch::stable::new_empty(f, sizes_of(f)));
+    WeightGradients<A> sums;
+    const int64_t of_before = M > 1 ? B : 0;  // samples with an o_prev
+    sums.add_column_sums(data<A>(dfilters[0]), K, args.dtaps, 2 * K, B * groups);
+    sums.add_column_sums(data<A>(dfilters[1]), K, args.dtaps + K, 2 * K, B * groups);
+    sums.add_column_sums(data<A>(dfilters[2]), 9 * C, args.dv, 9 * C, B);
+    sums.add_column_sums(data<A>(dfilters[3]), C, args.dlam, C, of_before);
+    if (filters.args.e) sums.add_column_sums(data<A>(dfilters[4]), 9 * C, args.de, 9 * C, of_before);
+    if (!weights.empty()) grads.weight_gradients(args.y, sums);
+    sums.run(device);
+    restore_layout(maps, dmaps);
+    return {dmaps, dfilters, grads.dweights, grads.dstate};
+  });
+}
+
+DLA_OPERATORS(m) {
+  m.impl("light_step", TORCH_BOX(&light_step));
+  m.impl("light_step_bwd", TORCH_BOX(&light_step_bwd));
+}
+
+}  // namespace cuda
+}  // namespace dla

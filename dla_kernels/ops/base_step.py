@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor
+
+from ..attention import Attention, BaseStage
+from ..backends import REFERENCE, select
+from ..cells import PAPER_DSU, Cell, Weights
+from ..reference.base_step import PARTS, Parts, from_parts
+from .attend import attend
+from .autograd import without_autocast
+from .checks import check_alike, check_attention
+from .depthwise import depthwise
+from .mix import mix_and_hand_on
+from .refresh import refresh
+from .scan import scan
+
+
+def base_step(
+    x: Tensor,
+    stage: BaseStage | None,
+    attention: Attention,
+    weights: Weights | None = None,
+    *,
+    heads: int,
+    cell: Cell = PAPER_DSU,
+    moments: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, BaseStage, Tensor | None]:
+    """One layer of DLA-B inside a network (Eq. 2), of MRLA-B without weights.
+
+    ``o = sum over m of softmax_m(q . k_m / sqrt(D)) v_m`` over this layer and all before it, whose keys and values
+    are first refreshed with the state after x. No map is ever rewritten.
+
+    x: the layer's map [B, C, H, W].
+    stage: what ``base_step`` of the layer before returned; None for the first of a stage.
+    attention: the layer's filters q, k [K] and v [C, 1, 3, 3].
+    weights: of the cell, as ``cell.projection`` says; None for MRLA, which has none.
+    heads: G, a divisor of C.
+    Returns o, a map like x; the stage for the next layer; and with ``moments`` mean and biased variance of o per
+    channel, [2, C], which ``norm_add`` takes and which are constants to autograd, else None.
+    """
+    if not (stage is None or isinstance(stage, BaseStage)):
+        raise TypeError(f"stage: expected what base_step returned, or None, got {type(stage).__name__}")
+    check_alike({"x": x} if stage is None else {"stage.values[0]": stage.values[0], "x": x})
+    check_attention(attention, heads, x)
+    chosen = select(backend, x.device)
+    parts = PARTS if chosen == REFERENCE else Parts(*(partial(f, backend=chosen) for f in _OURS))
+    with without_autocast(x.device):
+        return from_parts(parts, x, stage, attention, weights, heads=heads, cell=cell, moments=moments)
+
+
+_OURS = Parts(depthwise, scan, refresh, attend, mix_and_hand_on)

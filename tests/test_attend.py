@@ -1,0 +1,55 @@
+"""What a layer has of each before it: a softmax over layers, keys and scales refreshed on the way."""
+
+import pytest
+import torch
+
+import dla_kernels as dla
+from dla_kernels import reference
+
+from .calls import check_parity
+from .cases import SHAPES, Shape, dtype_name, inputs_of
+
+OP = "attend"
+ROWS = (torch.float64, torch.float32)
+PASTS = {"first": 0, "without a cell": 2, "refreshed": 3}
+
+
+@pytest.mark.parametrize("past", PASTS)
+@pytest.mark.parametrize("dtype", ROWS, ids=dtype_name)
+@pytest.mark.parametrize("shape", [*SHAPES, Shape.parse("T36-B2-C64-HW1x1")], ids=str)
+def test_every_shape(backend, shape, dtype, past):
+    inputs = inputs_of(OP, shape, None, dtype, device=backend.device)
+    inputs["past"] = inputs["past"][: PASTS[past]]
+    check_parity(OP, backend, inputs, shape.longest_sum, heads=1)
+
+
+@pytest.mark.parametrize(("C", "D"), [(64, 16), (64, 32), (64, 64), (6, 1), (2048, 32)])
+def test_heads(backend, C, D):
+    shape = Shape.parse(f"T3-B2-C{C}-HW1x1")
+    for dtype in ROWS:
+        check_parity(
+            OP, backend, inputs_of(OP, shape, None, dtype, device=backend.device), shape.longest_sum, heads=C // D
+        )
+
+
+def test_large_scores_do_not_overflow(backend):
+    inputs = inputs_of(OP, Shape.parse("T5-B3-C16-HW1x1"), None, torch.float32, device=backend.device)
+    inputs["past"][0] *= 1e3
+    inputs["y"] *= 1e3
+    ours = dla.attend(**inputs, heads=2, backend=backend.name)
+    torch.testing.assert_close(ours, reference.attend(**inputs, heads=2))
+    assert ours[0].isfinite().all()
+
+
+@pytest.mark.parametrize("wrong", ["tensor", "one", "rows", "d"])
+def test_says_what_was_expected_and_what_came(wrong):
+    inputs = inputs_of(OP, Shape.parse("T2-B2-C6-HW1x1"), None, torch.float32)
+    keys, scale, d = inputs["past"]
+    past, words = {
+        "tensor": (keys, "past: expected .*, got Tensor"),
+        "one": ((keys,), "past: expected .*, got 1 tensors"),
+        "rows": ((keys, scale[:1]), r"past\[1\]: expected \[2, 2, 6\], got \[1, 2, 6\]"),
+        "d": ((keys, scale, d[:2]), r"past\[2\]: expected \[4, 2, 6\], got \[2, 2, 6\]"),
+    }[wrong]
+    with pytest.raises(ValueError, match=words):
+        dla.attend(**inputs | {"past": past}, heads=2)

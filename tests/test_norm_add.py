@@ -1,0 +1,118 @@
+"""Normalisation, relu, drop path and the sum with the shortcut, as one pass."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+import dla_kernels as dla
+
+from .calls import check_parity, cotangents_for, outcome
+from .cases import DTYPES, LAYOUT_NAMES, MIDDLE, SHAPES, Shape, dtype_name, maps
+from .stages import drop_path, norm
+from .tolerances import assert_same_bits
+
+FORMS = [(relu, keep, training) for relu in (False, True) for keep in (False, True) for training in (False, True)]
+NAMED = ["-".join(n for n, on in zip(("relu", "keep", "training"), form) if on) or "plain" for form in FORMS]
+
+
+def case(shape, dtype, form, layout="nchw", device="cpu"):
+    """(what is differentiated, the rest) of ``norm_add``"""
+    relu, keep, training = form
+    x, o = maps(Shape(2, shape.B, shape.C, shape.R, shape.sizes[:1]), dtype, layout, device)
+    gamma, beta, running = norm(shape.C, dtype, device)
+    options = {"relu": relu, "running": None if training else running}
+    if keep:
+        options["keep"] = drop_path(shape.B, dtype, device)
+    if training:
+        options["moments"] = dla.reference.attention.moments_of(o)
+    return {"x": x, "o": o, "gamma": gamma, "beta": beta}, options
+
+
+def check(backend, shape, dtype, form, layout="nchw"):
+    if form[2] and shape.B * shape.sizes[0][0] * shape.sizes[0][1] == 1:
+        return  # one number has no variance: torch refuses
+    inputs, options = case(shape, dtype, form, layout, backend.device)
+    check_parity("norm_add", backend, inputs, shape.B * shape.longest_sum, **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("form", FORMS, ids=NAMED)
+def test_every_shape(backend, form, dtype):
+    for shape in SHAPES:
+        check(backend, shape, dtype, form)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("layout", LAYOUT_NAMES)
+def test_every_layout(backend, layout, dtype):
+    for form in (FORMS[-1], FORMS[0]):
+        check(backend, MIDDLE, dtype, form, layout)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=NAMED)
+def test_gradcheck(backend, form):
+    inputs, options = case(Shape.parse("T1-B2-C3-HW2x3"), torch.float64, form, device=backend.device)
+
+    def f(x, o, gamma, beta):
+        if form[2]:
+            options["moments"] = dla.reference.attention.moments_of(o)
+        return dla.norm_add(x, o, gamma, beta, **options, backend=backend.name)
+
+    leaves = [x.requires_grad_() for x in inputs.values()]
+    assert gradcheck(f, leaves)
+    assert gradgradcheck(f, leaves)
+
+
+@pytest.mark.parametrize("momentum", [0.1, 1.0])
+def test_running_statistics_move_as_those_of_batch_norm(any_backend, momentum):
+    (x, o), C = maps(Shape.parse("T2-B3-C5-R1-HW4x3"), torch.float32, device=any_backend.device), 5
+    theirs = torch.nn.BatchNorm2d(C, momentum=momentum).to(any_backend.device)
+    mean, var = theirs.running_mean.clone(), theirs.running_var.clone()
+    for _ in range(3):
+        o = o * 1.5 + 1
+        expected = x + theirs(o)
+        moments = dla.reference.attention.moments_of(o)
+        with torch.no_grad():
+            got = dla.norm_add(
+                x,
+                o,
+                theirs.weight,
+                theirs.bias,
+                (mean, var),
+                moments=moments,
+                momentum=momentum,
+                backend=any_backend.name,
+            )
+        torch.testing.assert_close(got, expected)
+        torch.testing.assert_close((mean, var), (theirs.running_mean, theirs.running_var))
+    expected = x + theirs.eval()(o)
+    torch.testing.assert_close(
+        dla.norm_add(x, o, theirs.weight, theirs.bias, (mean, var), backend=any_backend.name), expected
+    )
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_the_same_bits_from_run_to_run_and_in_any_batch(backend, layout):
+    form = (True, True, False)
+    inputs, options = case(Shape.parse("T2-B9-C65-R1-HW8x8"), torch.float32, form, layout, backend.device)
+    run = partial(dla.norm_add, backend=backend.name)
+    cotangents = cotangents_for("norm_add", inputs, **options)
+    whole = outcome(run, inputs, cotangents, **options)
+    for name, again in outcome(run, inputs, cotangents, **options).items():
+        assert_same_bits(again, whole[name], name)
+    some = {n: t[2:5] if t.dim() == 4 else t for n, t in inputs.items()}
+    alone = outcome(run, some, {n: t[2:5] for n, t in cotangents.items()}, **options | {"keep": options["keep"][2:5]})
+    for name in ("out", "d x", "d o"):
+        assert_same_bits(alone[name], whole[name][2:5], name)
+
+
+def test_what_it_needs_is_said():
+    x, weight = torch.ones(2, 3, 4, 4), torch.ones(3)
+    with pytest.raises(ValueError, match=r"moments: expected .*, got neither"):
+        dla.norm_add(x, x, weight, weight, None)
+    with pytest.raises(ValueError, match=r"keep: expected \[2\], got \[3\]"):
+        dla.norm_add(x, x, weight, weight, (weight, weight), keep=weight)
+    with pytest.raises(ValueError, match=r"o: expected shape \[2, 3, 4, 4\] like x, got \[2, 3, 4, 3\]"):
+        dla.norm_add(x, x[..., :3], weight, weight, (weight, weight))

@@ -1,0 +1,183 @@
+"""What a layer has of each layer before it and of itself, of M + 1 in all:
+
+    coef_m = softmax over m of (q . k_m / sqrt(D)) scale_m,  q = filter(y; taps q), k_M = filter(y; taps k), scale_M = 1
+
+where keys k_m and scales of the layers before are first refreshed, multiplied by d. One program for each sample."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .attention import HEAD, across_channels, channels_of, tap_gradients
+from .checks import check_heads, check_past, check_tensor, require
+from .launch import run
+from .maps import row_of
+from .sums import sum_samples
+from .tiles import Tiles, tiles
+
+
+@triton.jit
+def refreshed(rows, d, m, d_m, b, B, c, known, C):
+    """Keys or scales of layer m before: row m of [M, B, C] times row d_m of d."""
+    of_m = tl.load(rows + row_of(m, b, B, C) + c, known, 0.0)
+    return of_m if d is None else of_m * tl.load(d + row_of(d_m, b, B, C) + c, known, 0.0)
+
+
+@triton.jit
+def shares_of_layers(shares, y, q, k, keys, d, M, b, B, g, HEADS, K, D, C, SCALE: tl.constexpr):
+    """The softmax of heads g: shares [M + 1, B, HEADS]. Each layer's is exp(score - largest) until divided by the
+    sum, which is returned."""
+    A: tl.constexpr = y.dtype.element_ty
+    there = g < HEADS
+    largest = tl.full(g.shape, float("-inf"), A)
+    for m in range(0, M + 1):
+        score = tl.zeros(g.shape, A)
+        for d0 in range(0, D, HEAD):
+            c, known = channels_of(g, d0, HEADS, D)
+            if m < M:  # noqa: SIM108
+                key = refreshed(keys, d, m, m, b, B, c, known, C)
+            else:
+                key = across_channels(y, k, K, c, known, C)
+            score += tl.sum(across_channels(y, q, K, c, known, C) * key, 1)
+        score *= SCALE
+        largest = tl.where(score <= largest, largest, score)  # NaN is largest
+        tl.store(shares + row_of(m, b, B, HEADS) + g, score, there)
+    sums = tl.zeros(g.shape, A)
+    for m in range(0, M + 1):
+        at = shares + row_of(m, b, B, HEADS) + g
+        share = tl.exp(tl.load(at, there, 0.0) - largest)
+        sums += share
+        tl.store(at, share, there)
+    return sums
+
+
+@triton.jit(do_not_specialize=["M", "B", "K"])
+def attend_kernel(
+    coef, keys, scale, shares, y, q, k, past_keys, past_scale, d, M, B, HEADS, K, C,
+    SCALE: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    b = tl.program_id(0)
+    y += row_of(0, b, B, C)
+    D = C // HEADS
+    for g0 in range(0, HEADS, TILES.rows):
+        g = g0 + tl.arange(0, TILES.rows)
+        sums = shares_of_layers(shares, y, q, k, past_keys, d, M, b, B, g, HEADS, K, D, C, SCALE)
+        for m in range(0, M + 1):
+            share = tl.load(shares + row_of(m, b, B, HEADS) + g, g < HEADS, 0.0) / sums
+            for d0 in range(0, D, HEAD):
+                c, known = channels_of(g, d0, HEADS, D)
+                if m < M:
+                    key = refreshed(past_keys, d, m, m, b, B, c, known, C)
+                    own_scale = refreshed(past_scale, d, m, M + m, b, B, c, known, C)
+                else:
+                    key = across_channels(y, k, K, c, known, C)
+                    own_scale = tl.full(c.shape, 1.0, y.dtype.element_ty)
+                at = row_of(m, b, B, C) + c
+                tl.store(keys + at, key, known)
+                tl.store(scale + at, own_scale, known)
+                tl.store(coef + at, share[:, None] * own_scale, known)
+
+
+@triton.jit(do_not_specialize=["M", "B", "K"])
+def attend_bwd_kernel(
+    dy, dtaps, dpast_keys, dpast_scale, dd, of_q, of_k, shares, dshares, dcoef, dkeys, dscale, y, q, k, past_keys,
+    past_scale, d, M, B, HEADS, K, C, SCALE: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    A: tl.constexpr = y.dtype.element_ty
+    b = tl.program_id(0)
+    row = row_of(0, b, B, C)
+    y, of_q, of_k, dy = y + row, of_q + row, of_k + row, dy + row
+    dtaps += row_of(0, b, B, 2 * K)
+    D = C // HEADS
+    for g0 in range(0, HEADS, TILES.rows):
+        g = g0 + tl.arange(0, TILES.rows)
+        there = g < HEADS
+        sums = shares_of_layers(shares, y, q, k, past_keys, d, M, b, B, g, HEADS, K, D, C, SCALE)
+        mean = tl.zeros([TILES.rows], A)
+        for m in range(0, M + 1):
+            dshare = tl.zeros([TILES.rows], A)
+            for d0 in range(0, D, HEAD):
+                c, known = channels_of(g, d0, HEADS, D)
+                to_coef = tl.load(dcoef + row_of(m, b, B, C) + c, known, 0.0)
+                if m < M:
+                    to_coef *= refreshed(past_scale, d, m, M + m, b, B, c, known, C)
+                dshare += tl.sum(to_coef, 1)
+            at = row_of(m, b, B, HEADS) + g
+            mean += tl.load(shares + at, there, 0.0) / sums * dshare
+            tl.store(dshares + at, dshare, there)
+        for d0 in range(0, D, HEAD):
+            c, known = channels_of(g, d0, HEADS, D)
+            query = across_channels(y, q, K, c, known, C)
+            to_q = tl.zeros(c.shape, A)
+            for m in range(0, M + 1):
+                of_head = row_of(m, b, B, HEADS) + g
+                share = tl.load(shares + of_head, there, 0.0) / sums
+                dscore = share * (tl.load(dshares + of_head, there, 0.0) - mean) * SCALE
+                at = row_of(m, b, B, C) + c
+                to_key = tl.load(dkeys + at, known, 0.0) + dscore[:, None] * query
+                if m < M:
+                    to_q += dscore[:, None] * refreshed(past_keys, d, m, m, b, B, c, known, C)
+                    to_scale = tl.load(dscale + at, known, 0.0)
+                    to_scale += tl.load(dcoef + at, known, 0.0) * share[:, None]
+                    if d is not None:
+                        at_scale = row_of(M + m, b, B, C) + c
+                        tl.store(dd + at, to_key * tl.load(past_keys + at, known, 0.0), known)
+                        tl.store(dd + at_scale, to_scale * tl.load(past_scale + at, known, 0.0), known)
+                        to_key *= tl.load(d + at, known, 0.0)
+                        to_scale *= tl.load(d + at_scale, known, 0.0)
+                    tl.store(dpast_keys + at, to_key, known)
+                    tl.store(dpast_scale + at, to_scale, known)
+                else:
+                    to_q += dscore[:, None] * across_channels(y, k, K, c, known, C)
+                    tl.store(of_k + c, to_key, known)
+            tl.store(of_q + c, to_q, known)
+    tl.debug_barrier()
+    for c0 in range(0, C, TILES.channels):
+        c = c0 + tl.arange(0, TILES.channels)
+        from_q = across_channels(of_q, q, K, c, c < C, C, True)
+        tl.store(dy + c, from_q + across_channels(of_k, k, K, c, c < C, C, True), c < C)
+    tap_gradients(dtaps, of_q, y, K, C, TILES)
+    tap_gradients(dtaps + K, of_k, y, K, C, TILES)
+
+
+def _told(op: str, y: Tensor, q: Tensor, k: Tensor, past: list[Tensor], heads: int) -> tuple[Tiles, int, list, tuple]:
+    """Tiles, M, what the kernels read, and how much of it there is."""
+    require(y.dim() == 2 and y.shape[1] > 0, f"y: expected [B, C], got {y.dim()} dimensions")
+    require(y.dtype in (torch.float32, torch.float64), f"y: expected fp32 or fp64, got {y.dtype}")
+    B, C = y.shape
+    check_heads(q, k, C, heads, y.dtype, y)
+    M = check_past(past, y)
+    read = [x.contiguous() for x in (y, q, k, *past)]
+    read += [None] * (6 - len(read))
+    how = tiles(op, C, 0, 0, y.dtype)
+    return how, M, read, (M, B, heads, q.shape[0], C, (C // heads) ** -0.5, how)
+
+
+def attend(y: Tensor, q: Tensor, k: Tensor, past: list[Tensor], heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    how, M, read, told = _told("attend", y, q, k, past, heads)
+    B, C = y.shape
+    coef, keys, scale = (y.new_empty((M + 1, B, C)) for _ in range(3))
+    run(attend_kernel, B, y, how, coef, keys, scale, y.new_empty((M + 1, B, heads)), *read, *told)
+    return coef, keys, scale
+
+
+def attend_bwd(
+    dcoef: Tensor, dkeys: Tensor, dscale: Tensor, y: Tensor, q: Tensor, k: Tensor, past: list[Tensor], heads: int
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    how, M, read, told = _told("attend_bwd", y, q, k, past, heads)
+    B, C = y.shape
+    grads = {"dcoef": dcoef, "dkeys": dkeys, "dscale": dscale}
+    for name, x in grads.items():
+        check_tensor(name, x, (M + 1, B, C), y.dtype, y)
+    dpast = [x.new_empty(x.shape) for x in past]
+    written = [*dpast, *[None] * (3 - len(dpast))]
+    dy, of_q, of_k = (y.new_empty((B, C)) for _ in range(3))
+    shares, dshares = (y.new_empty((M + 1, B, heads)) for _ in range(2))
+    dtaps, dq, dk = y.new_empty((B, 2 * q.shape[0])), q.new_empty(q.shape), k.new_empty(k.shape)
+    arrived = [x.contiguous() for x in grads.values()]
+    run(attend_bwd_kernel, B, y, how, dy, dtaps, *written, of_q, of_k, shares, dshares, *arrived, *read, *told)
+    sum_samples(dtaps, [dq, dk], how)
+    return dy, dq, dk, dpast

@@ -1,0 +1,70 @@
+"""Mean and biased variance of each channel over batch and pixels: of every lane of a tile by Welford's updates, then
+of the plane and of the batch by Chan's. No difference of large sums, which would cancel, and a fixed order."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import run
+from .tiles import Tiles
+
+
+@triton.jit
+def observe(mean, m2, o, there, n):
+    """With o [c, p], the n-th value of each lane that is there: its mean, and the sum of squares around it."""
+    away = tl.where(there, o - mean, 0.0)
+    mean += away * (1.0 / tl.cast(n, o.dtype))
+    return mean, m2 + away * (o - mean)
+
+
+@triton.jit
+def store_plane(planes, mean, m2, c, b, B, C, HW):
+    """planes[:, b, c] = mean and m2 of channels c, from lanes [c, p] that saw every so manyth of HW pixels."""
+    PIXELS: tl.constexpr = mean.shape[1]
+    count = ((HW - tl.arange(0, PIXELS) + PIXELS - 1) // PIXELS).to(mean.dtype)[None, :]
+    total = tl.sum(mean * count, 1) / HW
+    away = mean - total[:, None]
+    at = planes + tl.cast(b, tl.int64) * C + c
+    tl.store(at, total, c < C)
+    tl.store(at + tl.cast(B, tl.int64) * C, tl.sum(m2 + count * away * away, 1), c < C)
+
+
+@triton.jit(do_not_specialize=["B", "HW"])
+def moments_kernel(planes, moments, B, C, HW, TILES: tl.constexpr):
+    ROWS: tl.constexpr = TILES.rows
+    COLUMNS: tl.constexpr = TILES.columns
+    A: tl.constexpr = moments.dtype.element_ty
+    c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    sums = tl.zeros([ROWS, COLUMNS], A)
+    for b0 in range(0, B, ROWS):
+        b = (b0 + tl.arange(0, ROWS)).to(tl.int64)
+        sums += tl.load(planes + b[:, None] * C + c[None, :], (b < B)[:, None] & (c < C)[None, :], 0.0)
+    mean = tl.sum(sums, 0) / B
+    sums = tl.zeros([ROWS, COLUMNS], A)
+    for b0 in range(0, B, ROWS):
+        b = (b0 + tl.arange(0, ROWS)).to(tl.int64)
+        at = planes + b[:, None] * C + c[None, :]
+        there = (b < B)[:, None] & (c < C)[None, :]
+        away = tl.where(there, tl.load(at, there, 0.0) - mean[None, :], 0.0)
+        sums += tl.load(at + tl.cast(B, tl.int64) * C, there, 0.0) + away * away * HW
+    tl.store(moments + c, mean, c < C)
+    tl.store(moments + C + c, tl.sum(sums, 0) / B / HW, c < C)
+
+
+class Moments:
+    """Those of a map [B, C, H, W] if wanted; the kernel that writes it fills ``planes`` on the way."""
+
+    def __init__(self, o: Tensor, wanted: bool, y: Tensor) -> None:
+        self.o = o
+        self.planes = y.new_empty((2, *o.shape[:2])) if wanted else None  # [2, B, C]
+
+    def compute(self, how: Tiles) -> list[Tensor]:
+        if self.planes is None:
+            return []
+        B, C, H, W = self.o.shape
+        moments = self.planes.new_empty((2, C))
+        programs = triton.cdiv(C, how.columns)
+        run(moments_kernel, programs, self.o, how, self.planes, moments, B, C, H * W, how)
+        return [moments]

@@ -1,0 +1,193 @@
+"""out = x + keep f((o - mean) / sqrt(var + eps) gamma + beta), f = relu or nothing, keep of each sample"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .cells.activation import reciprocal, relu, relu_grad
+from .checks import check_like_maps, check_maps, check_tensor, require
+from .launch import maps_of_program, pieces_of, run
+from .maps import ELEMENT, MapList, accumulate_dtype, map_of, pixels_of, row_of, table, tile_of
+from .sums import sum_samples
+
+
+@triton.jit
+def one_over_root(x):
+    if x.dtype == tl.float64:
+        return 1.0 / tl.sqrt(x)
+    else:
+        return reciprocal(tl.sqrt_rn(x))
+
+
+@triton.jit
+def norm_of(moments, c, C, EPS: tl.constexpr):
+    """Mean and 1 / sqrt(var + eps) of channels c."""
+    return tl.load(moments + c, c < C, 0.0), one_over_root(tl.load(moments + C + c, c < C, 1.0) + EPS)
+
+
+@triton.jit(do_not_specialize=["B"])
+def norm_add_kernel(
+    table, moments, gamma, beta, keep, B, C,
+    EPS: tl.constexpr, RELU: tl.constexpr,
+    ELEMENT: tl.constexpr, PIECE: tl.constexpr, INTERLEAVED: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    TILE: tl.constexpr = TILES.interleaved if INTERLEAVED else TILES.planar
+    A: tl.constexpr = moments.dtype.element_ty
+    _, b, begin, end = maps_of_program(B, C, TILES)
+    HW = pixels_of(table, PIECE, INTERLEAVED)
+    x, x_stride = map_of(table.maps[0], 0, b, ELEMENT, PIECE)
+    o, o_stride = map_of(table.maps[1], 0, b, ELEMENT, PIECE)
+    out, out_stride = map_of(table.maps[2], 0, b, ELEMENT, PIECE)
+    for c0 in range(begin, end, TILE[0]):
+        c = c0 + tl.arange(0, TILE[0])
+        mean, rstd = norm_of(moments, c, C, EPS)
+        scale = tl.load(gamma + c, c < C, 0.0) * rstd
+        shift = tl.load(beta + c, c < C, 0.0)
+        for p0 in range(0, HW, TILE[1]):
+            p = p0 + tl.arange(0, TILE[1])
+            there = (c < C)[:, None] & (p < HW)[None, :]
+            away = tl.load(tile_of(o, o_stride, c, p, INTERLEAVED), there, 0.0).to(A) - mean[:, None]
+            new = away * scale[:, None] + shift[:, None]
+            if RELU:
+                new = relu(new)
+            if keep is not None:
+                new *= tl.load(keep + b)
+            new += tl.load(tile_of(x, x_stride, c, p, INTERLEAVED), there, 0.0).to(A)
+            tl.store(tile_of(out, out_stride, c, p, INTERLEAVED), new.to(ELEMENT), there)
+
+
+@triton.jit
+def before_norm(
+    dout, dout_stride, o, o_stride, mean, rstd, gamma, beta, keep, c, p, C, HW, RELU: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+):  # fmt: skip
+    """The gradient of gamma ohat + beta, and ohat, at pixels p of channels c; zeros where there is none."""
+    A: tl.constexpr = mean.dtype
+    there = (c < C)[:, None] & (p < HW)[None, :]
+    away = tl.load(tile_of(o, o_stride, c, p, INTERLEAVED), there, 0.0).to(A) - mean[:, None]
+    ohat = tl.where(there, away * rstd[:, None], 0.0)
+    dz = tl.load(tile_of(dout, dout_stride, c, p, INTERLEAVED), there, 0.0).to(A)
+    if keep is not None:
+        dz *= tl.load(keep)
+    if RELU:
+        dz = relu_grad(away * (gamma * rstd)[:, None] + beta[:, None], dz)
+    return dz, ohat
+
+
+@triton.jit(do_not_specialize=["B"])
+def norm_sums_kernel(
+    table, moments, gamma, beta, keep, sums, B, C,
+    EPS: tl.constexpr, RELU: tl.constexpr,
+    ELEMENT: tl.constexpr, PIECE: tl.constexpr, INTERLEAVED: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    """sums [B, 2, C] = the sums over pixels of dz ohat and of dz, for gamma and beta."""
+    TILE: tl.constexpr = TILES.interleaved if INTERLEAVED else TILES.planar
+    CHANNELS: tl.constexpr = TILE[0]
+    PIXELS: tl.constexpr = TILE[1]
+    A: tl.constexpr = moments.dtype.element_ty
+    _, b, begin, end = maps_of_program(B, C, TILES)
+    HW = pixels_of(table, PIECE, INTERLEAVED)
+    dout, dout_stride = map_of(table.maps[0], 0, b, ELEMENT, PIECE)
+    o, o_stride = map_of(table.maps[1], 0, b, ELEMENT, PIECE)
+    sums += row_of(0, b, B, C) * 2
+    kept = None if keep is None else keep + b
+    for c0 in range(begin, end, CHANNELS):
+        c = c0 + tl.arange(0, CHANNELS)
+        mean, rstd = norm_of(moments, c, C, EPS)
+        scale, shift = tl.load(gamma + c, c < C, 0.0), tl.load(beta + c, c < C, 0.0)
+        of_gamma, of_beta = tl.zeros([CHANNELS, PIXELS], A), tl.zeros([CHANNELS, PIXELS], A)
+        for p0 in range(0, HW, PIXELS):
+            p = p0 + tl.arange(0, PIXELS)
+            dz, ohat = before_norm(
+                dout, dout_stride, o, o_stride, mean, rstd, scale, shift, kept, c, p, C, HW, RELU, INTERLEAVED
+            )  # fmt: skip
+            of_gamma += dz * ohat
+            of_beta += dz
+        tl.store(sums + c, tl.sum(of_gamma, 1), c < C)
+        tl.store(sums + C + c, tl.sum(of_beta, 1), c < C)
+
+
+@triton.jit(do_not_specialize=["B"])
+def norm_add_bwd_kernel(
+    table, moments, gamma, beta, keep, dgamma, dbeta, B, C,
+    EPS: tl.constexpr, RELU: tl.constexpr,
+    ELEMENT: tl.constexpr, PIECE: tl.constexpr, INTERLEAVED: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    """do; dgamma and dbeta are None where the moments are constants."""
+    TILE: tl.constexpr = TILES.interleaved if INTERLEAVED else TILES.planar
+    _, b, begin, end = maps_of_program(B, C, TILES)
+    HW = pixels_of(table, PIECE, INTERLEAVED)
+    dout, dout_stride = map_of(table.maps[0], 0, b, ELEMENT, PIECE)
+    o, o_stride = map_of(table.maps[1], 0, b, ELEMENT, PIECE)
+    do, do_stride = map_of(table.maps[2], 0, b, ELEMENT, PIECE)
+    kept = None if keep is None else keep + b
+    for c0 in range(begin, end, TILE[0]):
+        c = c0 + tl.arange(0, TILE[0])
+        mean, rstd = norm_of(moments, c, C, EPS)
+        scale, shift = tl.load(gamma + c, c < C, 0.0), tl.load(beta + c, c < C, 0.0)
+        if dgamma is not None:
+            of_var = tl.load(dgamma + c, c < C, 0.0) / B / HW
+            of_mean = tl.load(dbeta + c, c < C, 0.0) / B / HW
+        for p0 in range(0, HW, TILE[1]):
+            p = p0 + tl.arange(0, TILE[1])
+            dz, ohat = before_norm(
+                dout, dout_stride, o, o_stride, mean, rstd, scale, shift, kept, c, p, C, HW, RELU, INTERLEAVED
+            )  # fmt: skip
+            if dgamma is not None:
+                dz -= of_mean[:, None] + ohat * of_var[:, None]
+            there = (c < C)[:, None] & (p < HW)[None, :]
+            new = (dz * (scale * rstd)[:, None]).to(ELEMENT)
+            tl.store(tile_of(do, do_stride, c, p, INTERLEAVED), new, there)
+
+
+def _channels(o: Tensor, moments: Tensor, gamma: Tensor, beta: Tensor, keep: list[Tensor]) -> tuple:
+    """What is no map, as kernels take it."""
+    B, C = o.shape[:2]
+    dtype = accumulate_dtype(o.dtype)
+    check_tensor("moments", moments, (2, C), dtype, o)
+    check_tensor("gamma", gamma, (C,), dtype, o)
+    check_tensor("beta", beta, (C,), dtype, o)
+    require(len(keep) <= 1, f"keep: expected one tensor or none, got {len(keep)}")
+    for of_samples in keep:
+        check_tensor("keep", of_samples, (B,), dtype, o)
+    return moments.contiguous(), gamma.contiguous(), beta.contiguous(), keep[0].contiguous() if keep else None
+
+
+def norm_add(
+    x: Tensor, o: Tensor, moments: Tensor, gamma: Tensor, beta: Tensor, keep: list[Tensor], eps: float, relu: bool
+) -> Tensor:
+    check_maps([x])
+    check_like_maps("o", [o], [x])
+    given = _channels(o, moments, gamma, beta, keep)
+    to = MapList([x])
+    out, norm = to.empty_like(), MapList([o], to)
+    maps, piece = table(to, norm, out)
+    how, programs = pieces_of("norm_add", to)
+    B, C = x.shape[:2]
+    form = ELEMENT[x.dtype], piece, to.interleaved[0], how
+    run(norm_add_kernel, programs, x, how, maps, *given, B, C, eps, relu, *form)
+    return out.as_given(to)[0]
+
+
+def norm_add_bwd(
+    dout: Tensor, o: Tensor, moments: Tensor, gamma: Tensor, beta: Tensor, keep: list[Tensor], eps: float, relu: bool,
+    batch_moments: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The sums over the batch first, then what needs them."""
+    check_maps([o])
+    check_like_maps("dout", [dout], [o])
+    given = _channels(o, moments, gamma, beta, keep)
+    norm = MapList([o])
+    grads, do = MapList([dout], norm), norm.empty_like()
+    maps, piece = table(grads, norm, do)
+    how, programs = pieces_of("norm_add_bwd", norm)
+    B, C = o.shape[:2]
+    sums, dgamma, dbeta = gamma.new_empty((B, 2 * C)), gamma.new_empty(C), gamma.new_empty(C)
+    rest = B, C, eps, relu, ELEMENT[o.dtype], piece, norm.interleaved[0], how
+    run(norm_sums_kernel, programs, o, how, maps, *given, sums, *rest)
+    sum_samples(sums, [dgamma, dbeta], how)
+    of_batch = (dgamma, dbeta) if batch_moments else (None, None)
+    run(norm_add_bwd_kernel, programs, o, how, maps, *given, *of_batch, *rest)
+    return do.as_given(norm)[0], dgamma, dbeta

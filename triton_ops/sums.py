@@ -1,0 +1,36 @@
+"""Sums over the batch of what every sample has computed for itself: always in the same order."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import run
+from .maps import entry, tagged
+from .tiles import Tiles
+
+
+@triton.jit(do_not_specialize=["B"])
+def sums_kernel(parts, to, first, B, P, TILES: tl.constexpr):
+    ROWS: tl.constexpr = TILES.rows
+    COLUMNS: tl.constexpr = TILES.columns
+    n = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    sums = tl.zeros([ROWS, COLUMNS], parts.dtype.element_ty)
+    for b0 in range(0, B, ROWS):
+        b = b0 + tl.arange(0, ROWS)
+        at = parts + b.to(tl.int64)[:, None] * P + n[None, :]
+        sums += tl.load(at, (b < B)[:, None] & (n < P)[None, :], 0.0)
+    total = tl.sum(sums, 0)
+    for i in tl.static_range(len(to)):
+        begin, end = entry(first, i), entry(first, i + 1)
+        tl.store(to[i] + (n - begin), total, (n >= begin) & (n < end))
+
+
+def sum_samples(parts: Tensor, to: list[Tensor], how: Tiles) -> None:
+    """Of parts [B, P], the numbers of each of ``to`` one after the other."""
+    B, P = parts.shape
+    first = tuple(map(tagged, accumulate((x.numel() for x in to), initial=0)))
+    run(sums_kernel, triton.cdiv(P, how.columns), parts, how, parts, tuple(to), first, B, P, how)
