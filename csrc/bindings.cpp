@@ -73,7 +73,7 @@ DLA_OPERATORS(m) {
   m.def("mix_bwd(Tensor dout, Tensor[] later, Tensor[] values, Tensor coef) -> (Tensor[] dvalues, Tensor dcoef)");
 
   // x + keep f(norm), norm = (o - mean) / sqrt(var + eps) gamma + beta, f = relu where asked for; [mean, var] =
-  // moments [2, C]; keep [B], or [] for 1. batch_moments: they are those of o itself, and have gradients.
+  // moments [2, C]; keep [B], not negative, or [] for 1. batch_moments: they are those of o itself, and have gradients.
   m.def(
       "norm_add(Tensor x, Tensor o, Tensor moments, Tensor gamma, Tensor beta, Tensor[] keep, float eps, bool relu) "
       "-> Tensor out");

@@ -65,20 +65,34 @@ struct ReadMaps {
 // New maps, each with the layout of its model.
 template <class T>
 std::vector<MapView<T>> empty_maps(const ReadMaps<T>& like, Tensors& out) {
+  using torch::headeronly::MemoryFormat;
   std::vector<MapView<T>> views;
   for (size_t t = 0; t < like.held.size(); ++t) {
-    out.push_back(torch::stable::empty_like(like.held[t]));
-    views.push_back(view<T>(out.back(), like.views[t].interleaved));
+    const Tensor& x = like.held[t];
+    const bool interleaved = like.views[t].interleaved;
+    Tensor made = torch::stable::empty_like(x);
+    if (!fits(made, interleaved)) {  // elements of x share memory, and what is like it has another order
+      made = torch::stable::new_empty(x, {x.size(0), x.size(1), x.size(2), x.size(3)});
+      if (interleaved) made = torch::stable::contiguous(made, MemoryFormat::ChannelsLast);
+    }
+    out.push_back(made);
+    views.push_back(view<T>(made, interleaved));
   }
   return views;
 }
 
-// Outputs come back in the layout of the inputs, also of those that had to be copied to be read.
+inline bool same_strides(const Tensor& a, const Tensor& b) {
+  for (int64_t i = 0; i < a.dim(); ++i)
+    if (a.stride(i) != b.stride(i)) return false;
+  return true;
+}
+
+// Outputs come back as torch would make them like the inputs, also of those that had to be copied to be read.
 inline void restore_layout(const Tensors& xs, Tensors& out) {
   for (size_t t = 0; t < xs.size(); ++t) {
-    const bool interleaved = is_interleaved(xs[t]);
-    if (fits(xs[t], interleaved) && interleaved == is_interleaved(out[t])) continue;
+    if (same_strides(xs[t], out[t])) continue;
     Tensor restored = torch::stable::empty_like(xs[t]);
+    if (same_strides(restored, out[t])) continue;
     torch::stable::copy_(restored, out[t]);
     out[t] = restored;
   }

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import ops, reference
 from .attention import Attention, filter_width
-from .cells import ALL_RULES, PROJECTIONS, Cell, weight_shapes
+from .cells import ALL_RULES, PROJECTIONS, Cell, accumulate_dtype, weight_shapes
 from .reference.attention import moments_of
 
 Outputs = Sequence[Tensor]
@@ -106,8 +106,11 @@ def make_cases(cell: Cell, sizes: Sequence[tuple[int, int]], B: int, C: int, R: 
         x, o_prev, q, k, v, lam, e, *rest = t
         w, start = pack(*rest[:W]), tuple(rest[W:])
         options = {"heads": HEADS, "cell": cell, "state": start, "e": e}
-        o, states, _ = f.light_step(x, o_prev, Attention(q, k, v), lam, w, **options)
-        return (o, *states)
+        attention = Attention(q, k, v)
+        o, states, moments = f.light_step(x, o_prev, attention, lam, w, **options, moments=True)
+        first, _, _ = f.light_step(x, None, attention, lam, w, **options)
+        mrla, _, _ = f.light_step(x, o_prev, attention, lam, heads=HEADS)
+        return (o, *states, first, mrla, moments)
 
     def base_step(f: Any, t: Sequence[Tensor]) -> Outputs:
         stage, out, w = None, [], pack(*t[8:])
@@ -137,7 +140,8 @@ def make_plain_cases(sizes: Sequence[tuple[int, int]], B: int, C: int, device: s
 
     def norm_add(f: Any, t: Sequence[Tensor]) -> Outputs:
         x, o, gamma, beta = t
-        running = (mean.to(x.dtype), var.to(x.dtype))
+        exact = accumulate_dtype(x.dtype)
+        running = (mean.to(exact), var.to(exact))
         by_batch = {"moments": moments_of(o), "relu": True}
         return f.norm_add(x, o, gamma, beta, running), f.norm_add(x, o, gamma, beta, None, **by_batch)
 
@@ -146,7 +150,7 @@ def make_plain_cases(sizes: Sequence[tuple[int, int]], B: int, C: int, device: s
         Case("rescale", None, (*xs, d), lambda f, t: f.rescale(t[:-1], t[-1])),
         Case("depthwise", None, (x, v), lambda f, t: f.depthwise(*t)),
         Case("attend", None, (d[0], q, k, *past), lambda f, t: f.attend(*t[:3], t[3:], heads=HEADS)),
-        Case("mix", None, (*(x * n for n in range(1, T + 1)), d), lambda f, t: (f.mix(t[:-1], t[-1])[0],)),
+        Case("mix", None, (*(x * n for n in range(1, T + 1)), d), lambda f, t: f.mix(t[:-1], t[-1], moments=True)),
         Case("norm_add", None, (x, x.flip(0), gamma, beta), norm_add),
     ]
 
@@ -156,10 +160,12 @@ def outputs_and_gradients(case: Case, f: Any, tensors: Sequence[Tensor], seed: i
     leaves = [x.detach().requires_grad_() for x in tensors]
     out = case.call(f, leaves)
     generator = torch.Generator(out[0].device).manual_seed(seed)
+    differentiable = [o for o in out if o.requires_grad]  # moments are constants
     directions = [
-        torch.randn(o.shape, dtype=torch.float64, device=o.device, generator=generator).to(o.dtype) for o in out
+        torch.randn(o.shape, dtype=torch.float64, device=o.device, generator=generator).to(o.dtype)
+        for o in differentiable
     ]
-    return [*out, *torch.autograd.grad(out, leaves, directions)]
+    return [*out, *torch.autograd.grad(differentiable, leaves, directions)]
 
 
 def largest_error(got: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
@@ -197,7 +203,7 @@ def gradcheck(case: Case, backend: str) -> tuple[float, float]:
     f = functions(backend)
 
     def call(*tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(case.call(f, tensors))
+        return tuple(out for out in case.call(f, tensors) if out.requires_grad)
 
     passed = torch.autograd.gradcheck(call, leaves, raise_exception=False, fast_mode=True)
     if case.twice:

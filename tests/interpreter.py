@@ -11,8 +11,9 @@ from .cases import Shape
 
 # More elements than this outgrow a cache, which is no case of its own to these kernels.
 MOST_ELEMENTS = 100_000
-# Second derivatives are torch's own work, over formulas that the other backends have tested for every cell.
-FEW_CASES = {"test_second_derivatives_of_every_cell": 3}
+# Second derivatives are torch's own work, over formulas that the other backends have tested for every cell; and a step
+# has its cell from the scan and the refresh.
+FEW_CASES = {"test_second_derivatives_of_every_cell": 3, "test_every_cell_in_a_step_from_every_state": 4}
 
 
 def interpreted(backend):

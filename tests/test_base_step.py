@@ -82,7 +82,7 @@ def test_the_reference_is_differentiable():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=dtype_name)
 @pytest.mark.parametrize("cell", CELLS, ids=cell_name)
-def test_every_cell_from_every_state(backend, cell, dtype):
+def test_every_cell_in_a_step_from_every_state(backend, cell, dtype):
     for form in (None, *state_forms(cell)):
         inputs = inputs_of(OP, MIDDLE, cell, dtype, form=form, device=backend.device)
         check_parity(OP, backend, inputs, MIDDLE.longest_sum, cell=cell, heads=1)
@@ -144,3 +144,5 @@ def test_says_what_was_expected_and_what_came():
         dla.base_step(**inputs, heads=5)
     with pytest.raises(TypeError, match=r"stage: expected .*, got tuple"):
         dla.base_step(**inputs | {"stage": tuple(inputs["stage"])}, heads=2)
+    with pytest.raises(ValueError, match=r"weights: expected those of the layers before, .* got None"):
+        dla.base_step(**inputs | {"weights": None}, heads=2)

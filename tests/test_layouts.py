@@ -61,3 +61,21 @@ def test_gradients_may_arrive_in_another_layout(backend, op, layout, outside):
     exact = torch.autograd.grad(maps_of(getattr(dla.reference, op)(**inputs, **options)), xs, arriving)
     for mine, theirs in zip(ours, exact):
         torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1, 8), (5, 1, 1, 8), (1, 3, 1, 8), (2, 4, 3, 5)], ids=str)
+@pytest.mark.parametrize("op", ["rescale", "depthwise", "mix"])
+def test_windows_that_share_memory(backend, op, shape):
+    """What is like them lies in another order than they are read in."""
+    B, C, H, W = shape
+    memory = torch.randn(B + C * H * W, device=backend.device)
+    x = memory.as_strided(shape, (1, 1 if C > 1 and B == 1 else H * W, W, 1))
+    d, v = torch.randn(1, B, C, device=backend.device), torch.randn(C, 1, 3, 3, device=backend.device)
+    calls = {
+        "rescale": lambda x: dla.rescale([x], d, backend=backend.name)[0],
+        "depthwise": lambda x: dla.depthwise(x, v, backend=backend.name)[0],
+        "mix": lambda x: dla.mix([x], d, backend=backend.name)[0],
+    }
+    ours, exact = calls[op](x), calls[op](x.clone(memory_format=torch.contiguous_format))
+    torch.testing.assert_close(ours, exact)
+    assert_like(ours, x)

@@ -145,7 +145,7 @@ def of_form(inputs, published=True, first=False, mrla=False):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=dtype_name)
 @pytest.mark.parametrize("cell", CELLS, ids=cell_name)
-def test_every_cell_from_every_state(backend, cell, dtype):
+def test_every_cell_in_a_step_from_every_state(backend, cell, dtype):
     for form in (None, *state_forms(cell)):
         inputs = inputs_of(OP, MIDDLE, cell, dtype, form=form, device=backend.device)
         check_parity(OP, backend, inputs, MIDDLE.longest_sum, cell=cell, heads=1)

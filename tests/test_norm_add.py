@@ -108,11 +108,47 @@ def test_the_same_bits_from_run_to_run_and_in_any_batch(backend, layout):
         assert_same_bits(alone[name], whole[name][2:5], name)
 
 
+def test_an_empty_batch_moves_nothing_and_has_gradients_of_zero(any_backend):
+    x = torch.ones(0, 3, 4, 4, device=any_backend.device)
+    gamma, beta, running = norm(3, torch.float32, any_backend.device)
+    before = [r.clone() for r in running]
+    o, moments = dla.mix([x], torch.ones(1, 0, 3, device=any_backend.device), moments=True, backend=any_backend.name)
+    gamma, beta = gamma.requires_grad_(), beta.requires_grad_()
+    out = dla.norm_add(x, o, gamma, beta, running, moments=moments, relu=True, backend=any_backend.name)
+    assert out.shape == x.shape
+    assert all(g.eq(0).all() for g in torch.autograd.grad(out.sum(), [gamma, beta]))
+    assert all(map(torch.equal, running, before))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [False, True])
+def test_compiles_whole_and_still_moves_the_running_statistics(backend, training):
+    inputs, options = case(MIDDLE, torch.float32, (True, True, training), device=backend.device)
+    *_, given = norm(MIDDLE.C, torch.float32, backend.device)
+    torch.compiler.reset()
+    results = []
+    for f in (torch.compile(dla.norm_add, fullgraph=True, backend="aot_eager"), dla.norm_add):
+        running = tuple(r.clone() for r in given)
+        outs = [f(**inputs, **options | {"running": running}, backend=backend.name) for _ in range(2)]
+        results.append([*outs, *running])
+    for ours, theirs in zip(*results):
+        assert_same_bits(ours, theirs)
+
+
 def test_what_it_needs_is_said():
     x, weight = torch.ones(2, 3, 4, 4), torch.ones(3)
     with pytest.raises(ValueError, match=r"moments: expected .*, got neither"):
         dla.norm_add(x, x, weight, weight, None)
     with pytest.raises(ValueError, match=r"keep: expected \[2\], got \[3\]"):
         dla.norm_add(x, x, weight, weight, (weight, weight), keep=weight)
+    with pytest.raises(ValueError, match=r"running: expected \(mean, variance\) or None, got 1 tensors"):
+        dla.norm_add(x, x, weight, weight, (weight,))
+    with pytest.raises(ValueError, match=r"running: expected .*, got Tensor"):
+        dla.norm_add(x, x, weight, weight, torch.ones(2, 3))
+    with pytest.raises(TypeError, match="momentum: expected a float, got NoneType"):
+        dla.norm_add(x, x, weight, weight, (weight, weight), momentum=None)
+    pixel = x[:1, :, :1, :1]
+    with pytest.raises(ValueError, match=r"o: expected more than one value per channel .*, got \[1, 3, 1, 1\]"):
+        dla.norm_add(pixel, pixel, weight, weight, None, moments=torch.ones(2, 3))
     with pytest.raises(ValueError, match=r"o: expected shape \[2, 3, 4, 4\] like x, got \[2, 3, 4, 3\]"):
         dla.norm_add(x, x[..., :3], weight, weight, (weight, weight))

@@ -50,7 +50,36 @@ def test_one_launch_forward_and_two_backward(launches, op):
     assert launches == [op, *backward]
 
 
+@pytest.mark.parametrize("past", [0, 2, 3])
+def test_attend_is_one_launch_and_one_backward_with_the_sums_of_its_filters(launches, past):
+    inputs = inputs_of("attend", MIDDLE, None, torch.float32, device=TRITON.device)
+    leaves = [inputs[name].requires_grad_() for name in ("y", "q", "k")]
+    coef, _, _ = dla.attend(*leaves, inputs["past"][:past], heads=1, backend="triton")
+    torch.autograd.grad(coef.sum(), leaves)
+    assert launches == ["attend", "attend_bwd", "sums"]
+
+
 # ---- tiles ----
+
+
+@pytest.mark.parametrize("C", [16, 64, 256, 2048])
+@pytest.mark.parametrize("HW", [1, 49, 1024, 3136, 50176])
+def test_no_tile_is_wider_than_what_a_program_takes(C, HW, monkeypatch):
+    monkeypatch.delenv("DLA_KERNELS_TRITON_TILES", raising=False)
+    for op in ("gap", "rescale", "mix", "depthwise", "light_step"):
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            how = tiles.tiles(op, C, 0, HW, dtype)
+            widest = max(how.planar[0], how.interleaved[0], how.planar_window[0], how.interleaved_window[0])
+            assert widest <= how.piece
+
+
+def test_in_place_each_channel_is_scaled_once():
+    """By one program, however many share a map: another would scale it again."""
+    x = torch.ones(1, 128, 32, 32, device=TRITON.device).contiguous(memory_format=torch.channels_last)
+    d = torch.arange(128.0, device=TRITON.device).view(1, 1, 128)
+    with torch.no_grad():
+        dla.rescale([x], d, inplace=True, backend="triton")
+    assert torch.equal(x, d.view(1, 128, 1, 1).expand_as(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

@@ -152,8 +152,10 @@ def compile_op(work: Work) -> list[Resources]:
     elif work.op == "attend":
         taps, past = torch.empty(5, **rows), [torch.empty(n, B, C, **rows) for n in (3, 3, 6)]
         grads = [torch.empty(4, B, C, **rows) for _ in range(3)]
-        functions["attend"](y[0], taps, taps, past, C // 32)
-        functions["attend_bwd"](*grads, y[0], taps, taps, past, C // 32)
+        for before in ([], past[:2], past):
+            functions["attend"](y[0], taps, taps, before, C // 32)
+            of_layers = [g[: 4 if before else 1] for g in grads]
+            functions["attend_bwd"](*of_layers, y[0], taps, taps, before, C // 32)
     elif work.op == "mix":
         functions["mix"](xs, y, True)
         functions["mix_bwd"](xs[0], xs, xs, y)

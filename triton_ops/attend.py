@@ -20,16 +20,30 @@ from .tiles import Tiles, tiles
 
 
 @triton.jit
-def refreshed(rows, d, m, d_m, b, B, c, known, C):
-    """Keys or scales of layer m before: row m of [M, B, C] times row d_m of d."""
-    of_m = tl.load(rows + row_of(m, b, B, C) + c, known, 0.0)
-    return of_m if d is None else of_m * tl.load(d + row_of(d_m, b, B, C) + c, known, 0.0)
+def refreshed(own, rows, d, m, d_m, M, b, B, c, known, C):
+    """Keys or scales of layer m: of one before, row m of [M, B, C] times row d_m of d; of this layer, m = M, own."""
+    of_m = own
+    if rows is not None:  # noqa: SIM102, known when compiled, unlike m
+        if m < M:
+            of_m = tl.load(rows + row_of(m, b, B, C) + c, known, 0.0)
+            if d is not None:
+                of_m *= tl.load(d + row_of(d_m, b, B, C) + c, known, 0.0)
+    return of_m
 
 
 @triton.jit
-def shares_of_layers(shares, y, q, k, keys, d, M, b, B, g, HEADS, K, D, C, SCALE: tl.constexpr):
-    """The softmax of heads g: shares [M + 1, B, HEADS]. Each layer's is exp(score - largest) until divided by the
-    sum, which is returned."""
+def key_of(keys, d, y, k, K, m, M, b, B, c, known, C):
+    return refreshed(across_channels(y, k, K, c, known, C), keys, d, m, m, M, b, B, c, known, C)
+
+
+@triton.jit
+def scale_of(scale, d, m, M, b, B, c, known, C, A: tl.constexpr):
+    return refreshed(tl.full(c.shape, 1.0, A), scale, d, m, M + m, M, b, B, c, known, C)
+
+
+@triton.jit
+def scores_of_layers(scores, y, q, k, keys, d, M, b, B, g, HEADS, K, D, C, SCALE: tl.constexpr):
+    """Fills scores [M + 1, B, HEADS] of heads g. Returns the largest, and the sum of exp(score - largest)."""
     A: tl.constexpr = y.dtype.element_ty
     there = g < HEADS
     largest = tl.full(g.shape, float("-inf"), A)
@@ -37,53 +51,50 @@ def shares_of_layers(shares, y, q, k, keys, d, M, b, B, g, HEADS, K, D, C, SCALE
         score = tl.zeros(g.shape, A)
         for d0 in range(0, D, HEAD):
             c, known = channels_of(g, d0, HEADS, D)
-            if m < M:  # noqa: SIM108
-                key = refreshed(keys, d, m, m, b, B, c, known, C)
-            else:
-                key = across_channels(y, k, K, c, known, C)
+            key = key_of(keys, d, y, k, K, m, M, b, B, c, known, C)
             score += tl.sum(across_channels(y, q, K, c, known, C) * key, 1)
         score *= SCALE
         largest = tl.where(score <= largest, largest, score)  # NaN is largest
-        tl.store(shares + row_of(m, b, B, HEADS) + g, score, there)
+        tl.store(scores + row_of(m, b, B, HEADS) + g, score, there)
+    tl.debug_barrier()  # other threads read them
     sums = tl.zeros(g.shape, A)
     for m in range(0, M + 1):
-        at = shares + row_of(m, b, B, HEADS) + g
-        share = tl.exp(tl.load(at, there, 0.0) - largest)
-        sums += share
-        tl.store(at, share, there)
-    return sums
+        sums += tl.exp(tl.load(scores + row_of(m, b, B, HEADS) + g, there, 0.0) - largest)
+    return largest, sums
+
+
+@triton.jit
+def share_of(scores, m, b, B, g, HEADS, largest, sums):
+    """The softmax of layer m."""
+    return tl.exp(tl.load(scores + row_of(m, b, B, HEADS) + g, g < HEADS, 0.0) - largest) / sums
 
 
 @triton.jit(do_not_specialize=["M", "B", "K"])
 def attend_kernel(
-    coef, keys, scale, shares, y, q, k, past_keys, past_scale, d, M, B, HEADS, K, C,
+    coef, keys, scale, scores, y, q, k, past_keys, past_scale, d, M, B, HEADS, K, C,
     SCALE: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
+    A: tl.constexpr = y.dtype.element_ty
     b = tl.program_id(0)
     y += row_of(0, b, B, C)
     D = C // HEADS
     for g0 in range(0, HEADS, TILES.rows):
         g = g0 + tl.arange(0, TILES.rows)
-        sums = shares_of_layers(shares, y, q, k, past_keys, d, M, b, B, g, HEADS, K, D, C, SCALE)
+        largest, sums = scores_of_layers(scores, y, q, k, past_keys, d, M, b, B, g, HEADS, K, D, C, SCALE)
         for m in range(0, M + 1):
-            share = tl.load(shares + row_of(m, b, B, HEADS) + g, g < HEADS, 0.0) / sums
+            share = share_of(scores, m, b, B, g, HEADS, largest, sums)
             for d0 in range(0, D, HEAD):
                 c, known = channels_of(g, d0, HEADS, D)
-                if m < M:
-                    key = refreshed(past_keys, d, m, m, b, B, c, known, C)
-                    own_scale = refreshed(past_scale, d, m, M + m, b, B, c, known, C)
-                else:
-                    key = across_channels(y, k, K, c, known, C)
-                    own_scale = tl.full(c.shape, 1.0, y.dtype.element_ty)
+                of_m = scale_of(past_scale, d, m, M, b, B, c, known, C, A)
                 at = row_of(m, b, B, C) + c
-                tl.store(keys + at, key, known)
-                tl.store(scale + at, own_scale, known)
-                tl.store(coef + at, share[:, None] * own_scale, known)
+                tl.store(keys + at, key_of(past_keys, d, y, k, K, m, M, b, B, c, known, C), known)
+                tl.store(scale + at, of_m, known)
+                tl.store(coef + at, share[:, None] * of_m, known)
 
 
 @triton.jit(do_not_specialize=["M", "B", "K"])
 def attend_bwd_kernel(
-    dy, dtaps, dpast_keys, dpast_scale, dd, of_q, of_k, shares, dshares, dcoef, dkeys, dscale, y, q, k, past_keys,
+    dy, dtaps, dpast_keys, dpast_scale, dd, of_q, of_k, scores, dshares, dcoef, dkeys, dscale, y, q, k, past_keys,
     past_scale, d, M, B, HEADS, K, C, SCALE: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     A: tl.constexpr = y.dtype.element_ty
@@ -95,33 +106,31 @@ def attend_bwd_kernel(
     for g0 in range(0, HEADS, TILES.rows):
         g = g0 + tl.arange(0, TILES.rows)
         there = g < HEADS
-        sums = shares_of_layers(shares, y, q, k, past_keys, d, M, b, B, g, HEADS, K, D, C, SCALE)
+        largest, sums = scores_of_layers(scores, y, q, k, past_keys, d, M, b, B, g, HEADS, K, D, C, SCALE)
         mean = tl.zeros([TILES.rows], A)
         for m in range(0, M + 1):
             dshare = tl.zeros([TILES.rows], A)
             for d0 in range(0, D, HEAD):
                 c, known = channels_of(g, d0, HEADS, D)
-                to_coef = tl.load(dcoef + row_of(m, b, B, C) + c, known, 0.0)
-                if m < M:
-                    to_coef *= refreshed(past_scale, d, m, M + m, b, B, c, known, C)
-                dshare += tl.sum(to_coef, 1)
-            at = row_of(m, b, B, HEADS) + g
-            mean += tl.load(shares + at, there, 0.0) / sums * dshare
-            tl.store(dshares + at, dshare, there)
+                of_m = scale_of(past_scale, d, m, M, b, B, c, known, C, A)
+                dshare += tl.sum(tl.load(dcoef + row_of(m, b, B, C) + c, known, 0.0) * of_m, 1)
+            mean += share_of(scores, m, b, B, g, HEADS, largest, sums) * dshare
+            tl.store(dshares + row_of(m, b, B, HEADS) + g, dshare, there)
+        tl.debug_barrier()  # other threads read them
         for d0 in range(0, D, HEAD):
             c, known = channels_of(g, d0, HEADS, D)
             query = across_channels(y, q, K, c, known, C)
             to_q = tl.zeros(c.shape, A)
             for m in range(0, M + 1):
-                of_head = row_of(m, b, B, HEADS) + g
-                share = tl.load(shares + of_head, there, 0.0) / sums
-                dscore = share * (tl.load(dshares + of_head, there, 0.0) - mean) * SCALE
+                share = share_of(scores, m, b, B, g, HEADS, largest, sums)
+                dscore = share * (tl.load(dshares + row_of(m, b, B, HEADS) + g, there, 0.0) - mean) * SCALE
                 at = row_of(m, b, B, C) + c
+                to_q += dscore[:, None] * key_of(past_keys, d, y, k, K, m, M, b, B, c, known, C)
                 to_key = tl.load(dkeys + at, known, 0.0) + dscore[:, None] * query
-                if m < M:
-                    to_q += dscore[:, None] * refreshed(past_keys, d, m, m, b, B, c, known, C)
-                    to_scale = tl.load(dscale + at, known, 0.0)
-                    to_scale += tl.load(dcoef + at, known, 0.0) * share[:, None]
+                if m == M:
+                    tl.store(of_k + c, to_key, known)
+                elif past_keys is not None:
+                    to_scale = tl.load(dscale + at, known, 0.0) + tl.load(dcoef + at, known, 0.0) * share[:, None]
                     if d is not None:
                         at_scale = row_of(M + m, b, B, C) + c
                         tl.store(dd + at, to_key * tl.load(past_keys + at, known, 0.0), known)
@@ -130,9 +139,6 @@ def attend_bwd_kernel(
                         to_scale *= tl.load(d + at_scale, known, 0.0)
                     tl.store(dpast_keys + at, to_key, known)
                     tl.store(dpast_scale + at, to_scale, known)
-                else:
-                    to_q += dscore[:, None] * across_channels(y, k, K, c, known, C)
-                    tl.store(of_k + c, to_key, known)
             tl.store(of_q + c, to_q, known)
     tl.debug_barrier()
     for c0 in range(0, C, TILES.channels):

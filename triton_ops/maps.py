@@ -126,10 +126,14 @@ class MapList:
 
     def as_given(self, model: MapList) -> list[Tensor]:
         """These maps, new ones, in the layout of the model's, also of those that had to be copied."""
-        return [
-            new if fits(x, last) else torch.empty_like(x).copy_(new)
-            for new, x, last in zip(self.held, model.given, self.interleaved)
-        ]
+        return [like_given(new, x) for new, x in zip(self.held, model.given)]
+
+
+def like_given(new: Tensor, x: Tensor) -> Tensor:
+    """As torch would make it like x."""
+    if new.stride() == x.stride() or new.stride() == torch.empty_like(x, device="meta").stride():
+        return new
+    return torch.empty_like(x).copy_(new)
 
 
 def table(*lists: MapList) -> tuple[Table, int]:

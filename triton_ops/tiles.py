@@ -53,7 +53,8 @@ def tiles(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
     """For an op with C channels, a bottleneck of R and maps of at most HW pixels; R = HW = 0 where there is none."""
     question = (op.removesuffix("_"), C, R, HW, dtype)
     asked[:] = [question]
-    return from_table(*question)._replace(**{**chosen.get(question, {}), **trial, **from_environment()})
+    how = from_table(*question)._replace(**{**chosen.get(question, {}), **trial, **from_environment()})
+    return how._replace(piece=max(how.piece, how.planar[0], how.interleaved[0]))
 
 
 def from_environment() -> dict[str, int]:
@@ -70,7 +71,9 @@ def from_table(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
     )  # fmt: skip
     # A tile of a map is 4 K elements, 16 a thread; half of that where odd planes need a pointer for each.
     whole = 4096 if HW * dtype.itemsize % 8 == 0 and not wide else 2048
-    pixels, channels = between(16, power_of_two(HW), whole // 8), between(16, power_of_two(C), whole // 8)
+    # No tile is wider than what a program takes, 64 channels at least: its neighbour's are its neighbour's.
+    piece = between(16, max(64, power_of_two((32 << 10) // max(HW, 1))), power_of_two(C))
+    pixels, channels = between(16, power_of_two(HW), whole // 8), between(16, min(power_of_two(C), piece), whole // 8)
     return Tiles(
         # Weights of 1024 channels and more, some MB a step, are worth sharing.
         samples=1 if C < 1024 else 2 if C < 2048 else 4,
@@ -85,7 +88,7 @@ def from_table(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
         # A quarter: a thread holds nine taps of every channel it has, or nine sums of every element.
         planar_window=(whole // pixels // 4, pixels),
         interleaved_window=(channels, whole // channels // 4),
-        piece=between(16, power_of_two((32 << 10) // max(HW, 1)), power_of_two(C)),
+        piece=piece,
         dots=not wide,
         warps=16 if much_at_hand and not wide else 8,  # twice the threads, each with half the work
         stages=2,

@@ -66,7 +66,6 @@ std::tuple<Tensors, Tensor> mix_bwd(const Tensor& dout, const Tensors& later, co
     const MapView<const T>& g = grads.views[0];
     Tensors held, held_later, dvalues;
     const auto views = read_alike(values, first, held), from_later = read_alike(later, first, held_later);
-    const ReadMaps<T> own(values);
     std::vector<MapView<T>> to;
     for (int64_t m = 0; m < M; ++m) to.push_back(empty_maps(first, dvalues)[0]);
     const Tensor dcoef = empty<A>({M, B, C});

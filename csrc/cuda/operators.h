@@ -242,6 +242,8 @@ struct Cell {
     if (args.plan.blocks_per_tile > 1)
       args.plan.tiles_in_flight = std::min(args.plan.tiles_in_flight, clusters_that_fit<Args>(launch_of_plan()));
     Launch how = launch_of_plan();
+    STD_TORCH_CHECK(how.blocks > 0 || args.B == 0, "dla_kernels: no cluster of ", args.plan.blocks_per_tile,
+                    " blocks fits on this device; set DLA_KERNELS_GROUP=1");
     if (args.B == 0) how.blocks = 0;
     workspace = empty<A>(like, {how.blocks * args.plan.workspace_bytes / int64_t(sizeof(A))});
     args.workspace = data<A>(workspace);

@@ -45,6 +45,8 @@ def base_step(
         raise TypeError(f"stage: expected what base_step returned, or None, got {type(stage).__name__}")
     check_alike({"x": x} if stage is None else {"stage.values[0]": stage.values[0], "x": x})
     check_attention(attention, heads, x)
+    if weights is None and stage is not None and stage.state is not None:
+        raise ValueError("weights: expected those of the layers before, whose state the stage holds, got None")
     chosen = select(backend, x.device)
     parts = PARTS if chosen == REFERENCE else Parts(*(partial(f, backend=chosen) for f in _OURS))
     with without_autocast(x.device):

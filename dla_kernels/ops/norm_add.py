@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from .. import reference
 from ..backends import REFERENCE, select
 from ..reference.norm_add import move
 from .autograd import accumulated, double_backward, kernels, needs_grad, split_at, with_signature, without_autocast
-from .checks import check_alike, check_weight
+from .checks import check_alike, check_weight, shape_of
 
 
 def norm_add(
@@ -34,18 +35,26 @@ def norm_add(
     moments: in training, those of o, [2, C], as the step returns them: the batch is normed by them, and ``running``
         moves towards them by ``momentum``, as ``torch.nn.BatchNorm2d`` has it. None, in evaluation: the map is normed
         by ``running``.
-    keep: [B], what drop path multiplies each sample's branch by: 0, or 1 over the rate at which it keeps; not
-        negative.
+    keep: [B], what drop path multiplies each sample's branch by: 0, or 1 over the rate at which it keeps. Not
+        negative, and a constant to autograd.
     Returns a map like x.
     """
     check_alike({"x": x, "o": o})
     C = o.shape[1]
     for name, w in (("gamma", gamma), ("beta", beta)):
         check_weight(name, w, (C,), "o", o)
-    for name, w in zip(("running mean", "running var"), running or ()):
-        check_weight(name, w, (C,), "o", o)
+    if running is not None:
+        if isinstance(running, Tensor) or not isinstance(running, Sequence) or len(running) != 2:
+            got = f"{len(running)} tensors" if isinstance(running, (tuple, list)) else type(running).__name__
+            raise ValueError(f"running: expected (mean, variance) or None, got {got}")
+        for name, w in zip(("running[0]", "running[1]"), running):
+            check_weight(name, w, (C,), "o", o)
+    if not isinstance(momentum, float):
+        raise TypeError(f"momentum: expected a float, got {type(momentum).__name__}; for None, give 1 / batches so far")
     if moments is not None:
         check_weight("moments", moments, (2, C), "o", o)
+        if o.numel() == C:
+            raise ValueError(f"o: expected more than one value per channel in training, got {shape_of(o)}")
     elif running is None:
         raise ValueError(
             "moments: expected those of o where running is None, got neither; ask the step for moments=True"
@@ -63,7 +72,9 @@ def norm_add(
         move(running, moments, momentum, o.numel() // C)
     statistics = torch.stack(running) if moments is None else moments  # type: ignore[arg-type]
     gamma, beta, by = accumulated([gamma, beta, statistics], o)
-    keeps = [] if keep is None else accumulated([keep], o)
+    keeps = [] if keep is None else accumulated([keep.detach()], o)
+    if o.shape[0] == 0:
+        by = torch.zeros_like(by)  # of nothing, but gradients of zero have to come of it
     if needs_grad([x, o, gamma, beta]):
         return _NormAdd.apply(_Spec(chosen, eps, relu, by_batch), x, o, gamma, beta, by.detach(), *keeps)
     return kernels(chosen).norm_add(x, o, by, gamma, beta, keeps, eps, relu)

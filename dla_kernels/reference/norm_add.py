@@ -35,12 +35,14 @@ def norm_add(
     if relu:
         normed = normed.relu()
     if keep is not None:
-        normed = normed * keep.to(dtype)[:, None, None, None]
+        normed = normed * keep.detach().to(dtype)[:, None, None, None]
     return (x.to(dtype) + normed).to(x.dtype)
 
 
 def move(running: tuple[Tensor, Tensor], moments: Tensor, momentum: float, count: int) -> None:
     """The running mean and variance towards those of a batch of ``count`` pixels; the running one is unbiased."""
+    if count == 0:
+        return
     mean, var = moments.detach().unbind()
     with torch.no_grad():
         for own, new in zip(running, (mean, var * (count / max(count - 1, 1)))):
