@@ -30,8 +30,8 @@ template <class T>
 struct Layer {
   using A = accumulate_t<T>;
   const int64_t B, C, W;
-  const ReadMaps<T> first, second;  // x; o_prev, read in the layout of x
-  const MapView<const T>& x = first.views[0];
+  const ReadMaps<T> maps;  // x, o_prev, in the layout of x
+  const MapView<const T>& x = maps.views[0];
   const int rows_before;  // of o_prev's filter: 0 (no o_prev), 1 (no e) or 9
   const Gate<A> gate;
   const Matrix<A> v, e;  // [9, C]
@@ -44,8 +44,7 @@ struct Layer {
       : B(maps[0].size(0)),
         C(maps[0].size(1)),
         W(maps[0].size(3)),
-        first({maps[0]}),
-        second(Tensors(maps.begin() + 1, maps.end()), &first),
+        maps(maps, is_interleaved(maps[0])),
         rows_before(maps.size() < 2      ? 0
                     : filters.size() < 5 ? 1
                                          : 9),
@@ -56,7 +55,7 @@ struct Layer {
         lam(read<A>(lam_held)),
         context(make_context(weights, state, rule, C)) {}
 
-  const MapView<const T>& before() const { return second.views[0]; }
+  const MapView<const T>& before() const { return maps.views[1]; }
   bool by_samples() const { return balanced(B) && !(context && context->cell.wide); }
   int64_t bytes(int64_t maps) const { return maps * C * x.HW * int64_t(sizeof(T)); }
 
@@ -123,7 +122,7 @@ std::tuple<Tensor, Tensors, Tensor, Tensors> light_step(const Tensors& maps, con
     const int64_t B = layer.B, C = layer.C, num_maps = maps.size();
     const auto& context = layer.context;
     Tensors out;
-    const MapView<T> o = empty_maps(layer.first, out)[0];
+    const MapView<T> o = empty_maps(ReadMaps<T>({layer.maps.held[0]}, layer.x.interleaved), out)[0];
     Tensors states;
     if (context)
       for (size_t i = 0; i < num_states(context->rule); ++i) states.push_back(empty<A>({B, C}));
@@ -199,11 +198,10 @@ std::tuple<Tensors, Tensors, Tensors, Tensors> light_step_bwd(const Tensor& dout
       for (const Tensor& s : incoming) check_tensor("dstates", s, {B, C}, dtype, maps[0]);
     }
 
-    const ReadMaps<T> grads({dout}, &layer.first);
+    const ReadMaps<T> grads({dout}, layer.x.interleaved);
     const MapView<const T>& g = grads.views[0];
     Tensors dmaps;
-    std::vector<MapView<T>> dx = empty_maps(layer.first, dmaps);
-    if (num_maps == 2) dx.push_back(empty_maps(layer.second, dmaps)[0]);
+    const auto dx = empty_maps(layer.maps, dmaps);
     const int rows = layer.rows_before;
     // Sums over pixels of dout with the neighbours of x and of o_prev, row (b, k) = b * rows + k; gates, and what
     // arrives at the gates q . k; the gradients of y over HW, row (i, b) = i * B + b.

@@ -16,17 +16,6 @@ void check_mix(const Tensors& values, const Tensor& coef) {
                accumulate_dtype(values[0].scalar_type()), values[0]);
 }
 
-// All maps in the layout of the first.
-template <class T>
-std::vector<MapView<const T>> read_alike(const Tensors& maps, const ReadMaps<T>& first, Tensors& held) {
-  std::vector<MapView<const T>> views;
-  for (const Tensor& map : maps) {
-    const ReadMaps<T> one({map}, &first);
-    held.push_back(one.held[0]), views.push_back(one.views[0]);
-  }
-  return views;
-}
-
 }  // namespace
 
 std::tuple<Tensor, Tensors> mix(const Tensors& values, const Tensor& coef_in, bool wanted) {
@@ -36,14 +25,14 @@ std::tuple<Tensor, Tensors> mix(const Tensors& values, const Tensor& coef_in, bo
     using T = decltype(element);
     using A = accumulate_t<T>;
     const int64_t M = values.size(), B = values[0].size(0), C = values[0].size(1);
-    const ReadMaps<T> first({values[0]});
-    Tensors held, out;
-    const auto views = read_alike(values, first, held);
+    const bool interleaved = is_interleaved(values[0]);
+    const ReadMaps<T> all(values, interleaved), first({all.held[0]}, interleaved);
+    Tensors out;
     const MapView<T> o = empty_maps(first, out)[0];
     const Moments<T> moments(wanted, B, C, o.HW);
     for_each_plane(1, B, C, [&](int64_t, int64_t b, int64_t c0, int64_t c1) {
       std::vector<Plane<const T>> planes;
-      for (const auto& view : views) planes.push_back(sample(view, b).channels(c0, c1));
+      for (const auto& view : all.views) planes.push_back(sample(view, b).channels(c0, c1));
       map_leaves<T>().mix(planes.data(), M, {read<A>(coef) + b * C + c0, B * C}, sample(o, b).channels(c0, c1));
       moments.take(o, b, c0, c1);
     });
@@ -62,12 +51,11 @@ std::tuple<Tensors, Tensor> mix_bwd(const Tensor& dout, const Tensors& later, co
     using T = decltype(element);
     using A = accumulate_t<T>;
     const int64_t M = values.size(), B = values[0].size(0), C = values[0].size(1);
-    const ReadMaps<T> first({values[0]}), grads({dout}, &first);
+    const bool interleaved = is_interleaved(values[0]);
+    const ReadMaps<T> all(values, interleaved), from_later(later, interleaved), grads({dout}, interleaved);
     const MapView<const T>& g = grads.views[0];
-    Tensors held, held_later, dvalues;
-    const auto views = read_alike(values, first, held), from_later = read_alike(later, first, held_later);
-    std::vector<MapView<T>> to;
-    for (int64_t m = 0; m < M; ++m) to.push_back(empty_maps(first, dvalues)[0]);
+    Tensors dvalues;
+    const auto to = empty_maps(all, dvalues);
     const Tensor dcoef = empty<A>({M, B, C});
     for_each_plane(1, B, C, [&](int64_t, int64_t b, int64_t begin, int64_t end) {
       // Not too many channels at a time, so that dout stays in cache while all M maps pass by.
@@ -80,11 +68,12 @@ std::tuple<Tensors, Tensor> mix_bwd(const Tensor& dout, const Tensors& later, co
           const int64_t at = (m * B + b) * C + c0;
           const A* share = read<A>(coef) + at;
           const Plane<T> dvalue = sample(to[m], b).channels(c0, c1);
-          map_leaves<T>().dot(of, sample(views[m], b).channels(c0, c1), write<A>(dcoef) + at);
+          map_leaves<T>().dot(of, sample(all.views[m], b).channels(c0, c1), write<A>(dcoef) + at);
           if (later.empty())
             map_leaves<T>().scale(of, share, nullptr, dvalue, false);
           else
-            map_leaves<T>().add_scaled(sample(from_later[m], b).channels(c0, c1), of, share, nullptr, false, dvalue);
+            map_leaves<T>().add_scaled(sample(from_later.views[m], b).channels(c0, c1), of, share, nullptr, false,
+                                       dvalue);
         }
       }
     });

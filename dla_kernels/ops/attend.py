@@ -9,6 +9,7 @@ from torch import Tensor
 from .. import reference
 from ..backends import REFERENCE, select
 from .autograd import (
+    Backward,
     accumulated,
     double_backward,
     kernels,
@@ -76,19 +77,13 @@ class _Attend(torch.autograd.Function):
         return None, *run(ctx.spec, *arrived, *ctx.saved_tensors)
 
 
-class _AttendBwd(torch.autograd.Function):
+class _AttendBwd(Backward):
     @staticmethod
     @with_signature
     def forward(spec: _Spec, *flat: Tensor) -> tuple[Tensor, ...]:
         grads, (y, q, k), past = split_at(flat, 3, 3, len(flat) - 6)
         dy, dq, dk, dpast = kernels(spec.backend).attend_bwd(*grads, y, q, k, past, spec.heads)
         return (dy, dq, dk, *dpast)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        ctx.spec, *flat = inputs
-        ctx.save_for_backward(*flat)
-        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *ggs: Tensor | None) -> tuple:

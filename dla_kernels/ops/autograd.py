@@ -28,6 +28,17 @@ def kernels(backend: str) -> Any:
     return BACKENDS[backend].ops
 
 
+class Backward(torch.autograd.Function):
+    """A backward pass as a function of its own, so that it can be differentiated: it keeps all its tensors. ``spec``,
+    its first argument, is none."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+        ctx.spec, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+
+
 def needs_grad(*groups: Sequence[Tensor]) -> bool:
     # Forward-mode AD enters too, and is told there that it is not supported: past autograd, its tangents
     # would be dropped without a word.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import reference
 from ..backends import REFERENCE, select
-from .autograd import accumulated, double_backward, kernels, needs_grad, with_signature, without_autocast
+from .autograd import Backward, accumulated, double_backward, kernels, needs_grad, with_signature, without_autocast
 from .checks import check_alike, check_weight
 
 
@@ -54,17 +54,11 @@ class _Depthwise(torch.autograd.Function):
         return None, *run(ctx.backend, *arrived, *ctx.saved_tensors)
 
 
-class _DepthwiseBwd(torch.autograd.Function):
+class _DepthwiseBwd(Backward):
     @staticmethod
     @with_signature
     def forward(backend: str, dvalue: Tensor, dy: Tensor, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         return kernels(backend).depthwise_bwd(dvalue, dy, x, v)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        _, *tensors = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *ggs: Tensor | None) -> tuple:

@@ -10,6 +10,7 @@ from .. import reference
 from ..backends import REFERENCE, select
 from ..cells import PAPER_DSU, PROJECTIONS, Cell, Weights, accumulate_dtype
 from .autograd import (
+    Backward,
     accumulated,
     double_backward,
     filled,
@@ -114,7 +115,7 @@ class _LayerUpdate(torch.autograd.Function):
         return None, *run(spec, *saved, *dout, *dstates)
 
 
-class _LayerUpdateBwd(torch.autograd.Function):
+class _LayerUpdateBwd(Backward):
     @staticmethod
     def _split(spec: _Spec, flat: Sequence[Tensor]) -> list[list[Tensor]]:
         known = spec.num_inputs + spec.num_states + 1 + spec.T
@@ -128,12 +129,6 @@ class _LayerUpdateBwd(torch.autograd.Function):
             dout, dstates, xs, weights, state, y, states, spec.cell.rule
         )
         return (*dxs, *dweights, *dstate)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        ctx.spec, *flat = inputs
-        ctx.save_for_backward(*flat)
-        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *ggs: Tensor | None) -> tuple:

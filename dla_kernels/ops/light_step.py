@@ -11,6 +11,7 @@ from ..attention import Attention
 from ..backends import REFERENCE, select
 from ..cells import PAPER_DSU, PROJECTIONS, Cell, Weights
 from .autograd import (
+    Backward,
     accumulated,
     double_backward,
     filled,
@@ -139,7 +140,7 @@ class _LightStep(torch.autograd.Function):
         return None, *run(spec, *saved, do, *dstates)
 
 
-class _LightStepBwd(torch.autograd.Function):
+class _LightStepBwd(Backward):
     @staticmethod
     def _split(spec: _Spec, flat: Sequence[Tensor]) -> list[list[Tensor]]:
         known = sum(spec.inputs) + spec.num_states + 2
@@ -153,12 +154,6 @@ class _LightStepBwd(torch.autograd.Function):
             do, dstates, maps, filters, weights, state, y, states, spec.rule, spec.heads
         )
         return tuple(grad for group in grads for grad in group)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        ctx.spec, *flat = inputs
-        ctx.save_for_backward(*flat)
-        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *ggs: Tensor | None) -> tuple:

@@ -9,6 +9,7 @@ from torch import Tensor
 from .. import reference
 from ..backends import REFERENCE, select
 from .autograd import (
+    Backward,
     accumulated,
     double_backward,
     filled,
@@ -92,19 +93,13 @@ class _Mix(torch.autograd.Function):
         return None, *run(spec, *values, coef, dout, *filled_or_none(later, values))
 
 
-class _MixBwd(torch.autograd.Function):
+class _MixBwd(Backward):
     @staticmethod
     @with_signature
     def forward(spec: _Spec, *flat: Tensor) -> tuple[Tensor, ...]:
         values, (coef, dout), later = split_at(flat, spec.M, 2, len(flat) - spec.M - 2)
         dvalues, dcoef = kernels(spec.backend).mix_bwd(dout, later, values, coef)
         return (*dvalues, dcoef)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        ctx.spec, *flat = inputs
-        ctx.save_for_backward(*flat)
-        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *ggs: Tensor | None) -> tuple:

@@ -9,7 +9,16 @@ from torch import Tensor
 from .. import reference
 from ..backends import REFERENCE, select
 from ..reference.norm_add import move
-from .autograd import accumulated, double_backward, kernels, needs_grad, split_at, with_signature, without_autocast
+from .autograd import (
+    Backward,
+    accumulated,
+    double_backward,
+    kernels,
+    needs_grad,
+    split_at,
+    with_signature,
+    without_autocast,
+)
 from .checks import check_alike, check_weight, shape_of
 
 
@@ -107,7 +116,7 @@ class _NormAdd(torch.autograd.Function):
         return None, dout, do, dgamma, dbeta, *([None] * (len(ctx.saved_tensors) - 3))
 
 
-class _NormAddBwd(torch.autograd.Function):
+class _NormAddBwd(Backward):
     @staticmethod
     @with_signature
     def forward(
@@ -116,12 +125,6 @@ class _NormAddBwd(torch.autograd.Function):
         return kernels(spec.backend).norm_add_bwd(
             dout, o, by, gamma, beta, list(keep), spec.eps, spec.relu, spec.by_batch
         )
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        ctx.spec, *flat = inputs
-        ctx.save_for_backward(*flat)
-        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *ggs: Tensor | None) -> tuple:

@@ -9,6 +9,7 @@ from .. import reference
 from ..backends import REFERENCE, select
 from ..cells import PAPER_DSU, PROJECTIONS, Cell, Weights
 from .autograd import (
+    Backward,
     accumulated,
     double_backward,
     kernels,
@@ -78,19 +79,13 @@ class _Refresh(torch.autograd.Function):
         return None, *run(ctx.spec, dd, *ctx.saved_tensors)
 
 
-class _RefreshBwd(torch.autograd.Function):
+class _RefreshBwd(Backward):
     @staticmethod
     @with_signature
     def forward(spec: _Spec, dd: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
         (y,), state, weights = split_at(flat, 1, spec.num_state, spec.num_weights)
         dy, dstate, dweights = kernels(spec.backend).refresh_bwd(dd, y, state, weights, spec.cell.rule)
         return (dy, *dstate, *dweights)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        ctx.spec, *tensors = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *ggs: Tensor | None) -> tuple:

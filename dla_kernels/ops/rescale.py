@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import reference
 from ..backends import REFERENCE, select
-from .autograd import accumulated, double_backward, filled, kernels, needs_grad, split_at, with_signature
+from .autograd import Backward, accumulated, double_backward, filled, kernels, needs_grad, split_at, with_signature
 from .checks import check_gates, check_maps
 from .inplace import check_inplace, mark_written
 
@@ -58,19 +58,13 @@ class _Rescale(torch.autograd.Function):
         return None, dd, *dxs
 
 
-class _RescaleBwd(torch.autograd.Function):
+class _RescaleBwd(Backward):
     @staticmethod
     @with_signature
     def forward(backend: str, d: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
         xs, dout = split_at(maps, len(maps) // 2, len(maps) // 2)
         dxs, dd = kernels(backend).rescale_bwd(dout, xs, d)
         return (dd, *dxs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        _, *tensors = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *ggs: Tensor | None) -> tuple:

@@ -9,6 +9,7 @@ from .. import reference
 from ..backends import REFERENCE, select
 from ..cells import PAPER_DSU, PROJECTIONS, Cell, Weights
 from .autograd import (
+    Backward,
     accumulated,
     double_backward,
     filled_or_none,
@@ -90,7 +91,7 @@ class _Scan(torch.autograd.Function):
         return None, *run(spec, *saved, *incoming)
 
 
-class _ScanBwd(torch.autograd.Function):
+class _ScanBwd(Backward):
     @staticmethod
     def _split(spec: _Spec, flat: tuple) -> list[list[Tensor]]:
         return split_at(flat, 1, spec.num_weights, spec.num_state, spec.num_states, spec.num_states)
@@ -101,12 +102,6 @@ class _ScanBwd(torch.autograd.Function):
         (y,), weights, state, states, dstates = _ScanBwd._split(spec, flat)
         dy, dweights, dstate = kernels(spec.backend).scan_bwd(dstates, y, weights, state, states, spec.cell.rule)
         return (dy, *dweights, *dstate)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        ctx.spec, *flat = inputs
-        ctx.save_for_backward(*flat)
-        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *ggs: Tensor | None) -> tuple:

@@ -163,7 +163,7 @@ void scale_plane(Plane<const T> x, const accumulate_t<T>* d, const accumulate_t<
   if (x.sc == 1 && out.sc == 1) {
     for (int64_t p = 0; p < x.HW; ++p)
       map_run<kStream>(x.data + p * x.sp, out.data + p * out.sp, x.C, [&](int64_t c, V v, int lanes) {
-        const auto at = [c, lanes](const A* p) { return lanes ? load_n(p + c, lanes) : load(p + c); };
+        const auto at = [c, lanes](const A* p) { return read(p + c, lanes); };
         return kShift ? multiply_add(v, at(d), at(e)) : v * at(d);
       });
   } else {
