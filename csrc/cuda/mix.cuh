@@ -11,27 +11,28 @@ namespace cuda {
 template <class T, class S>
 DLA_DEVICE void mix(const MixArgs<T>& args, int64_t b, int64_t c0, int cs) {
   using A = accumulate_t<T>;
-  constexpr int N = Vector<T>::N, kAlong = 2;
+  constexpr int N = Vector<T>::N;
   const Layer& layer = args.values.at[0];
   const auto out = plane<T>(args.out, 0, b, c0);
   const int64_t BC = args.pieces.B * args.pieces.C, row = b * args.pieces.C + c0;
-  pixels<T, S, kAlong>(
-      layer, cs, reinterpret_cast<A*>(shared_memory()),
-      [&](const auto& at, int c, int n, typename S::Few* few) {
-        constexpr int kChannels = std::decay_t<decltype(at[0])>::kChannels;
+  pixels<T, S>(
+      layer, cs, reinterpret_cast<A*>(shared_memory()), [](int) { return Nothing<A>(); },
+      [&](const auto& at, const auto&, int c, int n, typename S::Few* few) {
+        using Places = std::decay_t<decltype(at)>;
+        constexpr int kAlong = Places::kAlong, kChannels = Places::kChannels;
         A sum[kAlong][N] = {};
         for (int m = 0; m < args.M; ++m) {
           const auto value = plane<const T>(args.values.at[m], 0, b, c0);
           Vector<T> vs[kAlong];
-          A coef[kChannels];
+          PerChannel<A, kChannels> coef;
 #pragma unroll
           for (int j = 0; j < kAlong; ++j) vs[j] = at[j].load(value);
 #pragma unroll
-          for (int i = 0; i < kChannels; ++i) coef[i] = args.coef[m * BC + row + c + at_most(i, n - 1)];
+          for (int i = 0; i < kChannels; ++i) coef.of[i] = args.coef[m * BC + row + c + at_most(i, n - 1)];
 #pragma unroll
           for (int j = 0; j < kAlong; ++j)
 #pragma unroll
-            for (int i = 0; i < N; ++i) sum[j][i] = fma(coef[kChannels == 1 ? 0 : i], vs[j][i], sum[j][i]);
+            for (int i = 0; i < N; ++i) sum[j][i] = fma(coef[i], vs[j][i], sum[j][i]);
         }
 #pragma unroll
         for (int j = 0; j < kAlong; ++j) {
@@ -60,18 +61,17 @@ template <class T>
 DLA_KERNEL(mix_bwd_kernel, T, MixBwdArgs<T>) {
   using A = accumulate_t<T>;
   my_piece(args.pieces, [&](int, int64_t b, int64_t c0, int cs) {
-    constexpr int N = Vector<T>::N, kAlong = 2;
+    constexpr int N = Vector<T>::N;
     const auto dout = plane<const T>(args.dout, 0, b, c0);
     for (int m = 0; m < args.M; ++m) {
       const Layer& layer = args.values.at[m];
       const auto value = plane<const T>(layer, 0, b, c0), later = plane<const T>(layer, 1, b, c0);
       const auto out = plane<T>(layer, 2, b, c0);
       const int64_t row = (m * args.pieces.B + b) * args.pieces.C + c0;
-      pixels<T, Sums<A, 1>, kAlong>(
-          layer, cs, reinterpret_cast<A*>(shared_memory()),
-          [&](const auto& at, int c, int n, Sums<A, 1>* few) {
-            constexpr int kChannels = std::decay_t<decltype(at[0])>::kChannels;
-            A coef[kChannels];
+      pixels<T, Sums<A, 1>>(
+          layer, cs, reinterpret_cast<A*>(shared_memory()), [&](int c) { return args.coef[row + c]; },
+          [&](const auto& at, const auto& coef, int, int, Sums<A, 1>* few) {
+            constexpr int kAlong = std::decay_t<decltype(at)>::kAlong;
             Vector<T> vs[kAlong], gs[kAlong], ls[kAlong] = {};
 #pragma unroll
             for (int j = 0; j < kAlong; ++j) {
@@ -79,13 +79,11 @@ DLA_KERNEL(mix_bwd_kernel, T, MixBwdArgs<T>) {
               if (args.has_later) ls[j] = at[j].load(later);
             }
 #pragma unroll
-            for (int i = 0; i < kChannels; ++i) coef[i] = args.coef[row + c + at_most(i, n - 1)];
-#pragma unroll
             for (int j = 0; j < kAlong; ++j) {
               Vector<T> to;
 #pragma unroll
               for (int i = 0; i < N; ++i)
-                to.v[i] = narrow<T>(fma(coef[kChannels == 1 ? 0 : i], gs[j][i], args.has_later ? ls[j][i] : A(-0.0)));
+                to.v[i] = narrow<T>(fma(coef[i], gs[j][i], args.has_later ? ls[j][i] : A(-0.0)));
               at[j].store(out, to);
               at[j].each([&](int i, int of) { few[of].v[0] = fma(vs[j][i], gs[j][i], few[of].v[0]); });
             }
