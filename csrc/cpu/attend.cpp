@@ -35,11 +35,10 @@ class Attend {
   };
   Sample sample(int64_t b, Rows<A> keys, Rows<A> scale) const {
     Sample s{Matrix<A>(1, C), Matrix<A>(M + 1, C), keys, scale};
-    for (int64_t m = 0; m < M; ++m)
-      for (int64_t c = 0; c < C; ++c) {
-        keys[m][c] = past(0, m, b)[c] * (refreshed() ? past(2, m, b)[c] : A(1));
-        scale[m][c] = past(1, m, b)[c] * (refreshed() ? past(2, M + m, b)[c] : A(1));
-      }
+    for (int64_t m = 0; m < M; ++m) {
+      product(past(0, m, b), refreshed() ? past(2, m, b) : nullptr, keys[m]);
+      product(past(1, m, b), refreshed() ? past(2, M + m, b) : nullptr, scale[m]);
+    }
     q_(y(b), s.q[0]), k_(y(b), keys[M]);
     std::fill_n(scale[M], C, A(1));
     for (int64_t c = 0; c < C; c += D) {
@@ -55,11 +54,17 @@ class Attend {
     return s;
   }
 
+  // out [C] = a b; a alone where there is no b
+  void product(const A* a, const A* b, A* out) const {
+    if (!b) return std::copy_n(a, C, out), void();
+    for (int64_t c = 0; c < C; ++c) out[c] = a[c] * b[c];
+  }
+
   // The gradients of one sample, given those of coef, keys and scale as their rows of [M + 1, B, C]. Those of q and k
   // go to dq, dk [K]; of y to dy [C]; dpast are the tensors of `past`.
   void backward(int64_t b, Rows<const A> dcoef, Rows<const A> dkeys, Rows<const A> dscale, const Tensors& dpast, A* dy,
                 A* dq, A* dk) const {
-    const Matrix<A> keys(M + 1, C), scale(M + 1, C), dq_row(1, C), dkey(1, C), dscores(M + 1, C);
+    const Matrix<A> keys(M + 1, C), scale(M + 1, C), dq_row(1, C), dscores(M + 1, C);
     const Sample s = sample(b, keys.rows, scale.rows);
     for (int64_t c = 0; c < C; c += D) {
       A mean = 0;
@@ -70,25 +75,25 @@ class Attend {
       for (int64_t m = 0; m <= M; ++m) std::fill_n(dscores[m] + c, D, s.shares[m][c] * (dscores[m][c] - mean) * root_);
     }
     std::fill_n(dq_row[0], C, A(0));
-    for (int64_t m = 0; m <= M; ++m)
-      for (int64_t c = 0; c < C; ++c) {
-        dq_row[0][c] += dscores[m][c] * keys[m][c];
-        const A to_key = dkeys[m][c] + dscores[m][c] * s.q[0][c];
-        const A to_scale = dscale[m][c] + dcoef[m][c] * s.shares[m][c];
-        if (m == M) {
-          dkey[0][c] = to_key;  // its scale is 1
-          continue;
-        }
-        const auto to = [&](size_t i, int64_t row) { return write<A>(dpast[i]) + (row * B + b) * C + c; };
-        *to(0, m) = to_key * (refreshed() ? past(2, m, b)[c] : A(1));
-        *to(1, m) = to_scale * (refreshed() ? past(2, M + m, b)[c] : A(1));
-        if (!refreshed()) continue;
-        *to(2, m) = to_key * past(0, m, b)[c];
-        *to(2, M + m) = to_scale * past(1, m, b)[c];
-      }
+    Matrix<A> to_keys(M + 1, C), to_scale(1, C);
+    for (int64_t m = 0; m <= M; ++m) {
+      A *to_key = to_keys[m], *to_q = dq_row[0];
+      const A *d = dscores[m], *key = keys[m], *q = s.q[0], *more = dkeys[m];
+      for (int64_t c = 0; c < C; ++c) to_q[c] += d[c] * key[c], to_key[c] = more[c] + d[c] * q[c];
+    }
+    for (int64_t m = 0; m < M; ++m) {  // the last one's scale is 1
+      const A *d = dcoef[m], *more = dscale[m], *share = s.shares[m];
+      for (int64_t c = 0; c < C; ++c) to_scale[0][c] = more[c] + d[c] * share[c];
+      const auto to = [&](size_t i, int64_t row) { return write<A>(dpast[i]) + (row * B + b) * C; };
+      product(to_keys[m], refreshed() ? past(2, m, b) : nullptr, to(0, m));
+      product(to_scale[0], refreshed() ? past(2, M + m, b) : nullptr, to(1, m));
+      if (!refreshed()) continue;
+      product(to_keys[m], past(0, m, b), to(2, m));
+      product(to_scale[0], past(1, m, b), to(2, M + m));
+    }
     std::fill_n(dy, C, A(0));
     q_.backward(y(b), dq_row[0], dy, dq);
-    k_.backward(y(b), dkey[0], dy, dk);
+    k_.backward(y(b), to_keys[M], dy, dk);
   }
 
  private:
@@ -116,8 +121,7 @@ std::tuple<Tensor, Tensor, Tensor> attend(const Tensor& y, const Tensor& q, cons
       for (int64_t b = begin; b < end; ++b) {
         const auto rows = [&](const Tensor& x) { return Rows<A>{write<A>(x) + b * C, B * C}; };
         const auto s = layer.sample(b, rows(keys), rows(scale));
-        for (int64_t m = 0; m <= M; ++m)
-          for (int64_t c = 0; c < C; ++c) rows(coef)[m][c] = s.shares[m][c] * s.scale[m][c];
+        for (int64_t m = 0; m <= M; ++m) layer.product(s.shares[m], s.scale[m], rows(coef)[m]);
       }
     });
     return {coef, keys, scale};

@@ -36,8 +36,9 @@ Matrix<A> tap_rows(const Tensor& filter, int64_t C) {
 template <class A>
 Tensor from_tap_rows(const Matrix<A>& taps, int64_t C) {
   const Tensor filter = empty<A>({C, 1, 3, 3});
+  const Rows<A> of_channel{write<A>(filter), 9};
   for (int64_t c = 0; c < C; ++c)
-    for (int k = 0; k < 9; ++k) write<A>(filter)[c * 9 + k] = taps[k][c];
+    for (int k = 0; k < 9; ++k) of_channel[c][k] = taps[k][c];
   return filter;
 }
 

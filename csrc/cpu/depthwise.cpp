@@ -30,11 +30,10 @@ std::tuple<Tensor, Tensor> depthwise(const Tensor& x_in, const Tensor& v) {
     const Tensor y = empty<A>({2, B, C});
     const Matrix<A> taps = tap_rows<A>(v, C);
     for_each_plane(1, B, C, [&](int64_t, int64_t b, int64_t c0, int64_t c1) {
-      const Matrix<A> scratch(2, framed_size<A>(x.HW / W, W));
       const Plane<T> to = sample(value, b).channels(c0, c1);
       StencilArgs<T> args{};
       args.x = sample(x, b).channels(c0, c1), args.taps = taps.rows.right(c0);
-      args.out = to, args.W = W, args.scratch = scratch[0];
+      args.out = to, args.W = W;
       map_leaves<T>().mean(args.x, write<A>(y) + b * C + c0);
       map_leaves<T>().stencil(args);
       map_leaves<T>().mean({to.data, to.C, to.HW, to.sc, to.sp}, write<A>(y) + (B + b) * C + c0);
@@ -61,16 +60,15 @@ std::tuple<Tensor, Tensor> depthwise_bwd(const Tensor& dvalue, const Tensor& dy_
     Matrix<A> turned(9, C), share(2 * B, C);  // what each pixel has of dy
     const Matrix<A> taps = tap_rows<A>(v, C), sums(B * 9, C), dv(9, C);
     for (int k = 0; k < 9; ++k) std::copy_n(taps[k], C, turned[8 - k]);
-    for (int64_t i = 0; i < 2 * B * C; ++i) share[0][i] = read<A>(dy_held)[i] / A(x.HW);
+    const A* dy = read<A>(dy_held);
+    for (int64_t i = 0; i < 2 * B * C; ++i) share[0][i] = dy[i] / A(x.HW);
     for_each_plane(1, B, C, [&](int64_t, int64_t b, int64_t c0, int64_t c1) {
-      const Matrix<A> scratch(2, framed_size<A>(x.HW / W, W));
       const A* e_in = share[B + b] + c0;
       StencilArgs<T> args{};
       args.x = sample(grads.views[0], b).channels(c0, c1), args.taps = turned.rows.right(c0);
       args.e_in = e_in, args.e = share[b] + c0;
-      args.out = sample(dx, b).channels(c0, c1), args.W = W, args.scratch = scratch[0];
-      map_leaves<T>().correlate(args.x, e_in, sample(x, b).channels(c0, c1), W, scratch[0],
-                                sums.rows.from(b * 9).right(c0));
+      args.out = sample(dx, b).channels(c0, c1), args.W = W;
+      map_leaves<T>().correlate(args.x, e_in, sample(x, b).channels(c0, c1), W, sums.rows.from(b * 9).right(c0));
       map_leaves<T>().stencil(args);
     });
     std::fill_n(dv[0], 9 * C, A(0));

@@ -85,14 +85,7 @@ struct StencilArgs {
   const A *e_in, *e;
   Plane<T> out;
   int64_t W;
-  A* scratch;  // twice framed_size
 };
-// A map's plane with its frame of zeros, and as much as a vector may read beyond it.
-template <class A>
-constexpr int64_t framed_size(int64_t H, int64_t W) {
-  return (H + 2) * (W + 2) + 64 / int64_t(sizeof(A));
-}
-
 // norm(o) = o a + b per channel, with the mean that is in b; f = relu or nothing follows it.
 template <class A>
 struct NormRows {
@@ -123,7 +116,7 @@ struct MapLeaves {
   // leaves/stencil.h
   void (*stencil)(const StencilArgs<T>& args);
   // sums [9, C]: of (dout + e)[c, p] * x[c, neighbour k of p] over the pixels p; e may be absent
-  void (*correlate)(Plane<const T> dout, const A* e, Plane<const T> x, int64_t W, A* scratch, Rows<A> sums);
+  void (*correlate)(Plane<const T> dout, const A* e, Plane<const T> x, int64_t W, Rows<A> sums);
 };
 
 // The tables of the best instruction set this machine has; the environment variable

@@ -80,7 +80,6 @@ struct Layer {
       }
     return taps;
   }
-  Matrix<A> scratch() const { return Matrix<A>(2, framed_size<A>(x.HW / W, W)); }
 
  private:
   static void check(const Tensors& maps, const Tensors& filters, const Tensors& weights, const Tensors& state,
@@ -144,13 +143,13 @@ std::tuple<Tensor, Tensors, Tensor, Tensors> light_step(const Tensors& maps, con
       if (num_maps == 2) cell.refresh(nb, cell.hoist(nb, y.from(B + b0)), h.rows, all.c_at(0, b0), d.rows.from(b0));
     };
     const auto filter = [&](int64_t b, int64_t c0, int64_t c1) {
-      const Matrix<A> taps = layer.own_taps(gate[b], c0, c1, false), scratch = layer.scratch();
+      const Matrix<A> taps = layer.own_taps(gate[b], c0, c1, false);
       const Matrix<A> taps_before = layer.taps_before(d[b], c0, c1, false);
       StencilArgs<T> args{};
       args.x = sample(layer.x, b).channels(c0, c1), args.taps = taps.rows;
       if (num_maps == 2) args.before = sample(layer.before(), b).channels(c0, c1), args.taps_before = taps_before.rows;
       args.rows_before = layer.rows_before;
-      args.out = sample(o, b).channels(c0, c1), args.W = layer.W, args.scratch = scratch[0];
+      args.out = sample(o, b).channels(c0, c1), args.W = layer.W;
       map_leaves<T>().stencil(args);
       moments.take(o, b, c0, c1);
     };
@@ -212,15 +211,13 @@ std::tuple<Tensors, Tensors, Tensors, Tensors> light_step_bwd(const Tensor& dout
     if (context && num_maps == 2) refresh.emplace(context->cell, B, false, true);
 
     const auto correlate = [&](int64_t b, int64_t c0, int64_t c1) {
-      const Matrix<A> scratch = layer.scratch();
       const Plane<const T> of = sample(g, b).channels(c0, c1);
       const auto at = [c0](const Matrix<A>& sums, int64_t row) { return sums.rows.from(row).right(c0); };
-      map_leaves<T>().correlate(of, nullptr, sample(layer.x, b).channels(c0, c1), layer.W, scratch[0],
-                                at(with_x, b * 9));
+      map_leaves<T>().correlate(of, nullptr, sample(layer.x, b).channels(c0, c1), layer.W, at(with_x, b * 9));
       if (rows == 0) return;
       const Plane<const T> before = sample(layer.before(), b).channels(c0, c1);
       if (rows == 9)
-        map_leaves<T>().correlate(of, nullptr, before, layer.W, scratch[0], at(with_before, b * 9));
+        map_leaves<T>().correlate(of, nullptr, before, layer.W, at(with_before, b * 9));
       else
         map_leaves<T>().dot(of, before, with_before[b] + c0);
     };
@@ -265,9 +262,8 @@ std::tuple<Tensors, Tensors, Tensors, Tensors> light_step_bwd(const Tensor& dout
       const Matrix<A> taps = i ? layer.taps_before(d[b], c0, c1, true) : layer.own_taps(gate[b], c0, c1, true);
       const A* e = dy[i * B + b] + c0;
       if (i && rows == 1) return map_leaves<T>().scale(of, taps[0], e, to, false);
-      const Matrix<A> scratch = layer.scratch();
       StencilArgs<T> args{};
-      args.x = of, args.taps = taps.rows, args.e = e, args.out = to, args.W = layer.W, args.scratch = scratch[0];
+      args.x = of, args.taps = taps.rows, args.e = e, args.out = to, args.W = layer.W;
       map_leaves<T>().stencil(args);
     };
 

@@ -17,7 +17,7 @@ struct Norm {
   const int64_t C;
   const Tensor moments_held, gamma_held, beta_held;
   const Tensors keep_held;
-  const A *mean, *gamma;
+  const A *mean, *gamma, *keeps;
   Matrix<A> rstd, a, b;  // [1, C]
 
   Norm(const Tensor& moments, const Tensor& gamma_in, const Tensor& beta, const Tensors& keep, double eps)
@@ -28,17 +28,19 @@ struct Norm {
         keep_held(dense(keep)),
         mean(read<A>(moments_held)),
         gamma(read<A>(gamma_held)),
+        keeps(keep_held.empty() ? nullptr : read<A>(keep_held[0])),
         rstd(1, C),
         a(1, C),
         b(1, C) {
+    const A* beta_of = read<A>(beta_held);
     for (int64_t c = 0; c < C; ++c) {
       rstd[0][c] = 1 / std::sqrt(mean[C + c] + A(eps));
       a[0][c] = gamma[c] * rstd[0][c];
-      b[0][c] = read<A>(beta_held)[c] - mean[c] * a[0][c];
+      b[0][c] = beta_of[c] - mean[c] * a[0][c];
     }
   }
   NormRows<A> rows(int64_t c0, bool relu) const { return {mean + c0, a[0] + c0, b[0] + c0, relu}; }
-  A keep(int64_t sample) const { return keep_held.empty() ? A(1) : read<A>(keep_held[0])[sample]; }
+  A keep(int64_t sample) const { return keeps ? keeps[sample] : A(1); }
 };
 
 void check_norm_add(const Tensor& o, const Tensor& moments, const Tensor& gamma, const Tensor& beta,
@@ -100,13 +102,20 @@ std::tuple<Tensor, Tensor, Tensor> norm_add_bwd(const Tensor& dout, const Tensor
       map_leaves<T>().masked_sums(sample(g, b).channels(c0, c1), sample(o, b).channels(c0, c1), norm.rows(c0, relu),
                                   dz[b] + c0, dz_off[b] + c0);
     });
-    const Tensor dgamma = empty<A>({C}), dbeta = empty<A>({C});
+    const Tensor dgamma_held = empty<A>({C}), dbeta_held = empty<A>({C});
+    A *dgamma = write<A>(dgamma_held), *dbeta = write<A>(dbeta_held);
     const Matrix<A> shift(1, C), slope(1, C);  // do = a dz + slope (o - mean) + shift
+    Matrix<A> sums(2, C);
+    std::fill_n(sums[0], 2 * C, A(0));
+    for (int64_t b = 0; b < B; ++b)
+      for (int64_t c = 0; c < C; ++c) {
+        sums[0][c] += norm.keep(b) * dz[b][c];
+        sums[1][c] += norm.keep(b) * dz_off[b][c];
+      }
     for (int64_t c = 0; c < C; ++c) {
-      A sum = 0, sum_off = 0;
-      for (int64_t b = 0; b < B; ++b) sum += norm.keep(b) * dz[b][c], sum_off += norm.keep(b) * dz_off[b][c];
+      const A sum = sums[0][c], sum_off = sums[1][c];
       const A rstd = norm.rstd[0][c], a = norm.a[0][c], pixels = A(B * o.HW);
-      write<A>(dbeta)[c] = sum, write<A>(dgamma)[c] = sum_off * rstd;
+      dbeta[c] = sum, dgamma[c] = sum_off * rstd;
       slope[0][c] = batch_moments ? -a * rstd * rstd * sum_off / pixels : A(0);
       shift[0][c] = batch_moments ? -a * sum / pixels : A(0);
     }
@@ -117,7 +126,7 @@ std::tuple<Tensor, Tensor, Tensor> norm_add_bwd(const Tensor& dout, const Tensor
                                    factor[0], slope[0] + c0, shift[0] + c0, sample(to, b).channels(c0, c1));
     });
     restore_layout({o_in}, out);
-    return {out[0], dgamma, dbeta};
+    return {out[0], dgamma_held, dbeta_held};
   });
 }
 

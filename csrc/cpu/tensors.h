@@ -22,6 +22,7 @@ Rows<A> rows_of(const Tensor& x) {
   return {static_cast<A*>(x.data_ptr()), x.size(x.dim() - 1)};
 }
 
+// A call into torch each: not for inner loops.
 template <class A>
 const A* read(const Tensor& x) {  // x is contiguous
   return static_cast<const A*>(x.data_ptr());
@@ -34,8 +35,11 @@ A* write(const Tensor& x) {
 // to += from, one by one
 template <class A>
 void add_to(const Tensors& to, const Tensors& from) {
-  for (size_t i = 0; i < to.size(); ++i)
-    for (int64_t j = 0; j < to[i].numel(); ++j) write<A>(to[i])[j] += read<A>(from[i])[j];
+  for (size_t i = 0; i < to.size(); ++i) {
+    A* sum = write<A>(to[i]);
+    const A* more = read<A>(from[i]);
+    for (int64_t j = 0, n = to[i].numel(); j < n; ++j) sum[j] += more[j];
+  }
 }
 
 }  // namespace cpu

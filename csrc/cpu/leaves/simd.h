@@ -338,48 +338,86 @@ DLA_HOST_DEVICE void stream_fence() {
 #endif
 }
 
-// Sum of the lanes, always in the same order: inside each quad (0 + 2) + (1 + 3), then the quads
-// likewise by halves.
+// Sums of the lanes, always in the same order: inside each quad (0 + 2) + (1 + 3), then the quads likewise by halves.
+template <class A>
+struct Quads {
+  static constexpr int kLanes = Vec<A>::kLanes, kQuad = kLanes < 4 ? kLanes : 4, kCount = kLanes / kQuad;
+  A sums[kCount];
+
+  explicit DLA_HOST_DEVICE Quads(Vec<A> x) {
+    A lanes[kLanes];
+    memcpy(lanes, &x.v, sizeof lanes);
+    for (int q = 0; q < kCount; ++q) {
+      const A* l = lanes + q * kQuad;
+      sums[q] = kQuad == 4 ? (l[0] + l[2]) + (l[1] + l[3]) : l[0] + l[1];
+    }
+  }
+  // of the quads q .. q + count
+  DLA_HOST_DEVICE A sum(int q, int count) const {
+    return count == 1   ? sums[q]
+           : count == 2 ? sums[q] + sums[q + 1]
+                        : (sums[q] + sums[q + count / 2]) + (sums[q + 1] + sums[q + count / 2 + 1]);
+  }
+};
 template <class A>
 DLA_HOST_DEVICE A lane_sum(Vec<A> x) {
-  constexpr int kLanes = Vec<A>::kLanes, kQuad = kLanes < 4 ? kLanes : 4;
-  A lanes[kLanes];
-  memcpy(lanes, &x.v, sizeof lanes);
-  A quads[kLanes / kQuad];
-  for (int q = 0; q < kLanes / kQuad; ++q) {
-    const A* l = lanes + q * kQuad;
-    quads[q] = kQuad == 4 ? (l[0] + l[2]) + (l[1] + l[3]) : l[0] + l[1];
-  }
-  for (int half = kLanes / kQuad / 2; half > 0; half /= 2)
-    for (int q = 0; q < half; ++q) quads[q] += quads[q + half];
-  return quads[0];
+  return Quads<A>(x).sum(0, Quads<A>::kCount);
 }
-
-// Four such sums at once, by the same order of additions.
+// Four such sums at once.
 template <class A>
 DLA_HOST_DEVICE void lane_sum4(const Vec<A>* x, A* sums) {
   for (int i = 0; i < 4; ++i) sums[i] = lane_sum(x[i]);
 }
+// Four sums of the lanes of the lower half, and four of the upper half's.
+template <class A>
+DLA_HOST_DEVICE void half_sum4(const Vec<A>* x, A* low, A* high) {
+  constexpr int kHalf = Quads<A>::kCount / 2;
+  static_assert(kHalf > 0, "a half has a quad");
+  for (int i = 0; i < 4; ++i) {
+    const Quads<A> quads(x[i]);
+    low[i] = quads.sum(0, kHalf), high[i] = quads.sum(kHalf, kHalf);
+  }
+}
 #if defined(__AVX512F__)
-template <>
-DLA_HOST_DEVICE void lane_sum4<float>(const Vec<float>* x, float* sums) {
+// Lane 4 q + i: the sum of quad q of x[i].
+DLA_HOST_DEVICE __m512 quads4(const Vec<float>* x) {
   const __m512 a = (__m512)x[0].v, b = (__m512)x[1].v, c = (__m512)x[2].v, d = (__m512)x[3].v;
   const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
   const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
   const __m512d lo = _mm512_unpacklo_pd((__m512d)ab, (__m512d)cd), hi = _mm512_unpackhi_pd((__m512d)ab, (__m512d)cd);
-  const __m512 quads = _mm512_add_ps((__m512)lo, (__m512)hi);
-  const __m256 halves = _mm256_add_ps(_mm512_castps512_ps256(quads), _mm512_extractf32x8_ps(quads, 1));
-  _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
+  return _mm512_add_ps((__m512)lo, (__m512)hi);
 }
-#elif defined(__AVX2__)
+DLA_HOST_DEVICE void store_sum_of_halves(__m256 quads, float* sums) {
+  _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps(quads, 1)));
+}
 template <>
 DLA_HOST_DEVICE void lane_sum4<float>(const Vec<float>* x, float* sums) {
+  const __m512 quads = quads4(x);
+  store_sum_of_halves(_mm256_add_ps(_mm512_castps512_ps256(quads), _mm512_extractf32x8_ps(quads, 1)), sums);
+}
+template <>
+DLA_HOST_DEVICE void half_sum4<float>(const Vec<float>* x, float* low, float* high) {
+  const __m512 quads = quads4(x);
+  store_sum_of_halves(_mm512_castps512_ps256(quads), low);
+  store_sum_of_halves(_mm512_extractf32x8_ps(quads, 1), high);
+}
+#elif defined(__AVX2__)
+DLA_HOST_DEVICE __m256 quads4(const Vec<float>* x) {
   const __m256 a = (__m256)x[0].v, b = (__m256)x[1].v, c = (__m256)x[2].v, d = (__m256)x[3].v;
   const __m256 ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
   const __m256 cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
   const __m256d lo = _mm256_unpacklo_pd((__m256d)ab, (__m256d)cd), hi = _mm256_unpackhi_pd((__m256d)ab, (__m256d)cd);
-  const __m256 quads = _mm256_add_ps((__m256)lo, (__m256)hi);
+  return _mm256_add_ps((__m256)lo, (__m256)hi);
+}
+template <>
+DLA_HOST_DEVICE void lane_sum4<float>(const Vec<float>* x, float* sums) {
+  const __m256 quads = quads4(x);
   _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps(quads, 1)));
+}
+template <>
+DLA_HOST_DEVICE void half_sum4<float>(const Vec<float>* x, float* low, float* high) {
+  const __m256 quads = quads4(x);
+  _mm_storeu_ps(low, _mm256_castps256_ps128(quads)), _mm_storeu_ps(high, _mm256_extractf128_ps(quads, 1));
 }
 #endif
 

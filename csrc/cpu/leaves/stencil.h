@@ -1,82 +1,61 @@
 // Depthwise 3x3 filters, one per channel, zeros around the map: filtered maps, and the nine sums that are the
-// gradient of a filter. A planar map is copied plane by plane into a frame of zeros, widened on the way, so that
-// its borders need no care; channels-last maps have a vector of channels at every pixel and read what is there.
+// gradient of a filter. Planar maps go strip by strip, downwards: each row enters three rows of the result as it
+// passes. Channels-last maps have a vector of channels at every pixel and read what is there.
 #pragma once
 
 #include "../leaves.h"
-#include "simd.h"
+#include "strip.h"
 
 namespace dla {
 namespace cpu {
 namespace DLA_ISA {
 
-// framed [H + 2, W + 2] = x [H, W] + shift, zeros around it.
-template <class T, class A>
-void frame(const T* x, int64_t H, int64_t W, A shift, A* framed) {
-  using V = Vec<A>;
-  const int64_t P = W + 2;
-  for (int64_t j = 0; j < P; ++j) framed[j] = framed[(H + 1) * P + j] = 0;
-  for (int64_t i = 0; i < H; ++i) {
-    const T* from = x + i * W;
-    A* to = framed + (i + 1) * P;
-    *to++ = 0;
-    int64_t j = 0;
-    for (; j + V::kLanes <= W; j += V::kLanes) store(to + j, load(from + j) + V(shift));
-    if (j < W) store_n(to + j, load_n(from + j, int(W - j)) + V(shift), int(W - j));
-    to[W] = 0;
-  }
-}
-
-// sum[r] += what the filter makes of row r; `at` is the framed pixel up and left of the first.
-template <int kRows, class A>
-DLA_HOST_DEVICE void filter_rows(const A* at, int64_t P, const Vec<A>* taps, Vec<A>* sum) {
-  for (int i = 0; i < kRows + 2; ++i)
-    for (int dj = 0; dj < 3; ++dj) {
-      const Vec<A> x = load(at + i * P + dj);
-      for (int r = 0; r < kRows; ++r)
-        if (i - r >= 0 && i - r < 3) sum[r] = multiply_add(x, taps[(i - r) * 3 + dj], sum[r]);
-    }
-}
-
 // How the map before enters: not at all, pixel by pixel, or through a filter of its own.
 enum class Before { kNone, kScaled, kFiltered };
+
+// sums[r] += what row 2 - r of the filter makes of a row's neighbours x.
+template <class V>
+DLA_HOST_DEVICE void filter_row(const V* x, const V* taps, V* sums) {
+  for (int dj = 0; dj < 3; ++dj)
+    for (int r = 0; r < 3; ++r) sums[r] = multiply_add(x[dj], taps[(2 - r) * 3 + dj], sums[r]);
+}
 
 template <Before kBefore, class T>
 void stencil_planar(const StencilArgs<T>& args) {
   using A = accumulate_t<T>;
   using V = Vec<A>;
-  const int64_t H = args.x.HW / args.W, W = args.W, P = W + 2;
-  for (int64_t c = 0; c < args.x.C; ++c) {
+  const int64_t W = args.W, H = args.x.HW / W;
+  for_strips<T>(args.x.C, W, [&](int64_t c, const auto& strip) __attribute__((always_inline)) {
     V taps[9], taps_before[9];
-    for (int k = 0; k < 9; ++k) taps[k] = args.taps[k][c];
-    for (int k = 0; k < 9 && kBefore == Before::kFiltered; ++k) taps_before[k] = args.taps_before[k][c];
-    if (kBefore == Before::kScaled) taps_before[0] = args.taps_before[0][c];
-    const V e = args.e ? args.e[c] : A(0);
+    for (int k = 0; k < 9; ++k) taps[k] = strip.of_planes(args.taps[k] + c);
+    for (int k = 0; k < 9 && kBefore == Before::kFiltered; ++k)
+      taps_before[k] = strip.of_planes(args.taps_before[k] + c);
+    if (kBefore == Before::kScaled) taps_before[0] = strip.of_planes(args.taps_before[0] + c);
+    const V e = args.e ? strip.of_planes(args.e + c) : V(A(0));
+    const V e_in = args.e_in ? strip.of_planes(args.e_in + c) : V(A(0));
+    const T* x = args.x.data + c * args.x.sc;
     const T* before = args.before.data + (kBefore == Before::kNone ? 0 : c * args.before.sc);
-    A *framed = args.scratch, *framed_before = framed + framed_size<A>(H, W);
-    frame(args.x.data + c * args.x.sc, H, W, args.e_in ? args.e_in[c] : A(0), framed);
-    if (kBefore == Before::kFiltered) frame(before, H, W, A(0), framed_before);
     T* out = args.out.data + c * args.out.sc;
-    const auto rows = [&](auto height, int64_t i) __attribute__((always_inline)) {
-      constexpr int kRows = decltype(height)::value;
-      for (int64_t j = 0; j < W; j += V::kLanes) {
-        const int lanes = W - j < V::kLanes ? int(W - j) : 0;
-        V sum[kRows];
-        for (int r = 0; r < kRows; ++r) sum[r] = e;
-        filter_rows<kRows>(framed + i * P + j, P, taps, sum);
-        if (kBefore == Before::kFiltered) filter_rows<kRows>(framed_before + i * P + j, P, taps_before, sum);
-        for (int r = 0; r < kRows; ++r) {
-          const int64_t at = (i + r) * W + j;
-          if (kBefore == Before::kScaled) sum[r] = multiply_add(read(before + at, lanes), taps_before[0], sum[r]);
-          write(out + at, sum[r], lanes);
-        }
-      }
+
+    V sums[3] = {e, e, e};  // of the rows i - 1, i, i + 1
+    const auto finish = [&](int64_t i, V sum) __attribute__((always_inline)) {
+      if (kBefore == Before::kScaled)
+        sum = multiply_add(strip.pixels(before + i * W, args.before.sc), taps_before[0], sum);
+      strip.put(out + i * W, args.out.sc, sum);
     };
-    int64_t i = 0;
-    for (; i + 4 <= H; i += 4) rows(Constant<4>(), i);
-    for (; i + 2 <= H; i += 2) rows(Constant<2>(), i);
-    for (; i < H; ++i) rows(Constant<1>(), i);
-  }
+    for (int64_t i = 0; i < H; ++i) {
+      V at[3];
+      strip.neighbours(x + i * W, args.x.sc, e_in, at);
+      filter_row(at, taps, sums);
+      if (kBefore == Before::kFiltered) {
+        strip.neighbours(before + i * W, args.before.sc, A(0), at);
+        filter_row(at, taps_before, sums);
+      }
+      if (i > 0) finish(i - 1, sums[0]);
+      sums[0] = sums[1], sums[1] = sums[2], sums[2] = e;
+    }
+    finish(H - 1, sums[0]);
+  });
 }
 
 // Calls f(tap, pixel) for the neighbours of pixel (i, j) that the map has.
@@ -145,11 +124,10 @@ void stencil(const StencilArgs<T>& args) {
 
 // sums [9, C]: of (dout + e)[p] * x[p + neighbour k], over the pixels p.
 template <class T>
-void correlate(Plane<const T> dout, const accumulate_t<T>* e, Plane<const T> x, int64_t W, accumulate_t<T>* scratch,
-               Rows<accumulate_t<T>> sums) {
+void correlate(Plane<const T> dout, const accumulate_t<T>* e, Plane<const T> x, int64_t W, Rows<accumulate_t<T>> sums) {
   using A = accumulate_t<T>;
   using V = Vec<A>;
-  const int64_t H = x.HW / W, P = W + 2, C = x.C;
+  const int64_t H = x.HW / W, C = x.C;
   constexpr int kRows = 8;  // so many rows' sums are taken by themselves: long sums stay exact
   if (x.sc == 1 && dout.sc == 1) {
     for (int64_t c = 0; c < C; c += V::kLanes) {
@@ -176,28 +154,36 @@ void correlate(Plane<const T> dout, const accumulate_t<T>* e, Plane<const T> x, 
     }
     return;
   }
-  for (int64_t c = 0; c < C; ++c) {
-    frame(x.data + c * x.sc, H, W, A(0), scratch);
-    const T* g_plane = dout.data + c * dout.sc;
-    V all[9], shift = e ? e[c] : A(0);
+  for_strips<T>(C, W, [&](int64_t c, const auto& strip) __attribute__((always_inline)) {
+    const T *g_plane = dout.data + c * dout.sc, *x_plane = x.data + c * x.sc;
+    const V shift = e ? strip.of_planes(e + c) : V(A(0));  // also where no pixel is: there x is zero
+    const auto g_row = [&](int64_t i)
+                           __attribute__((always_inline)) { return strip.pixels(g_plane + i * W, dout.sc) + shift; };
+    V all[9], above = A(0), here = g_row(0);
     for (int k = 0; k < 9; ++k) all[k] = A(0);
     for (int64_t i = 0; i < H;) {
       V some[9];
       for (int k = 0; k < 9; ++k) some[k] = A(0);
       for (const int64_t end = i + kRows < H ? i + kRows : H; i < end; ++i) {
-        const auto add = [&](V g, int64_t j, auto load_x) __attribute__((always_inline)) {
-          for (int k = 0; k < 9; ++k) some[k] = multiply_add(g, load_x(scratch + (i + k / 3) * P + j + k % 3), some[k]);
+        V at[3];
+        strip.neighbours(x_plane + i * W, x.sc, A(0), at);
+        const auto add = [&](int row, V g) __attribute__((always_inline)) {
+          for (int dj = 0; dj < 3; ++dj) some[row * 3 + dj] = multiply_add(g, at[dj], some[row * 3 + dj]);
         };
-        int64_t j = 0;
-        for (; j + V::kLanes <= W; j += V::kLanes)
-          add(load(g_plane + i * W + j) + shift, j, [](const A* p) { return load(p); });
-        if (const int rest = int(W - j))  // lanes beyond the row are zero on one side: no product comes of them
-          add(load_n(g_plane + i * W + j, rest) + shift, j, [rest](const A* p) { return load_n(p, rest); });
+        if (i > 0) add(2, above);  // this row of x is below that one of dout
+        add(1, here);
+        above = here;
+        if (i + 1 < H) add(0, here = g_row(i + 1));
       }
       for (int k = 0; k < 9; ++k) all[k] += some[k];
     }
-    for (int k = 0; k < 9; ++k) sums[k][c] = lane_sum(all[k]);
-  }
+    strip.lane_sums(all, 9, [&](int k, const A* of_planes) __attribute__((always_inline)) {
+      for (int plane = 0; plane < strip.planes; ++plane) {
+        A& sum = sums[k][c + plane];
+        sum = strip.first ? of_planes[plane] : sum + of_planes[plane];
+      }
+    });
+  });
 }
 
 }  // namespace DLA_ISA
