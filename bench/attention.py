@@ -58,15 +58,20 @@ def leaves_of(tensors: tuple[Tensor, ...]) -> list[Tensor]:
 
 
 class Layer:
-    """A DLA-L layer in the middle of a stage, as the published code has it: with the convolution e."""
+    """A DLA-L layer in the middle of a stage, as the published code has it: with the convolution e. Its maps in
+    ``dtype``, all else in fp32."""
 
-    def __init__(self, row: Row) -> None:
+    def __init__(self, row: Row, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
         torch.manual_seed(0)
         B, C, HW, _ = row
-        x, o_prev, self.do = (torch.randn(B, C, HW, HW) for _ in range(3))
+        generator = torch.Generator(device).manual_seed(0)
+        x, o_prev, self.do = (
+            torch.randn(B, C, HW, HW, dtype=dtype, device=device, generator=generator) for _ in range(3)
+        )
         lam, e, c = torch.randn(C), torch.randn(C, 1, 3, 3) / 3, torch.randn(B, C)
-        self.heads, self.buffers = max(1, C // D), [torch.zeros_like(x) for _ in range(3)]
-        self.tensors = (x, o_prev, *attention(C), lam, e, c, *cell_weights(C))
+        small = [w.to(device) for w in (*attention(C), lam, e, c, *cell_weights(C))]
+        self.heads, self.buffers = max(1, C // D), [torch.zeros_like(x) for _ in range(2)]
+        self.tensors = (x, o_prev, *small)
         self.leaves = leaves_of(self.tensors)
 
     def call(self, light_step: Callable, tensors: list[Tensor] | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -136,11 +141,19 @@ def base_stage(layers: list, weights: dla.Split, *, base_step: Callable = dla.ba
     return out
 
 
-def check_layer(layer: Layer, row: Row) -> None:
+def layer_parity(layer: Layer, backend: str, samples: int | None = None) -> tuple[float, float]:
+    """(error, allowed) of light_step on the layer's own inputs, of its first samples."""
+    x, o_prev, q, k, v, lam, e, c, *w = layer.tensors
+    tensors = (x[:samples], o_prev[:samples], q, k, v, lam, e, c[:samples], *w)
+
     def call(f: object, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return layer.call(f.light_step, tensors)  # type: ignore[attr-defined]
 
-    error, allowed = parity(Case("light_step", CELL, layer.tensors, call), "cpu", torch.float32)
+    return parity(Case("light_step", CELL, tensors, call), backend, x.dtype)
+
+
+def check_layer(layer: Layer, row: Row) -> None:
+    error, allowed = layer_parity(layer, "cpu")
     if not error <= allowed:
         raise SystemExit(f"{row}: light_step is off by {error:.3g}, allowed {allowed:.3g}; not timing a wrong op")
 

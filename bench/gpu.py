@@ -12,7 +12,6 @@ import argparse
 import itertools
 import json
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,14 +22,14 @@ from typing import Any
 import torch
 
 import dla_kernels as dla
-from bench import gpu_report, plot
+from bench import gpu_attention, gpu_report, plot
 from bench.common import HERE, Shape, commit
 from bench.devices import Call, Cuda, StandIn, slug
+from bench.gpu_clock import medians_and_spreads, reason, sampled
 from bench.gpu_inputs import DTYPES, REHEARSAL, ROWS, Inputs, Set, layer_update_parity, scan_parity
 from dla_kernels import reference
 from dla_kernels.verify import largest_error
 
-REGION_MS = 3.0  # a candidate is called in a row for at least so long: neither its first launch nor the clock counts
 COMPILE = ("none", "default", "max-autotune", "max-autotune-no-cudagraphs")
 OPS = ("forward", "forward+backward", "scan")
 
@@ -85,36 +84,11 @@ def candidates(inputs: Inputs, op: str, mode: str) -> Iterator[tuple[str, Callab
         yield "cudnn lstm", lambda: over(inputs, lambda one: lstm(one.y_rounded))
 
 
-def reason(why: BaseException) -> str:
-    """In a line. What breaks a capture raises first; that the capture is broken follows."""
-    root = why.__context__ or why
-    return f"{type(root).__name__}: {(str(root).strip().splitlines() or [''])[0][:200]}"
-
-
 def measure_op(inputs: Inputs, op: str, args: argparse.Namespace, notes: dict[str, str]) -> dict[str, list[float]]:
     """Milliseconds of one call, for each candidate in each round."""
-    device = inputs.device
-    ready: dict[str, tuple[Call, int]] = {}
     with torch.set_grad_enabled(op == "forward+backward"):
-        for name, build in candidates(inputs, op, args.compile):
-            try:
-                calls = itertools.cycle(build())
-                call: Call = partial(lambda calls: next(calls)(), calls)
-                device.timed(call, 2)
-                ready[name] = call, min(1000, math.ceil(REGION_MS / max(1e-3, device.timed(call, 2))))
-            except Exception as why:  # a peer's failure, of whatever kind, is a note, not the end of the run
-                notes[f"{op}/{name}"] = reason(why)
-                device.release()  # unless the device itself is in error: that raises here
-        samples: dict[str, list[float]] = {name: [] for name in ready}
-        until = time.monotonic() + args.row_seconds / len(OPS)
-        for i in range(args.rounds):
-            if i >= 5 and time.monotonic() > until:
-                break
-            for name, (call, times) in ready.items():
-                samples[name].append(device.timed(call, times))
-    ready.clear()
-    device.release()
-    return samples
+        found = candidates(inputs, op, args.compile)
+        return sampled(inputs.device, found, op, args.rounds, args.row_seconds / len(OPS), notes)
 
 
 def check(inputs: Inputs, notes: dict[str, str]) -> dict[str, dict]:
@@ -187,10 +161,7 @@ def measure(shape: Shape, dtype: str, device: Cuda | StandIn, args: argparse.Nam
         copies += samples.pop("copy", [])
         row["samples"] |= {f"{op}/{name}": times for name, times in samples.items()}
     row["samples"]["copy/copy"] = copies
-    for key, times in row["samples"].items():
-        row["ms"][key] = statistics.median(times)
-        low, _, high = statistics.quantiles(times, n=4) if len(times) > 1 else (0.0, 0.0, 0.0)
-        row["iqr_ms"][key] = high - low
+    row |= medians_and_spreads(row["samples"])
     row["launches"], row["peak_bytes"] = count(inputs, notes)
     return row
 
@@ -198,8 +169,6 @@ def measure(shape: Shape, dtype: str, device: Cuda | StandIn, args: argparse.Nam
 def brief(row: dict) -> str:
     """One line as a row is done."""
     ms = row["ms"]
-    if not ms:
-        return row["notes"]["parity"]
     parts = [f"copy {1e3 * ms['copy/copy']:.0f}"]
     for op in OPS:
         times = [f"{name} {1e3 * ms[f'{op}/{name}']:.0f}" for name in gpu_report.names([row], op) if "lstm" not in name]
@@ -217,7 +186,7 @@ def write(out: Path, result: dict) -> str:
     return text
 
 
-def chosen(rows: tuple[Shape, ...], parts: str) -> list[Shape]:
+def chosen(rows: tuple, parts: str) -> list:
     """The rows whose name holds one of the comma-separated parts, in the order of the parts."""
     return list(dict.fromkeys(row for part in parts.split(",") for row in rows if f"{part.strip('-')}-" in f"{row}-"))
 
@@ -241,37 +210,48 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     if not set(args.dtypes) <= set(DTYPES):
         parser.error(f"--dtypes: expected some of {', '.join(DTYPES)}, got {','.join(args.dtypes)}")
     all_rows = REHEARSAL if args.stand_in else ROWS
+    all_layers = gpu_attention.REHEARSAL if args.stand_in else gpu_attention.LAYERS
+    args.layers = chosen(all_layers, args.rows) if args.rows else list(all_layers)
     args.rows = chosen(all_rows, args.rows) if args.rows else list(all_rows)
-    if not args.rows:
-        parser.error(f"--rows: expected parts of {', '.join(map(str, all_rows))}")
+    if not args.rows and not args.layers:
+        parser.error(f"--rows: expected parts of {', '.join(map(str, (*all_rows, *all_layers)))}")
     return args
+
+
+def merged(kind: str, new: list[dict], earlier: list[dict]) -> list[dict]:
+    """The new rows and those earlier ones that they do not repeat, in the order of the lists."""
+    listed = {"rows": (*ROWS, *REHEARSAL), "layers": (*gpu_attention.LAYERS, *gpu_attention.REHEARSAL)}[kind]
+    order = {(str(row), dtype): i for i, (dtype, row) in enumerate(itertools.product(DTYPES, listed))}
+    again = {(r["name"], r["dtype"]) for r in new}
+    rows = [*new, *(r for r in earlier if (r["name"], r["dtype"]) not in again)]
+    return sorted(rows, key=lambda r: order[r["name"], r["dtype"]])
 
 
 def run(args: argparse.Namespace, device: Cuda | StandIn, log: Log) -> tuple[int, dict, str]:
     """(exit status, results, report)"""
     out = args.out or HERE / "results" / slug(device.name)
-    result: dict[str, Any] = {"system": device.facts(), "commit": commit(), "rows": []}
-    earlier = json.loads((out / "bench.json").read_text())["rows"] if args.add and (out / "bench.json").exists() else []
-    order = {(str(shape), dtype): i for i, (dtype, shape) in enumerate(itertools.product(DTYPES, (*ROWS, *REHEARSAL)))}
+    result: dict[str, Any] = {"system": device.facts(), "commit": commit(), "rows": [], "layers": []}
+    earlier = json.loads((out / "bench.json").read_text()) if args.add and (out / "bench.json").exists() else {}
+    measures = {"rows": (measure, brief), "layers": (gpu_attention.measure, gpu_attention.brief)}
     began, text = time.monotonic(), ""
-    todo = [(dtype, shape) for dtype in args.dtypes for shape in args.rows]
-    for i, (dtype, shape) in enumerate(todo):
+    todo = [(kind, dtype, row) for kind in measures for dtype in args.dtypes for row in getattr(args, kind)]
+    for i, (kind, dtype, shape) in enumerate(todo):
         spent = time.monotonic() - began
         if spent > args.budget:
-            result["left_out"] = [f"{dtype} {shape}" for dtype, shape in todo[i:]]
+            result["left_out"] = [f"{dtype} {row}" for _, dtype, row in todo[i:]]
             log(f"budget of {args.budget:.0f} s used up; left out: {', '.join(result['left_out'])}")
             break
+        measured, said = measures[kind]
         try:
-            row = measure(shape, dtype, device, args)
+            row = measured(shape, dtype, device, args)
         except torch.OutOfMemoryError as why:
             log(f"{dtype} {shape}: {str(why).splitlines()[0]}")
             device.release()
             continue
-        log(f"[{i + 1}/{len(todo)} {time.monotonic() - began:4.0f} s] {dtype} {shape} x{row['sets']}: {brief(row)}")
-        result["rows"].append({**row, "compile": args.compile})
-        again = {(r["name"], r["dtype"]) for r in result["rows"]}
-        rows = [*result["rows"], *(r for r in earlier if (r["name"], r["dtype"]) not in again)]
-        everything = {**result, "rows": sorted(rows, key=lambda r: order[r["name"], r["dtype"]])}
+        line = said(row) if row["ms"] else row["notes"]["parity"]
+        log(f"[{i + 1}/{len(todo)} {time.monotonic() - began:4.0f} s] {dtype} {shape} x{row['sets']}: {line}")
+        result[kind].append({**row, "compile": args.compile})
+        everything = {**result, **{kind: merged(kind, result[kind], earlier.get(kind, [])) for kind in measures}}
         text = write(out, everything)
         device.release()
     if not text:
@@ -282,7 +262,7 @@ def run(args: argparse.Namespace, device: Cuda | StandIn, log: Log) -> tuple[int
             plot.speedups(timed, out / "bench.png")
     except ImportError as why:
         log(f"no plot: {why}")
-    wrong = [row for row in result["rows"] if not row["ms"]]
+    wrong = [row for kind in measures for row in result[kind] if not row["ms"]]
     return int(bool(wrong)), everything, f"{text}\n\nwritten: {out}"
 
 

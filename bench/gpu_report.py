@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bench import gpu_attention
 from bench.common import Shape, Target, target_table
 from bench.gpu_inputs import PASSES
 from dla_kernels.terminal import table
@@ -158,6 +159,8 @@ def report(result: dict) -> str:
         met = sum(target.met for _, target in checks)
         rows_met = f"targets: {met} of {len(checks)} met; fastest copy {full:.0f} GB/s"
         parts.append(rows_met)
+    if result["layers"]:
+        parts.append(gpu_attention.report(result["layers"]))
     if result.get("left_out"):
         parts.append(f"left out for lack of time: {', '.join(result['left_out'])}")
     return "\n\n".join(parts)

@@ -22,6 +22,7 @@ inline int64_t sized(int buffer, int64_t bytes, int element) {
   return bytes == 0 ? 0 : (bytes + 127) / 128 * 128 SIMT_ASAN(+128);
 }
 
+#include "cuda/attend.cuh"
 #include "cuda/depthwise.cuh"
 #include "cuda/layer_update.cuh"
 #include "cuda/light_step.cuh"
@@ -307,6 +308,24 @@ struct Call {
     start(light_step_bwd_kernel<float>, backward, back, of.device);
   }
 
+  // T: this layer and T - 1 before it.
+  void attend() {
+    constexpr int64_t K = 3, heads = 2;
+    const int64_t M = of.T - 1;
+    const auto past = [&](int64_t of_layers) { return memory.drawn(of_layers * state, 1); };
+    Attended<float> in{memory.drawn(state, 1), memory.drawn(K, 1), memory.drawn(K, 1), past(M), past(M), past(2 * M)};
+    in.M = M, in.B = of.B, in.C = C, in.K = K, in.heads = heads, in.shares = memory.result(of.B * of.T * heads);
+    const Launch how{of.B, 1, of.device.threads, 0};
+    const auto all = [&] { return memory.result(rows * C); };
+    start(attend_kernel<float>, AttendArgs<float>{in, all(), all(), all()}, how);
+    AttendBwdArgs<float> backward{in, memory.drawn(rows * C, 1), memory.drawn(rows * C, 1), memory.drawn(rows * C, 1)};
+    backward.dpast_keys = memory.result(M * state), backward.dpast_scale = memory.result(M * state);
+    backward.dpast = memory.result(2 * M * state);
+    backward.dy = memory.result(state), backward.dtaps = memory.result(of.B * 2 * K);
+    backward.dshares = memory.result(of.B * of.T * heads), backward.of_qk = memory.result(2 * state);
+    start(attend_bwd_kernel<float>, backward, how);
+  }
+
   // depthwise's sums of planes, and moments of a mix.
   void planes() {
     const int64_t size = state * of.HW[0], shared = 9 * of.device.threads * int64_t(sizeof(float));
@@ -345,6 +364,7 @@ struct Call {
     if (op == "layer_update") layer_update<float>();
     if (op == "layer_update, bf16") layer_update<BFloat16>();
     if (op == "light_step") light_step();
+    if (op == "attend") attend();
     if (op == "planes") planes();
     if (op == "weight_gradients") weight_gradients();
   }
@@ -380,6 +400,7 @@ static const std::vector<Case> kCases = {
     {"light, no cell", "light_step", "", kJoint, 2, 3, 38, 0, {15}, false, device_of(2, 6000, 1, 4, 64)},
     {"light, first", "light_step", "", kJoint, 1, 3, 16, 0, {15}, true, device_of(1, 6000, 1, 1, 64)},
     {"light, a tile", "light_step", kDsu, kJoint, 2, 9, 16, 5, {15}, true, device_of(1, 1024, 1, 1, 32, 8)},
+    {"attend", "attend", kDsu, kDense, 3, 3, 18, 0, {}, false, device_of(1, 300, 0, 1, 96)},
     {"planes", "planes", kDsu, kDense, 3, 3, 17, 0, {15}, true, device_of(1, 300, 0, 1, 96)},
     {"weight gradients", "weight_gradients", kDsu, kDense, 1, 1, 1, 0, {}, false, device_of(1, 300, 0, 1, 32)},
 };

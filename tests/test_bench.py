@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from bench import devices, gpu, gpu_inputs, gpu_report, run
+from bench import devices, gpu, gpu_attention, gpu_inputs, gpu_report, run
 from bench.common import Shape, Target
 from dla_kernels import reference
 
@@ -132,8 +132,21 @@ def test_the_runner_measures_everything_it_names(stand_in, tmp_path, capsys):
         # The first look at the clock of a sample is one tick before the second, however many calls lie between.
         assert all(0 < time <= 1.001 for time in row["ms"].values())
         assert row["launches"]["backward/ours"] == {"kernels": 1.0, "copies": 0.0}
+    layers = [str(layer) for layer in gpu_attention.REHEARSAL]
+    assert [(row["dtype"], row["name"]) for row in result["layers"]] == [
+        (d, s) for d in ("bf16", "fp32") for s in layers
+    ]
+    for row in result["layers"]:
+        assert row["parity"]["passed"]
+        assert row["notes"] == {}
+        ops = {
+            f"{op}/{name}{graph}" for op in gpu_attention.OPS for name in ("ours", "eager") for graph in ("", " graph")
+        }
+        assert set(row["iqr_ms"]) == set(row["samples"]) == set(row["ms"]) == ops | {"copy/copy"}
+        assert row["launches"]["forward/ours"] == {"kernels": 1.0, "copies": 0.0}
     printed = capsys.readouterr().out
     text = (tmp_path / "bench.txt").read_text()
+    assert "light_step: 2 of 2 targets met" in text
     assert text.strip() in printed
     assert "targets: " in text
     assert all(shape in text for shape in shapes)
@@ -165,10 +178,29 @@ def test_a_wrong_op_is_not_timed(stand_in, tmp_path, capsys, monkeypatch):
         "functions",
         lambda backend: type("", (), {"layer_update": staticmethod(wrong), "scan": staticmethod(reference.scan)}),
     )
-    assert run_on(stand_in, tmp_path, "--dtypes", "fp32") == 1
+    assert run_on(stand_in, tmp_path, "--dtypes", "fp32", "--rows", ",".join(map(str, gpu_inputs.REHEARSAL))) == 1
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
     assert all(not row["ms"] and not row["parity"]["layer_update"]["passed"] for row in rows)
     assert "layer_update off by more than allowed: not timed" in capsys.readouterr().out
+
+
+def test_the_share_of_a_copy_counts_three_maps():
+    row = {"name": str(gpu_attention.IMAGENET[0]), "dtype": "bf16", "S": 10**9, "launches": {}, "notes": {}}
+    row["ms"] = {"copy/copy": 1.0, "forward/ours": 0.9, "forward/eager": 9.0}  # a copy moves four maps: 4 GB in 1 ms
+    assert gpu_attention.shares(row)["ours"] == pytest.approx(3 / 0.9 / 4)
+    (target,) = gpu_attention.targets(row)
+    assert target.met and target.limit == 0.75
+    row["ms"]["forward/ours"] = 1.1
+    assert not gpu_attention.targets(row)[0].met
+
+
+def test_a_wrong_light_step_is_not_timed(stand_in, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(gpu_attention, "layer_parity", lambda *args: (1.0, 0.1))
+    name = str(gpu_attention.REHEARSAL[0])
+    assert run_on(stand_in, tmp_path, "--dtypes", "fp32", "--rows", name) == 1
+    (row,) = json.loads((tmp_path / "bench.json").read_text())["layers"]
+    assert row["ms"] == {}
+    assert "light_step off by more than allowed: not timed" in capsys.readouterr().out
 
 
 def test_a_nan_is_no_parity(stand_in):

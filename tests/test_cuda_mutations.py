@@ -15,7 +15,7 @@ TESTS = Path(__file__).parent
 CSRC = TESTS.parent / "csrc"
 KERNELS = [f"{name}.cuh" for name in ("products", "planes", "recurrence", "recurrence_bwd")]
 KERNELS += [f"{name}.cuh" for name in ("scan", "refresh", "layer_update", "weight_gradients")]
-KERNELS += [f"{name}.cuh" for name in ("gather", "light_step")]
+KERNELS += [f"{name}.cuh" for name in ("gather", "light_step", "attend")]
 PLAN = CSRC / "cuda" / "plan.h"
 SEEDS = 20
 

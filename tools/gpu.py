@@ -34,7 +34,7 @@ from typing import NamedTuple, TextIO
 
 HERE = Path(__file__).parent.parent.resolve()
 VENV = HERE / ".venv"
-BUDGETS = {"setup": 200, "cuda": 120, "memcheck": 40, "racecheck": 40, "bench": 130}
+BUDGETS = {"setup": 200, "cuda": 120, "memcheck": 40, "racecheck": 40, "bench": 160}
 BUDGETS |= {"triton": 80, "rest": 100, "compile": 90}
 COMPILED_ROWS = "T3-B256-C256,T12-B8-C256,T12-B128-C128,T6-B256-C1024,T3-B256-C2048,T12-B128-C64,T4-B256-C512"
 # These compile for every other chip, for minutes and without a GPU.
