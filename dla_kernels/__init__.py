@@ -1,9 +1,10 @@
 """Fused kernels for Dynamic Layer Attention: see README.md, and ``python -m dla_kernels info``."""
 
-from . import reference
+from . import models, nn, reference
 from .attention import Attention, BaseStage
 from .backends import BACKENDS
 from .cells import PAPER_DSU, RELEASED_DSU, Cell, Dense, Joint, Split, Weights
+from .models import convert, create_model, list_models
 from .ops import (
     attend,
     base_step,
@@ -35,11 +36,16 @@ __all__ = [
     "Weights",
     "attend",
     "base_step",
+    "convert",
+    "create_model",
     "depthwise",
     "gap",
     "layer_update",
     "light_step",
+    "list_models",
     "mix",
+    "models",
+    "nn",
     "norm_add",
     "reference",
     "refresh",

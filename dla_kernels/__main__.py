@@ -1,4 +1,4 @@
-"""``python -m dla_kernels info | verify | plan | bench``"""
+"""``python -m dla_kernels info | verify | plan | params | bench``"""
 
 from __future__ import annotations
 
@@ -125,9 +125,27 @@ def run_plan(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_params(args: argparse.Namespace) -> int:
+    from .models.params import parameter_table
+
+    rows, off = [], 0
+    for row, counts in parameter_table():
+        for num_classes, published in row.published.items():
+            ours = counts[num_classes] / 1e6
+            digits = len(f"{published}".partition(".")[2]) if published > 2 else 2
+            # The paper rounds, and once it cuts.
+            met = published in (round(ours, digits), int(ours * 10**digits) / 10**digits)
+            off += not met
+            rows.append(
+                (row.name, num_classes, f"{published:.{digits}f}", f"{ours:.3f}", row.reading, "" if met else "off")
+            )
+    print(table(("network", "classes", "paper, M", "ours, M", "reading", ""), rows))
+    return int(off > 0)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dla_kernels", description="Fused kernels for layer attention.")
-    commands = parser.add_subparsers(required=True, metavar="info | verify | plan | bench")
+    commands = parser.add_subparsers(required=True, metavar="info | verify | plan | params | bench")
     for name, run, text in (
         ("info", info, "versions, devices, and each backend: available, or why not and how to get it"),
         ("verify", run_verify, "parity and gradcheck of every op on every backend present; exit 1 on a failure"),
@@ -136,6 +154,8 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("--json", action="store_true", help="print JSON instead of a table")
         command.set_defaults(run=run)
     add_plan(commands)
+    text = "parameter counts of the networks beside those of the DLA paper; exit 1 where they differ"
+    commands.add_parser("params", help=text, description=text).set_defaults(run=run_params)
     text = "time every op beside eager PyTorch, torch.compile and a copy; `bench --help` lists its options"
     commands.add_parser("bench", help=text, add_help=False).set_defaults(run=run_bench)
     args, options = parser.parse_known_args(argv)

@@ -39,3 +39,19 @@ def assert_same_bits(ours, theirs, name=""):
     bits = [x.masked_fill(x.isnan(), torch.nan).contiguous().view(integer) for x in (ours, theirs)]
     differing = (bits[0] != bits[1]).sum().item()
     assert differing == 0, f"{name}: {differing} of {ours.numel()} elements differ"
+
+
+def assert_equal_to_rounding(ours, theirs, factor=10, together=False):
+    """The same formula in float64 by two ways: within ``factor`` roundings of the largest element of each tensor, or of
+    all ``together``, as for gradients: those of what comes before a norm are small differences of large terms."""
+    assert len(ours) == len(theirs)
+    overall = max(map(largest, theirs)) if together else 0.0
+    for i, (a, b) in enumerate(zip(ours, theirs)):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype), i
+        if a.is_floating_point():
+            allowed = FLOAT64_EPS_PER_TERM * factor * torch.finfo(torch.float64).eps * max(largest(b), overall)
+            assert error(a.detach(), b.detach().double()) <= allowed, (
+                f"{i}: off by {error(a, b):.2g}, {allowed:.2g} allowed"
+            )
+        else:
+            assert torch.equal(a, b), i

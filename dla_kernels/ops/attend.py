@@ -71,10 +71,10 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple:
-        y = ctx.saved_tensors[0]
-        arrived = [y.new_zeros(ctx.like) if g is None else g for g in grads]
+        saved = ctx.saved_tensors  # once: checkpointing recomputes them at each look
+        arrived = [saved[0].new_zeros(ctx.like) if g is None else g for g in grads]
         run = _AttendBwd.apply if torch.is_grad_enabled() else _AttendBwd.forward
-        return None, *run(ctx.spec, *arrived, *ctx.saved_tensors)
+        return None, *run(ctx.spec, *arrived, *saved)
 
 
 class _AttendBwd(Backward):
@@ -87,7 +87,8 @@ class _AttendBwd(Backward):
 
     @staticmethod
     def backward(ctx: Any, *ggs: Tensor | None) -> tuple:
-        grads, inputs = split_at(ctx.saved_tensors, 3, len(ctx.saved_tensors) - 3)
+        saved = ctx.saved_tensors
+        grads, inputs = split_at(saved, 3, len(saved) - 3)
 
         def forward(y: Tensor, q: Tensor, k: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
             return reference.attend(y, q, k, past, heads=ctx.spec.heads)

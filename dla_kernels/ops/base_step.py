@@ -25,6 +25,7 @@ def base_step(
     *,
     heads: int,
     cell: Cell = PAPER_DSU,
+    state: tuple[Tensor, ...] | None = None,
     moments: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, BaseStage, Tensor | None]:
@@ -38,6 +39,7 @@ def base_step(
     attention: the layer's filters q, k [K] and v [C, 1, 3, 3].
     weights: of the cell, as ``cell.projection`` says; None for MRLA, which has none.
     heads: G, a divisor of C.
+    state: the cell's before the first layer, as in ``scan``; later ones have it from ``stage``.
     Returns o, a map like x; the stage for the next layer; and with ``moments`` mean and biased variance of o per
     channel, [2, C], which ``norm_add`` takes and which are constants to autograd, else None.
     """
@@ -47,10 +49,13 @@ def base_step(
     check_attention(attention, heads, x)
     if weights is None and stage is not None and stage.state is not None:
         raise ValueError("weights: expected those of the layers before, whose state the stage holds, got None")
+    if state is not None and (stage is not None or weights is None):
+        found = "a stage" if stage is not None else "no weights"
+        raise ValueError(f"state: expected None but for the first layer of a cell with weights, got one with {found}")
     chosen = select(backend, x.device)
     parts = PARTS if chosen == REFERENCE else Parts(*(partial(f, backend=chosen) for f in _OURS))
     with without_autocast(x.device):
-        return from_parts(parts, x, stage, attention, weights, heads=heads, cell=cell, moments=moments)
+        return from_parts(parts, x, stage, attention, weights, heads=heads, cell=cell, state=state, moments=moments)
 
 
 _OURS = Parts(depthwise, scan, refresh, attend, mix_and_hand_on)

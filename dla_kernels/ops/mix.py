@@ -103,7 +103,8 @@ class _MixBwd(Backward):
 
     @staticmethod
     def backward(ctx: Any, *ggs: Tensor | None) -> tuple:
-        inputs, grads = split_at(ctx.saved_tensors, ctx.spec.M + 1, len(ctx.saved_tensors) - ctx.spec.M - 1)
+        saved = ctx.saved_tensors
+        inputs, grads = split_at(saved, ctx.spec.M + 1, len(saved) - ctx.spec.M - 1)
 
         def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
             *values, coef = inputs

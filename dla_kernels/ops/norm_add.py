@@ -112,8 +112,9 @@ class _NormAdd(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple:
         run = _NormAddBwd.apply if torch.is_grad_enabled() else _NormAddBwd.forward
-        do, dgamma, dbeta = run(ctx.spec, dout, *ctx.saved_tensors)
-        return None, dout, do, dgamma, dbeta, *([None] * (len(ctx.saved_tensors) - 3))
+        saved = ctx.saved_tensors  # once: checkpointing recomputes them at each look
+        do, dgamma, dbeta = run(ctx.spec, dout, *saved)
+        return None, dout, do, dgamma, dbeta, *([None] * (len(saved) - 3))
 
 
 class _NormAddBwd(Backward):
@@ -129,7 +130,8 @@ class _NormAddBwd(Backward):
     @staticmethod
     def backward(ctx: Any, *ggs: Tensor | None) -> tuple:
         spec = ctx.spec
-        (dout,), inputs, (by,), keep = split_at(ctx.saved_tensors, 1, 3, 1, len(ctx.saved_tensors) - 5)
+        saved = ctx.saved_tensors
+        (dout,), inputs, (by,), keep = split_at(saved, 1, 3, 1, len(saved) - 5)
 
         def forward(o: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, ...]:
             zero = torch.zeros_like(o)

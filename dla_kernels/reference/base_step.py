@@ -9,6 +9,7 @@ from torch import Tensor
 from ..attention import Attention, BaseStage
 from ..cells import PAPER_DSU, Cell, Weights
 from .attend import attend
+from .attention import State
 from .depthwise import depthwise
 from .mix import mix
 from .refresh import refresh
@@ -23,6 +24,7 @@ def base_step(
     *,
     heads: int,
     cell: Cell = PAPER_DSU,
+    state: State | None = None,
     moments: bool = False,
 ) -> tuple[Tensor, BaseStage, Tensor | None]:
     """One layer of DLA-B (Eq. 2), of MRLA-B without a cell: x [B, C, H, W] -> o, the stage with one layer more, and
@@ -30,9 +32,9 @@ def base_step(
 
     ``o = sum over m of softmax_m(q . k_m / sqrt(D)) v_m``, each earlier ``k_m`` and ``v_m`` refreshed with the state
     after x. Since ``mean(v d) = mean(v) d``, the refreshes of a value gather in one number per sample and channel,
-    and its map stays as it was.
+    and its map stays as it was. ``state``: the cell's before the first layer.
     """
-    return from_parts(PARTS, x, stage, attention, weights, heads=heads, cell=cell, moments=moments)
+    return from_parts(PARTS, x, stage, attention, weights, heads=heads, cell=cell, state=state, moments=moments)
 
 
 class Parts(NamedTuple):
@@ -62,10 +64,11 @@ def from_parts(
     *,
     heads: int,
     cell: Cell,
+    state: State | None,
     moments: bool,
 ) -> tuple[Tensor, BaseStage, Tensor | None]:
     value, y = parts.depthwise(x, attention.v)
-    state, values, pooled = None, (value,), y[1:]
+    values, pooled = (value,), y[1:]
     past: tuple[Tensor, ...] = ()
     if stage is not None:
         state, past = stage.state, (stage.keys, stage.scale)

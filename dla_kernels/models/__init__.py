@@ -1,0 +1,8 @@
+"""The networks of the DLA, DIA and MRLA papers, by name."""
+
+from .convert import convert
+from .published import from_published, to_published
+from .registry import create_model, list_models
+from .resnet import ATTENTIONS, ResNet
+
+__all__ = ["ATTENTIONS", "ResNet", "convert", "create_model", "from_published", "list_models", "to_published"]

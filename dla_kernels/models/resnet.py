@@ -1,0 +1,164 @@
+"""ResNets for CIFAR and ImageNet with attention between their layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..cells import Cell
+from ..nn import DLABase, DLALight, LayerwiseIntegration, MRLABase, MRLALight, make_cell
+from ..nn.attention import StageAttention
+from .blocks import ECA, SE, BasicBlock, Block, Bottleneck
+
+ATTENTIONS = ("none", "se", "eca", "dia", "mrla_light", "mrla_base", "dla_light", "dla_base")
+WITH_CELL = {"dia": "dia", "dla_light": "dsu", "dla_base": "dsu"}  # and its usual kind
+
+
+def stage_attention(
+    attention: str,
+    channels: int,
+    layers: int,
+    cell: Cell | str | None,
+    reduction: int,
+    *,
+    head_channels: int = 32,
+    drop_path: float = 0.0,
+    backend: str | None = None,
+) -> StageAttention | LayerwiseIntegration | None:
+    """What runs between the layers of a stage; None where nothing does."""
+    if attention not in ATTENTIONS:
+        raise ValueError(f"attention: expected one of {', '.join(ATTENTIONS)}, got {attention!r}")
+    if cell is not None and attention not in WITH_CELL:
+        raise ValueError(f"cell: expected None with attention={attention!r}, got {cell!r}; it has no cell")
+    cell = cell or WITH_CELL.get(attention)
+    if attention == "dia":
+        assert cell is not None
+        if cell == "lstm":  # behind bottlenecks, as DIANet's own cell is
+            cell = Cell("lstm", projection="split")
+        return LayerwiseIntegration(make_cell(cell, channels, reduction, backend=backend))
+    own = {"head_channels": head_channels, "drop_path": drop_path, "backend": backend}
+    if attention.startswith("mrla"):
+        return {"mrla_light": MRLALight, "mrla_base": MRLABase}[attention](channels, layers, **own)  # type: ignore[arg-type]
+    if attention.startswith("dla"):
+        made = {"dla_light": DLALight, "dla_base": DLABase}[attention]
+        return made(channels, layers, cell, reduction=reduction, **own)  # type: ignore[arg-type]
+    return None
+
+
+class Stage(nn.Module):
+    """Blocks one after the other; after each, the attention of the stage."""
+
+    def __init__(self, blocks: Sequence[Block], attention: nn.Module | None) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(blocks)
+        self.attention = attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        memory = None  # what the attention remembers from layer to layer
+        for t, block in enumerate(self.layers):
+            a, identity = block(x)
+            if isinstance(self.attention, LayerwiseIntegration):
+                x, memory = self.attention(identity, a, memory)
+                x = F.relu(x, inplace=True)
+                continue
+            x = F.relu(a + identity, inplace=True)
+            if self.attention is not None:
+                x, memory = self.attention(t, x, identity, memory)
+        return x
+
+
+class ResNet(nn.Module):
+    """A residual network with a choice of attention.
+
+    depths: blocks of each stage.
+    block: ``BasicBlock`` or ``Bottleneck``.
+    imagenet: whether it begins with 64 channels at a quarter of the image, or with 16 at all of it.
+    attention: ``none``, ``se``, ``eca``, ``dia``, ``mrla_light``, ``mrla_base``, ``dla_light`` or ``dla_base``.
+    cell: of attention that has one, a ``dla_kernels.Cell`` or the name of a kind. The default is the published one:
+        the released DSU, or DIANet's cell.
+    reduction: r of the cell; 4, and 16 for ImageNet, where the paper says 20.
+    head_channels: D of layer attention.
+    drop_path: of layer attention, the rate at which a sample skips it in training.
+    features_only: returns the maps of all stages, of ``channels`` at ``strides``, in place of class scores.
+    backend: of all ops, as for them.
+
+    >>> net = ResNet((2, 2, 2), Bottleneck, attention="dla_light", num_classes=10)
+    >>> net(torch.randn(4, 3, 32, 32)).shape
+    torch.Size([4, 10])
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int],
+        block: type[BasicBlock] | type[Bottleneck] = Bottleneck,
+        *,
+        imagenet: bool = False,
+        num_classes: int | None = None,
+        in_channels: int = 3,
+        attention: str = "none",
+        cell: Cell | str | None = None,
+        reduction: int | None = None,
+        head_channels: int = 32,
+        drop_path: float = 0.0,
+        features_only: bool = False,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        reduction = reduction or (16 if imagenet else 4)
+        width, stride = (64, 4) if imagenet else (16, 1)
+        if imagenet:
+            self.conv1 = nn.Conv2d(in_channels, width, 7, 2, padding=3, bias=False)
+        else:
+            self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.imagenet = imagenet
+        channels, stages, self.channels, self.strides = width, [], [], []
+        for s, depth in enumerate(depths):
+            blocks = []
+            for t in range(depth):
+                outputs = width * block.expansion
+                recalibrate = {"se": SE, "eca": ECA}.get(attention)
+                own = recalibrate(outputs, backend=backend) if recalibrate else None
+                blocks.append(block(channels, width, 2 if s > 0 and t == 0 else 1, own))
+                channels = outputs
+            between = stage_attention(
+                attention,
+                channels,
+                depth,
+                cell,
+                reduction,
+                head_channels=head_channels,
+                drop_path=drop_path,
+                backend=backend,
+            )
+            stages.append(Stage(blocks, between))
+            self.channels.append(channels)
+            self.strides.append(stride)
+            width, stride = 2 * width, 2 * stride
+        self.stages = nn.ModuleList(stages)
+        num_classes = num_classes or (1000 if imagenet else 10)
+        self.fc = None if features_only else nn.Linear(channels, num_classes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As the published networks begin: convolutions normal by their fan-out; for ImageNet, branches at zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, nn.BatchNorm2d):
+                module.reset_parameters()
+            if self.imagenet and isinstance(module, (BasicBlock, Bottleneck)):
+                nn.init.zeros_(module.last_norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Images [B, 3, H, W] -> scores [B, num_classes], or the maps of all stages."""
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        if self.imagenet:
+            x = F.max_pool2d(x, 3, 2, padding=1)
+        features = []
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        return features if self.fc is None else self.fc(x.mean((2, 3)))

@@ -1,0 +1,22 @@
+"""Modules over the ops: cells, a stage's update at once, and attention inside a network, layer by layer."""
+
+from .attention import DLABase, DLALight, MRLABase, MRLALight
+from .cells import CellModule, DIACell, DSUCell, LSTMCell, RNNCell, make_cell
+from .integration import LayerwiseIntegration
+from .update import ContextScan, LayerUpdate
+
+__all__ = [
+    "CellModule",
+    "ContextScan",
+    "DIACell",
+    "DLABase",
+    "DLALight",
+    "DSUCell",
+    "LSTMCell",
+    "LayerUpdate",
+    "LayerwiseIntegration",
+    "MRLABase",
+    "MRLALight",
+    "RNNCell",
+    "make_cell",
+]

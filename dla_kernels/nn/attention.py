@@ -1,0 +1,287 @@
+"""Layer attention inside a stage, for networks whose layers come one by one.
+
+One module serves a stage of T layers, since they share its cell; each layer has its own filters and norm. The network
+calls it after each block with the layer's number t, the block's map, and what it returned for the layer before.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..attention import Attention, BaseStage, filter_width
+from ..cells import Cell, accumulate_dtype
+from ..ops import base_step, light_step, norm_add
+from .cells import CellModule, make_cell
+
+State = tuple[Tensor, ...]
+
+
+class AttentionLayer(nn.Module):
+    """One layer's filters, and the norm of its output."""
+
+    def __init__(self, channels: int, with_lam: bool) -> None:
+        super().__init__()
+        K = filter_width(channels)
+        self.q = nn.Parameter(torch.empty(K))
+        self.k = nn.Parameter(torch.empty(K))
+        self.v = nn.Parameter(torch.empty(channels, 1, 3, 3))
+        self.lam = nn.Parameter(torch.empty(channels)) if with_lam else None
+        self.norm = nn.BatchNorm2d(channels)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The filters as torch's convolutions have them, lam normal."""
+        for filters, taps in ((self.q, len(self.q)), (self.k, len(self.k)), (self.v, 9)):
+            nn.init.uniform_(filters, -(taps**-0.5), taps**-0.5)
+        if self.lam is not None:
+            nn.init.normal_(self.lam)
+        self.norm.reset_parameters()
+
+    @property
+    def filters(self) -> Attention:
+        return Attention(self.q, self.k, self.v)
+
+
+class StageAttention(nn.Module):
+    """What light and base have in common."""
+
+    relu: bool  # between the norm and the sum
+
+    def __init__(
+        self,
+        channels: int,
+        layers: int,
+        cell: CellModule | Cell | str | None,
+        *,
+        reduction: int,
+        head_channels: int,
+        drop_path: float,
+        with_lam: bool,
+        backend: str | None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path: expected a rate in [0, 1), got {drop_path}")
+        if channels % (heads := max(1, channels // head_channels)):
+            raise ValueError(
+                f"head_channels: {channels} channels do not part into {heads} heads; "
+                f"expected a divisor of {channels}, got {head_channels}"
+            )
+        if layers < 1:
+            raise ValueError(f"layers: expected at least 1, got {layers}")
+        if cell is not None and not isinstance(cell, CellModule):
+            cell = make_cell(cell, channels, reduction, backend=backend)
+        if cell is not None and cell.channels != channels:
+            raise ValueError(f"cell: expected one of {channels} channels, got {cell.channels}")
+        self.channels, self.heads, self.drop_path, self.backend = channels, heads, drop_path, backend
+        self.cell = cell
+        self.layers = nn.ModuleList(AttentionLayer(channels, with_lam) for _ in range(layers))
+
+    def _with_cell(self) -> dict[str, Any]:
+        """How the steps take the cell."""
+        own = {"heads": self.heads, "backend": self.backend}
+        return own | ({"weights": self.cell.weights, "cell": self.cell.cell} if self.cell is not None else {})
+
+    def _keep(self, x: Tensor) -> Tensor | None:
+        """What drop path multiplies each sample's branch by, [B]."""
+        if not self.training or self.drop_path == 0:
+            return None
+        rate = 1 - self.drop_path
+        return torch.empty(len(x), dtype=accumulate_dtype(x.dtype), device=x.device).bernoulli_(rate).div_(rate)
+
+    @staticmethod
+    def _fused(norm: nn.Module) -> bool:
+        """Whether norm_add stands for this norm: a plain BatchNorm2d whose momentum is a number."""
+        return type(norm) is nn.BatchNorm2d and norm.affine and norm.momentum is not None
+
+    @staticmethod
+    def _wants_moments(norm: nn.Module) -> bool:
+        return StageAttention._fused(norm) and (norm.training or norm.running_mean is None)
+
+    def _add(self, x: Tensor, o: Tensor, norm: nn.Module, moments: Tensor | None) -> Tensor:
+        """``x + keep f(norm(o))``, and the norm's running statistics moved in training."""
+        keep = self._keep(x)
+        if not self._fused(norm):
+            branch = norm(o).relu() if self.relu else norm(o)
+            return x + (branch if keep is None else branch * keep.to(branch.dtype)[:, None, None, None])
+        tracked = norm.running_mean is not None
+        if tracked and norm.training:
+            norm.num_batches_tracked.add_(1)
+        return norm_add(
+            x,
+            o,
+            norm.weight,
+            norm.bias,
+            (norm.running_mean, norm.running_var) if tracked else None,
+            moments=moments,
+            momentum=norm.momentum,
+            eps=norm.eps,
+            relu=self.relu,
+            keep=keep,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        drop = f", drop_path={self.drop_path}" if self.drop_path else ""
+        return f"{self.channels}, heads={self.heads}{drop}"
+
+
+class DLALight(StageAttention):
+    """DLA-L for a stage of T layers (Eq. 3): ``x + BN(o)``, o attending to the layer before, refreshed by the cell.
+
+    channels: C.
+    layers: T.
+    cell: a ``CellModule``, a ``dla_kernels.Cell`` or the name of a kind; the published networks have ``"dsu"``.
+    reduction: r of a cell that is made here.
+    head_channels: D, channels per head.
+    conv: with the refresh convolution of the published code; the paper has none.
+    drop_path: the rate at which a sample's attention is dropped in training.
+    backend: as for the ops.
+
+    Any layer's ``norm`` may be replaced, as by ``SyncBatchNorm.convert_sync_batchnorm``.
+
+    >>> attention = DLALight(64, layers=2)
+    >>> x, state = torch.randn(8, 64, 16, 16), None
+    >>> for t in range(2):
+    ...     identity, x = x, torch.randn(8, 64, 16, 16)  # a block: its shortcut, its output
+    ...     x, state = attention(t, x, identity, state)
+    >>> x.shape
+    torch.Size([8, 64, 16, 16])
+    """
+
+    relu = False
+
+    def __init__(
+        self,
+        channels: int,
+        layers: int,
+        cell: CellModule | Cell | str | None = "dsu",
+        *,
+        reduction: int = 4,
+        head_channels: int = 32,
+        conv: bool = True,
+        drop_path: float = 0.0,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(
+            channels,
+            layers,
+            cell,
+            reduction=reduction,
+            head_channels=head_channels,
+            drop_path=drop_path,
+            with_lam=True,
+            backend=backend,
+        )
+        self.e = nn.Parameter(torch.empty(channels, 1, 3, 3)) if conv else None
+        if self.e is not None:
+            nn.init.uniform_(self.e, -1 / 3, 1 / 3)
+
+    def forward(self, t: int, x: Tensor, o_prev: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
+        """Layer t: x and the layer before, in networks the block's shortcut, [B, C, H, W] -> the map that the network
+        goes on with, and the cell's state for layer t + 1."""
+        layer = self.layers[t]
+        if self.cell is not None and state is None:
+            state = self.cell.initial_state(x)
+        o, state, moments = light_step(
+            x,
+            o_prev,
+            layer.filters,
+            layer.lam,
+            state=state,
+            e=self.e,
+            moments=self._wants_moments(layer.norm),
+            **self._with_cell(),
+        )
+        return self._add(x, o, layer.norm, moments), state
+
+
+class MRLALight(DLALight):
+    """MRLA-L: DLA-L without a cell, so that nothing is refreshed.
+
+    >>> x, _ = MRLALight(64, layers=2)(0, torch.randn(8, 64, 16, 16), torch.randn(8, 64, 16, 16))
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        layers: int,
+        *,
+        head_channels: int = 32,
+        drop_path: float = 0.0,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(
+            channels, layers, None, head_channels=head_channels, conv=False, drop_path=drop_path, backend=backend
+        )
+
+
+class DLABase(StageAttention):
+    """DLA-B for a stage of T layers (Eq. 2): ``x + relu(BN(o))``, o attending to all layers so far, keys and values of
+    which the cell refreshes at every layer. The parameters are those of ``DLALight``.
+
+    >>> attention = DLABase(64, layers=3)
+    >>> stage = None
+    >>> for t in range(3):
+    ...     x = torch.randn(8, 64, 16, 16)  # a block's output
+    ...     x, stage = attention(t, x, None, stage)
+    >>> len(stage.values)
+    3
+    """
+
+    relu = True
+
+    def __init__(
+        self,
+        channels: int,
+        layers: int,
+        cell: CellModule | Cell | str | None = "dsu",
+        *,
+        reduction: int = 4,
+        head_channels: int = 32,
+        drop_path: float = 0.0,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(
+            channels,
+            layers,
+            cell,
+            reduction=reduction,
+            head_channels=head_channels,
+            drop_path=drop_path,
+            with_lam=False,
+            backend=backend,
+        )
+
+    def forward(
+        self, t: int, x: Tensor, o_prev: Tensor | None = None, stage: BaseStage | None = None
+    ) -> tuple[Tensor, BaseStage]:
+        """Layer t: x [B, C, H, W] -> the map that the network goes on with, and the stage for layer t + 1. ``o_prev``
+        is not looked at: it stands where ``DLALight`` has it."""
+        layer = self.layers[t]
+        state = {"state": self.cell.initial_state(x)} if self.cell is not None and stage is None else {}
+        o, stage, moments = base_step(
+            x, stage, layer.filters, moments=self._wants_moments(layer.norm), **state, **self._with_cell()
+        )
+        return self._add(x, o, layer.norm, moments), stage
+
+
+class MRLABase(DLABase):
+    """MRLA-B: DLA-B without a cell.
+
+    >>> x, stage = MRLABase(64, layers=2)(0, torch.randn(8, 64, 16, 16))
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        layers: int,
+        *,
+        head_channels: int = 32,
+        drop_path: float = 0.0,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(channels, layers, None, head_channels=head_channels, drop_path=drop_path, backend=backend)

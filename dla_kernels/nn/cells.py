@@ -1,0 +1,176 @@
+"""Cells with their weights as parameters, and the state they start from."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..cells import PROJECTIONS, Cell, Weights, accumulate_dtype, weight_shapes
+from ..ops import scan
+
+STARTS = ("zeros", "random", "learned")
+
+
+class CellModule(nn.Module):
+    """Any cell over the layers of a stage whose maps have C channels.
+
+    channels: C.
+    cell: what it computes, see ``dla_kernels.Cell``.
+    reduction: r, of which the bottleneck is R = max(1, C // r) wide; a dense projection has none.
+    start: the memory before the first layer: ``"zeros"``; ``"random"``, drawn once and kept with the weights; or
+        ``"learned"``, a parameter.
+    backend: as for the ops.
+
+    >>> cell = CellModule(64, dla_kernels.Cell("lstm"))
+    >>> h, c = cell(torch.randn(8, 64))  # one step from the start
+    >>> h, c = cell(torch.randn(8, 64), (h, c))
+    >>> h.shape
+    torch.Size([8, 64])
+    """
+
+    def __init__(
+        self, channels: int, cell: Cell, reduction: int = 4, *, start: str = "zeros", backend: str | None = None
+    ) -> None:
+        super().__init__()
+        if start not in STARTS:
+            raise ValueError(f"start: expected one of {', '.join(STARTS)}, got {start!r}")
+        if channels < 1 or reduction < 1:
+            raise ValueError(f"channels, reduction: expected at least 1, got {channels}, {reduction}")
+        self.channels, self.cell, self.reduction = channels, cell, reduction
+        self.start, self.backend = start, backend
+        for name, shape in weight_shapes(cell, channels, self.R).items():
+            setattr(self, name, nn.Parameter(torch.empty(shape)))
+        if start == "learned":
+            self.memory0 = nn.Parameter(torch.empty(channels))
+        elif start == "random":
+            self.register_buffer("memory0", torch.empty(channels))
+        self.reset_parameters()
+
+    @property
+    def R(self) -> int:
+        """The width of the bottleneck."""
+        return max(1, self.channels // self.reduction)
+
+    @property
+    def weights(self) -> Weights:
+        """The parameters as the ops take them."""
+        projection = PROJECTIONS[self.cell.projection]
+        return projection(*(getattr(self, name) for name in projection._fields))  # type: ignore[attr-defined]
+
+    def reset_parameters(self) -> None:
+        """As ``torch.nn.Linear`` does: uniform within 1 / sqrt of what a row sums over."""
+        bound = 0.0
+        for weight in self.weights:
+            if weight.dim() == 2:
+                bound = weight.shape[1] ** -0.5  # its bias, if it has one, comes next
+            nn.init.uniform_(weight, -bound, bound)
+        if self.start == "learned":
+            nn.init.zeros_(self.memory0)
+        elif self.start == "random":
+            nn.init.normal_(self.memory0)
+
+    def initial_state(self, like: Tensor) -> tuple[Tensor, ...] | None:
+        """The state before the first layer, [B, C] each, for ``like`` of batch B; None stands for zeros."""
+        if self.start == "zeros":
+            return None
+        memory = self.memory0.to(accumulate_dtype(like.dtype)).expand(like.shape[0], -1)
+        return tuple(
+            memory if name == self.cell.state_names[-1] else torch.zeros_like(memory) for name in self.cell.state_names
+        )
+
+    def output(self, state: tuple[Tensor, ...]) -> Tensor:
+        """What the cell shows of a state: [B, C], or whatever shape that has."""
+        if self.cell.kind == "dsu":
+            c = state[-1]
+            return torch.sigmoid(c) if self.cell.output == "sigmoid" else c
+        return state[0]
+
+    def forward(self, y: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
+        """One step: y [B, C] and a state, each [B, C] (None: the start) -> the new state."""
+        state = self.initial_state(y) if state is None else state
+        states = scan(y[None], self.weights, cell=self.cell, state=state, backend=self.backend)
+        return tuple(s[0] for s in states)
+
+    def extra_repr(self) -> str:
+        width = "" if self.cell.projection == "dense" else f", R={self.R}"
+        start = "" if self.start == "zeros" else f", start={self.start}"
+        return f"{self.channels}, {self.cell.rule}, {self.cell.projection}{width}{start}"
+
+
+class RNNCell(CellModule):
+    """``h = tanh(Wy y + by + Wh h + bh)``
+
+    >>> (h,) = RNNCell(64)(torch.randn(8, 64))
+    """
+
+    def __init__(self, channels: int, *, start: str = "zeros", backend: str | None = None) -> None:
+        super().__init__(channels, Cell("rnn"), start=start, backend=backend)
+
+
+class LSTMCell(CellModule):
+    """The LSTM, its gates i, f, g, o in this order; ``projection`` may also be ``"split"`` or ``"joint"``.
+
+    >>> h, c = LSTMCell(64)(torch.randn(8, 64))
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        reduction: int = 4,
+        *,
+        projection: str = "dense",
+        start: str = "zeros",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(channels, Cell("lstm", projection=projection), reduction, start=start, backend=backend)
+
+
+class DIACell(CellModule):
+    """The cell of DIANet: an LSTM behind two bottlenecks whose h is sig(o) sig(c).
+
+    >>> h, c = DIACell(64)(torch.randn(8, 64))
+    """
+
+    def __init__(self, channels: int, reduction: int = 4, *, start: str = "zeros", backend: str | None = None) -> None:
+        super().__init__(channels, Cell("dia"), reduction, start=start, backend=backend)
+
+
+class DSUCell(CellModule):
+    """The dynamic sharing unit of DLA, as in the paper (``"paper"``: one bottleneck, the context is the output) or as
+    in the published code (``"released"``: two, and its sigmoid is).
+
+    >>> (c,) = DSUCell(64)(torch.randn(8, 64))
+    >>> DSUCell(64, 4, form="released")
+    DSUCell(64, dsu-sigmoid-sigmoid, split, R=16)
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        reduction: int = 20,
+        *,
+        form: str = "paper",
+        act: str = "sigmoid",
+        start: str = "zeros",
+        backend: str | None = None,
+    ) -> None:
+        forms = {"paper": ("context", "joint"), "released": ("sigmoid", "split")}
+        if form not in forms:
+            raise ValueError(f"form: expected one of {', '.join(forms)}, got {form!r}")
+        output, projection = forms[form]
+        super().__init__(channels, Cell("dsu", act, output, projection), reduction, start=start, backend=backend)
+
+
+def make_cell(
+    cell: Cell | str, channels: int, reduction: int = 4, *, start: str = "zeros", backend: str | None = None
+) -> CellModule:
+    """A cell by value or by the name of its kind; ``"dsu"`` is the released one, as in the published networks.
+
+    >>> make_cell("lstm", 64)
+    CellModule(64, lstm, dense)
+    """
+    if isinstance(cell, str):
+        cell = Cell("dsu", output="sigmoid", projection="split") if cell == "dsu" else Cell(cell)
+    if not isinstance(cell, Cell):
+        raise TypeError(f"cell: expected a dla_kernels.Cell or the name of a kind, got {type(cell).__name__}")
+    return CellModule(channels, cell, reduction, start=start, backend=backend)
