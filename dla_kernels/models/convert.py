@@ -32,6 +32,7 @@ class ConvertedStage(nn.Module):
     def __init__(self, blocks: nn.Sequential, attention: nn.Module) -> None:
         super().__init__()
         self.layers, self.attention = blocks, attention
+        self.training = blocks.training
 
     def forward(self, x: Tensor) -> Tensor:
         memory = None
@@ -96,7 +97,7 @@ def convert(
         for layer in between.layers:
             nn.init.zeros_(layer.norm.weight)
         like = next(stage.parameters())
-        made[name] = ConvertedStage(stage, between.to(like.device, like.dtype).train(model.training))
+        made[name] = ConvertedStage(stage, between.to(like.device, like.dtype).train(stage.training))
     for name, stage in made.items():
         setattr(model, name, stage)
     return model

@@ -149,8 +149,9 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif isinstance(module, nn.BatchNorm2d):
                 module.reset_parameters()
-            if self.imagenet and isinstance(module, (BasicBlock, Bottleneck)):
-                nn.init.zeros_(module.last_norm.weight)
+        for stage in self.stages if self.imagenet else ():
+            for block in stage.layers:
+                nn.init.zeros_(block.last_norm.weight)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Images [B, 3, H, W] -> scores [B, num_classes], or the maps of all stages."""

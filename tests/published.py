@@ -1,0 +1,114 @@
+"""The published DLA networks by their formulas alone, from a state dict under their own names: in evaluation, and each
+sample refreshed by its own state. Written to be compared with; see docs/checkpoints.md."""
+
+import re
+
+import torch
+import torch.nn.functional as F
+
+
+def sub(state, prefix):
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def count(state, pattern):
+    return len({found[1] for key in state if (found := re.match(pattern, key))})
+
+
+def norm(x, s, name):
+    return F.batch_norm(
+        x, s[f"{name}.running_mean"], s[f"{name}.running_var"], s[f"{name}.weight"], s[f"{name}.bias"], eps=1e-5
+    )
+
+
+def block(x, s):
+    """(branch, shortcut)"""
+    # A stage's first block halves the map, but that of the first stage, whose input is as narrow as its bottleneck.
+    narrow = x.shape[1] == s["conv1.weight"].shape[0]
+    stride = 2 if "downsample.0.weight" in s and not narrow else 1
+    a = norm(F.conv2d(x, s["conv1.weight"]), s, "bn1").relu()
+    a = norm(F.conv2d(a, s["conv2.weight"], stride=stride, padding=1), s, "bn2").relu()
+    a = norm(F.conv2d(a, s["conv3.weight"]), s, "bn3")
+    if "downsample.0.weight" in s:
+        x = norm(F.conv2d(x, s["downsample.0.weight"], stride=stride), s, "downsample.1")
+    return a, x
+
+
+def dsu(y, h, c, s):
+    """One step of the released DSU: (h, c)."""
+
+    def bottleneck(z, name):
+        hidden = F.linear(z, s[f"lstm.{name}.0.seq.0.weight"], s[f"lstm.{name}.0.seq.0.bias"]).relu()
+        return F.linear(hidden, s[f"lstm.{name}.0.seq.2.weight"], s[f"lstm.{name}.0.seq.2.bias"])
+
+    i, f, g = (bottleneck(y, "w_ih") + bottleneck(h, "w_hh")).chunk(3, -1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return c.sigmoid(), c
+
+
+def per_channel(filters, z):
+    return F.conv1d(z[:, None], filters, padding=filters.shape[-1] // 2)[:, 0]
+
+
+def depthwise(x, v):
+    return F.conv2d(x, v, padding=1, groups=x.shape[1])
+
+
+def of_heads(scores, C):
+    """[..., G] -> [..., C, 1, 1]"""
+    return scores.repeat_interleave(C // scores.shape[-1], -1)[..., None, None]
+
+
+def light_stage(x, s, inner, conv):
+    h = c = None
+    for n in range(count(s, r"layers\.(\d+)")):
+        a, identity = block(x, sub(s, f"layers.{n}."))
+        x = (a + identity).relu()
+        y, B, C = x.mean((2, 3)), *x.shape[:2]
+        zero = torch.zeros_like(y)
+        h, c = dsu(y, zero if h is None else h, zero if c is None else c, s)
+        d, _ = dsu(identity.mean((2, 3)), h, c, s)
+        before = identity * d[..., None, None] + depthwise(identity, s[f"{conv}.weight"])
+        own = sub(s, f"attention.{n}.")
+        q, k = (per_channel(own[f"layer_attention.{inner}.W{name}.weight"], y).view(B, -1, 32) for name in "qk")
+        gate = ((q * k).sum(-1) / 32**0.5).sigmoid()
+        o = of_heads(gate, C) * depthwise(x, own[f"layer_attention.{inner}.Wv.weight"])
+        o = o + own["layer_attention.lambda_t"] * before
+        x = x + norm(o, own, "bn_layer_attention")
+    return x
+
+
+def base_stage(x, s):
+    keys, values = [], []
+    h = c = None
+    for n in range(count(s, r"layers\.(\d+)")):
+        a, identity = block(x, sub(s, f"layers.{n}."))
+        x = (a + identity).relu()
+        y, B, C = x.mean((2, 3)), *x.shape[:2]
+        zero = torch.zeros_like(y)
+        h, c = dsu(y, zero if h is None else h, zero if c is None else c, s)
+        keys = [k * dsu(k, h, c, s)[0] for k in keys]
+        values = [v * dsu(v.mean((2, 3)), h, c, s)[0][..., None, None] for v in values]
+        own = sub(s, f"attention.{n}.")
+        q, k = (per_channel(own[f"layer_attention.layer_attention.W{name}.weight"], y) for name in "qk")
+        keys.append(k)
+        values.append(depthwise(x, own["layer_attention.layer_attention.Wv.weight"]))
+        scores = torch.stack([(q * k).view(B, -1, 32).sum(-1) for k in keys]) / 32**0.5
+        o = (of_heads(scores.softmax(0), C) * torch.stack(values)).sum(0)
+        x = x + norm(o, own, "bn_layer_attention").relu()
+    return x
+
+
+def network(state, x):
+    """Images [B, 3, H, W] -> scores."""
+    imagenet = "layer1.extict.weight" in state
+    x = norm(F.conv2d(x, state["conv1.weight"], stride=1 + imagenet, padding=1 + 2 * imagenet), state, "bn1").relu()
+    if imagenet:
+        x = F.max_pool2d(x, 3, 2, padding=1)
+        for i in range(1, 5):
+            x = light_stage(x, sub(state, f"layer{i}."), "mrla", "extict")
+    else:
+        for i in range(3):
+            s = sub(state, f"stages.{i}.")
+            x = light_stage(x, s, "layer_attention", "excite") if "excite.weight" in s else base_stage(x, s)
+    return F.linear(x.mean((2, 3)), state["fc.weight"], state["fc.bias"])

@@ -1,0 +1,273 @@
+"""The networks: their sizes, their formulas, their checkpoints, and what people do with networks."""
+
+import copy
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import dla_kernels as dla
+from dla_kernels.models import ATTENTIONS, ResNet, from_published, to_published
+from dla_kernels.models.blocks import BasicBlock, Bottleneck
+from dla_kernels.models.params import TABLE, count, parameter_table
+from dla_kernels.models.registry import MODELS, load
+
+from . import published
+from .tolerances import assert_equal_to_rounding
+
+SMALL = {"depths": (2, 2), "block": Bottleneck}  # as the CIFAR networks, but small
+
+
+def small(attention="dla_light", **options):
+    torch.manual_seed(1)
+    return ResNet(**SMALL, attention=attention, **options)
+
+
+def with_any_numbers(net):
+    """What trained networks have: no norm that does nothing."""
+    for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.weight, 0.5, 1.0)
+        nn.init.normal_(norm.bias, std=0.1)
+        nn.init.normal_(norm.running_mean, std=0.1)
+        nn.init.uniform_(norm.running_var, 0.5, 1.5)
+    return net
+
+
+# ---- sizes ----
+
+
+def test_parameter_counts_are_those_of_the_paper():
+    assert len(TABLE) == 24
+    for row, counts in parameter_table():
+        for num_classes, figure in row.published.items():
+            millions = counts[num_classes] / 1e6
+            digits = 1 if row.name.endswith(("50", "101")) else 2
+            # Rounded, but for one figure that is cut.
+            cut = (row.name, num_classes) == ("dla_light_resnet56", 100)
+            assert figure == (int(millions * 100) / 100 if cut else round(millions, digits)), (row, num_classes)
+
+
+def test_counts_of_the_published_code():
+    millions = [round(count(f"dla_light_resnet{depth}", 100) / 1e6, 3) for depth in (20, 56, 110)]
+    assert millions == [0.433, 0.826, 1.415]
+    assert [round(count(f"dla_base_resnet{depth}", 100) / 1e6, 3) for depth in (20, 56, 110)] == [0.428, 0.819, 1.405]
+    assert round(count("dla_light_resnet50", 1000) / 1e6, 2) == 28.58
+
+
+# ---- the registry ----
+
+
+def test_names():
+    assert len(MODELS) == len(ATTENTIONS) * 8
+    assert dla.list_models("dla*50") == ["dla_light_resnet50", "dla_base_resnet50"]
+    assert "resnet20" in dla.list_models()
+    with pytest.raises(ValueError, match=r"name: expected one of .*dla_light_resnet20.*, got 'dla_heavy_resnet20'"):
+        dla.create_model("dla_heavy_resnet20")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_network_can_be_built(name):
+    with torch.device("meta"):
+        net = dla.create_model(name, num_classes=7)
+    depth = int(re.search(r"\d+$", name)[0])
+    layers = sum(
+        3 if isinstance(m, Bottleneck) else 2 for m in net.modules() if isinstance(m, (BasicBlock, Bottleneck))
+    )
+    assert layers + 2 == depth
+    assert net.fc.out_features == 7
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("depth", [20, 18])
+def test_forward_and_backward(attention, depth):
+    net = dla.create_model(f"{attention}_resnet{depth}".removeprefix("none_"), num_classes=5, in_channels=1)
+    x = torch.randn(2, 1, 32, 32)
+    net(x).sum().backward()
+    missing = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "dia", "dsu", dla.PAPER_DSU])
+@pytest.mark.parametrize("attention", ["dia", "dla_light", "dla_base"])
+def test_any_cell(attention, cell):
+    net = small(attention, cell=cell, reduction=8)
+    net(torch.randn(2, 3, 8, 8)).sum().backward()
+    cells = [m for m in net.modules() if isinstance(m, dla.nn.CellModule)]
+    kind = cell if isinstance(cell, str) else cell.kind
+    assert len(cells) == 2
+    assert {c.cell.kind for c in cells} == {kind}
+    assert all(p.grad is not None for c in cells for p in c.parameters())
+
+
+def test_features():
+    net = dla.create_model("dla_light_resnet50", features_only=True)
+    with torch.no_grad():
+        maps = net.eval()(torch.randn(1, 3, 64, 96))
+    assert [m.shape[1] for m in maps] == net.channels == [256, 512, 1024, 2048]
+    assert [64 // m.shape[2] for m in maps] == [96 // m.shape[3] for m in maps] == net.strides == [4, 8, 16, 32]
+    assert not any(key.startswith("fc.") for key in net.state_dict())
+
+
+def test_imagenet_branches_begin_at_zero():
+    net = dla.create_model("resnet18")
+    assert all((block.last_norm.weight == 0).all() for stage in net.stages for block in stage.layers)
+
+
+def test_mistakes_are_explained():
+    with pytest.raises(ValueError, match=r"attention: expected one of none, .*, got 'cbam'"):
+        small("cbam")
+    with pytest.raises(ValueError, match="cell: expected None with attention='se', got 'lstm'"):
+        small("se", cell="lstm")
+
+
+# ---- right ----
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_kernels_and_reference_make_the_same_network(attention):
+    ours = with_any_numbers(small(attention)).double()
+    theirs = small(attention, backend="reference").double()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    out, expected = ours(x), theirs(x)
+    assert_equal_to_rounding([out], [expected], factor=1000)
+    out.square().sum().backward(), expected.square().sum().backward()
+    grads = [[p.grad for p in net.parameters()] for net in (ours, theirs)]
+    assert_equal_to_rounding(*grads, factor=10000, together=True)
+    assert_equal_to_rounding(list(ours.buffers()), list(theirs.buffers()), factor=1000)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_a_sample_is_not_told_by_its_neighbours(attention):
+    """The published code fails here: it refreshes all samples by the state of the first."""
+    net = with_any_numbers(small(attention)).eval()
+    x = torch.randn(5, 3, 8, 8)
+    order = torch.randperm(5)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x)[order], net(x[order]), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(net(x)[:1], net(x[:1]), rtol=1e-5, atol=1e-6)
+
+
+# ---- checkpoints ----
+
+LAYOUTS = {
+    "dla_light_resnet20": r"(conv1|bn1|fc)\.\w+|stages\.[012]\.(layers\.[01]\.(conv[123]|bn[123]|downsample\.[01])\.\w+"
+    r"|attention\.[01]\.(layer_attention\.(lambda_t|layer_attention\.W[qkv]\.weight)|bn_layer_attention\.\w+)"
+    r"|lstm\.w_[ih]h\.0\.seq\.[02]\.(weight|bias)|excite\.weight)",
+    "dla_base_resnet20": r"(conv1|bn1|fc)\.\w+|stages\.[012]\.(layers\.[01]\.(conv[123]|bn[123]|downsample\.[01])\.\w+"
+    r"|attention\.[01]\.(layer_attention\.layer_attention\.W[qkv]\.weight|bn_layer_attention\.\w+)"
+    r"|lstm\.w_[ih]h\.0\.seq\.[02]\.(weight|bias))",
+    "dla_light_resnet50": r"(conv1|bn1|fc)\.\w+|layer[1234]\.(layers\.\d\.(conv[123]|bn[123]|downsample\.[01])\.\w+"
+    r"|attention\.\d\.(layer_attention\.(lambda_t|mrla\.W[qkv]\.weight)|bn_layer_attention\.\w+)"
+    r"|lstm\.w_[ih]h\.0\.seq\.[02]\.(weight|bias)|extict\.weight)",
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_published_checkpoints_load_and_save(name, tmp_path):
+    net = with_any_numbers(dla.create_model(name))
+    state = to_published(net)
+    assert [key for key in state if not re.fullmatch(LAYOUTS[name], key)] == []
+    assert len(state) == len(net.state_dict())
+    C = net.channels[0]
+    lam, q, v = (
+        f"{'layer1' if net.imagenet else 'stages.0'}.attention.0.layer_attention.{end}"
+        for end in (
+            "lambda_t",
+            f"{'mrla' if net.imagenet else 'layer_attention'}.Wq.weight",
+            f"{'mrla' if net.imagenet else 'layer_attention'}.Wv.weight",
+        )
+    )
+    assert lam not in state or state[lam].shape == (C, 1, 1)
+    assert state[q].dim() == 3 and state[v].shape == (C, 1, 3, 3)
+    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "saved.pt")
+    again = dla.create_model(name, pretrained_path=tmp_path / "saved.pt")
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values()))
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("dla_light_resnet20", 16), ("dla_base_resnet20", 16), ("dla_light_resnet50", 64)]
+)
+def test_a_published_checkpoint_computes_what_its_formulas_say(name, size):
+    net = with_any_numbers(dla.create_model(name, num_classes=11)).double().eval()
+    x = torch.randn(3, 3, size, size, dtype=torch.float64)
+    with torch.no_grad():
+        assert_equal_to_rounding([net(x)], [published.network(to_published(net), x)], factor=1000)
+
+
+def test_own_checkpoints_and_parts_of_them(tmp_path):
+    net = small(num_classes=4)
+    torch.save(net.state_dict(), tmp_path / "own.pt")
+    again = ResNet(**SMALL, attention="dla_light", num_classes=4)
+    load(again, torch.load(tmp_path / "own.pt"))
+    assert torch.equal(net.fc.weight, again.fc.weight)
+    features = ResNet(**SMALL, attention="dla_light", features_only=True)
+    load(features, to_published(net))
+    assert torch.equal(features.conv1.weight, net.conv1.weight)
+
+
+def test_checkpoints_that_do_not_fit():
+    net = small()
+    state = to_published(net)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        net.load_state_dict(from_published(net, {key: x for key, x in state.items() if "lambda_t" not in key}))
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        net.load_state_dict(from_published(net, {**state, "stages.0.other.weight": torch.zeros(1)}))
+    key = "stages.0.attention.0.layer_attention.layer_attention.Wq.weight"
+    with pytest.raises(ValueError, match=r"Wq.weight: expected shape \[1, 1, 3\], got \[1, 1, 5\]"):
+        from_published(net, {**state, key: torch.zeros(1, 1, 5)})
+    with pytest.raises(ValueError, match="net: expected the released DSU from zeros"):
+        to_published(small(cell="lstm"))
+    with pytest.raises(ValueError, match="net: expected DLA-L or DLA-B"):
+        to_published(small("mrla_light"))
+
+
+# ---- what people do with networks ----
+
+
+@pytest.mark.parametrize("attention", ["dia", "dla_light", "dla_base"])
+def test_compiles_and_exports(attention):
+    torch._dynamo.reset()
+    net = with_any_numbers(small(attention)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        expected = net(x)
+        compiled = torch.compile(copy.deepcopy(net), fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(torch.export.export(net, (x,)).module()(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["dia", "dla_light", "dla_base"])
+def test_channels_last_and_autocast(attention):
+    net = with_any_numbers(small(attention)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    expected = net(x)
+    last = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    torch.testing.assert_close(last(x.to(memory_format=torch.channels_last)), expected, rtol=1e-4, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = net.train()(x)
+        low.float().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+def ddp_worker(rank, folder, attention):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
+    net = nn.parallel.DistributedDataParallel(small(attention).double())
+    x = torch.load(f"{folder}/x.pt")
+    net(x[2 * rank : 2 * rank + 2]).square().mean().backward()
+    torch.save([p.grad for p in net.module.parameters()], f"{folder}/grads{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("attention", ["dla_light", "dla_base"])
+def test_two_processes_make_the_gradients_of_one(attention, tmp_path):
+    x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    torch.save(x, tmp_path / "x.pt")
+    torch.multiprocessing.spawn(ddp_worker, (str(tmp_path), attention), nprocs=2)
+    net = small(attention).double()
+    for half in x.split(2):  # each with norms of its own, as the processes have
+        (net(half).square().mean() / 2).backward()
+    expected = [p.grad for p in net.parameters()]
+    for rank in (0, 1):
+        assert_equal_to_rounding(torch.load(tmp_path / f"grads{rank}.pt"), expected, factor=1000, together=True)
