@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import dla_kernels as dla
-from bench import attention, common, gpu, plot
+from bench import attention, common, gpu, networks, plot
 from bench.common import HERE, SHAPES, Inputs, Shape, Target, commit, target_table
 from dla_kernels import reference
 from dla_kernels.__main__ import system
@@ -139,7 +139,9 @@ def main() -> None:
     if (where.device or ("cuda" if torch.cuda.is_available() else "cpu")) == "cuda":
         raise SystemExit(gpu.main(rest))
     parser = argparse.ArgumentParser(prog="python -m dla_kernels bench", description=__doc__, parents=[device])
-    parser.add_argument("--shapes", default="", metavar="TEXT", help="only shapes whose name holds TEXT, e.g. C256")
+    parser.add_argument(
+        "--shapes", default="", metavar="TEXT", help="only rows whose name holds TEXT, e.g. C256, resnet56"
+    )
     parser.add_argument("--rounds", type=int, default=31, help="interleaved rounds (default 31)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
@@ -149,15 +151,20 @@ def main() -> None:
     common.restart_with_allocator()
     torch.set_num_threads(args.threads)
     shapes = [shape for shape in SHAPES if args.shapes in str(shape)]
-    known = [*map(str, (*SHAPES, *attention.LAYERS, attention.STAGE))]
+    known = [*map(str, (*SHAPES, *attention.LAYERS, attention.STAGE)), *networks.names()]
     if not any(args.shapes in name for name in known):
         parser.error(f"--shapes: expected a part of one of {', '.join(known)}, got {args.shapes!r}")
     rows = [measure(shape, args.rounds, not args.no_compile) for shape in progress(shapes, "bench")]
     inside = attention.measure(args.rounds, not args.no_compile, args.shapes)
+    whole = networks.measure(max(3, args.rounds // 4), args.shapes)
     result = {"system": system(), "commit": commit(), "allocator": common.ALLOCATOR, "rows": rows, "attention": inside}
+    result["networks"] = whole
     args.out.mkdir(parents=True, exist_ok=True)
-    checks = [(row["name"], target) for row in rows for target in targets(row)] + attention.targets(inside)
-    text = "\n\n".join(part for part in (report(rows), attention.report(inside), verdict(checks)) if part)
+    checks = [(row["name"], target) for row in rows for target in targets(row)]
+    checks += attention.targets(inside) + networks.targets(whole)
+    text = "\n\n".join(
+        part for part in (report(rows), attention.report(inside), networks.report(whole), verdict(checks)) if part
+    )
     (args.out / "bench.json").write_text(json.dumps(result, indent=1))
     (args.out / "bench.txt").write_text(text + "\n")
     if rows:

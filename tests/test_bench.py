@@ -2,10 +2,12 @@
 
 import itertools
 import json
+import re
 
 import pytest
+import torch
 
-from bench import devices, gpu, gpu_attention, gpu_inputs, gpu_report, run
+from bench import devices, gpu, gpu_attention, gpu_inputs, gpu_report, networks, run
 from bench.common import Shape, Target
 from dla_kernels import reference
 
@@ -231,3 +233,22 @@ def test_bench_goes_to_the_gpu_where_asked(monkeypatch):
     with pytest.raises(SystemExit) as stop:
         run.main()
     assert (stop.value.code, asked) == (0, [["--rows", "C64"]])
+
+
+def test_networks_pay_their_tax():
+    row = networks.measure_depth(20, rounds=1, batch=2, size=8)
+    kinds = ["plain", "dla_light/ours", "dla_light/eager", "dla_base/ours", "dla_base/eager", "dla_base/copying"]
+    assert list(row["ms"]) == list(row["peak_bytes"]) == kinds
+    assert all(peak > 0 for peak in row["peak_bytes"].values())
+    row["ms"] = dict(zip(kinds, (100.0, 120.0, 150.0, 130.0, 180.0, 240.0)))
+    assert networks.tax(row, "dla_light/ours") == pytest.approx(0.2)
+    checks = {(name, target.name): target for name, target in networks.targets([row])}
+    assert checks["dla_light_resnet20", "tax / eager tax"].met  # 0.2 / 0.5
+    assert not checks["dla_base_resnet20", "tax / eager tax"].met  # 0.3 / 0.8
+    assert checks["dla_base_resnet20", "tax / copying tax"].met  # 0.3 / 1.4
+    assert re.search(r"dla_base_resnet20 +copying +240 +140%", networks.report([row]))
+
+
+def test_a_network_that_is_another_is_not_timed():
+    with pytest.raises(SystemExit, match=r"net: the loss is 1\.0+, eager 2\.0+; not timing a wrong network"):
+        networks.check({"ours": torch.tensor(1.0), "eager": torch.tensor(2.0)}, "net")

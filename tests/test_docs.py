@@ -1,12 +1,14 @@
 """What the README, the docs and the docstrings show runs as shown."""
 
 import doctest
+import importlib
 import re
 from pathlib import Path
 
 import pytest
+import torch
 
-import dla_kernels.cells
+import dla_kernels
 from dla_kernels import __main__ as cli
 
 ROOT = Path(__file__).parent.parent
@@ -27,14 +29,23 @@ def test_links_and_files_exist(page):
     assert [str(path) for path in linked + named if not path.exists()] == []
 
 
-def test_doctests():
-    results = doctest.testmod(dla_kernels.cells)
+DOCUMENTED = [
+    path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+    for path in sorted((ROOT / "dla_kernels").rglob("*.py"))
+    if "\n    >>> " in path.read_text() or "\n>>> " in path.read_text()
+]
+
+
+@pytest.mark.parametrize("module", DOCUMENTED)
+def test_doctests(module):
+    found = importlib.import_module(module)
+    results = doctest.testmod(found, extraglobs={"torch": torch, "dla_kernels": dla_kernels, **vars(dla_kernels.nn)})
     assert results.attempted > 0
     assert results.failed == 0
 
 
 def test_every_command_has_help(capsys):
-    for command in ([], ["info"], ["verify"]):
+    for command in ([], ["info"], ["verify"], ["plan"], ["params"]):
         with pytest.raises(SystemExit) as stop:
             cli.main([*command, "--help"])
         assert stop.value.code == 0

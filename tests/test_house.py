@@ -97,9 +97,17 @@ def imported_by(path):
 # Folder or file: what it may not import.
 ARROWS = {
     "dla_kernels/reference": ("dla_kernels.ops", "dla_kernels.backends", "dla_kernels.verify", "triton_ops"),
-    "dla_kernels/ops": ("dla_kernels.verify", "dla_kernels.__main__", "triton_ops"),
+    "dla_kernels/ops": (
+        "dla_kernels.nn",
+        "dla_kernels.models",
+        "dla_kernels.verify",
+        "dla_kernels.__main__",
+        "triton_ops",
+    ),
+    "dla_kernels/nn": ("dla_kernels.models", "dla_kernels.reference", "dla_kernels.verify", "triton_ops"),
+    "dla_kernels/models": ("dla_kernels.reference", "dla_kernels.verify", "triton_ops"),
     "dla_kernels/cells.py": ("dla_kernels.",),
-    "dla_kernels": ("tests", "bench"),
+    "dla_kernels": ("tests", "bench", "examples"),
     "triton_ops": ("dla_kernels", "tests", "bench"),
 }
 

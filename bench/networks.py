@@ -1,0 +1,139 @@
+"""The attention tax: what layer attention adds to a training step of a CIFAR ResNet, ours and by the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import dla_kernels as dla
+from bench.common import Target, interleaved, medians_ms
+from bench.published import base_step_by_copying
+from dla_kernels.nn import DLABase
+from dla_kernels.terminal import progress, table
+
+MB = 1e6
+BATCH, SIZE = 32, 32
+DEPTHS = (56, 110)
+LIMITS = {"dla_light": 0.5, "dla_base": 0.25}  # of the eager tax
+PEERS = {"dla_light": ("eager",), "dla_base": ("eager", "copying")}
+
+
+class Copying(DLABase):
+    """DLA-B as published: its steps copy all earlier maps."""
+
+    def forward(self, t: int, x: Tensor, o_prev: Tensor | None = None, stage: Any = None) -> tuple[Tensor, Any]:
+        layer = self.layers[t]
+        o, stage, moments = base_step_by_copying(
+            x,
+            stage,
+            layer.filters,
+            self.cell.weights,
+            heads=self.heads,
+            cell=self.cell.cell,
+            moments=self._wants_moments(layer.norm),
+        )
+        return self._add(x, o, layer.norm, moments), stage
+
+
+class Step:
+    """A network and a batch; calling it is a training step of plain SGD."""
+
+    def __init__(self, name: str, how: str = "ours", batch: int = BATCH, size: int = SIZE) -> None:
+        torch.manual_seed(0)
+        self.net = dla.create_model(name, backend=None if how == "ours" else "reference")
+        if how == "copying":
+            for stage in self.net.stages:
+                stage.attention.__class__ = Copying
+        self.images = torch.randn(batch, 3, size, size)
+        self.labels = torch.randint(10, (batch,))
+        self.optimizer = torch.optim.SGD(self.net.parameters(), 1e-3)
+
+    def __call__(self) -> Tensor:
+        self.optimizer.zero_grad()
+        loss = F.cross_entropy(self.net(self.images), self.labels)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """The most memory of torch's that a call holds at a time, beyond what it found."""
+    call()
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        call()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    if not events:
+        raise RuntimeError("the profiler saw no memory")
+    now = most = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+def check(losses: dict[str, Tensor], name: str) -> None:
+    """All are the same network: of the same weights, they have the same loss."""
+    for how, loss in losses.items():
+        if not torch.allclose(loss, losses["ours"], rtol=1e-3):
+            raise SystemExit(f"{name}: the loss is {losses['ours']:.6f}, {how} {loss:.6f}; not timing a wrong network")
+
+
+def measure_depth(depth: int, rounds: int, batch: int = BATCH, size: int = SIZE) -> dict:
+    steps = {"plain": Step(f"resnet{depth}", "ours", batch, size)}
+    for attention, peers in PEERS.items():
+        name = f"{attention}_resnet{depth}"
+        for how in ("ours", *peers):
+            steps[f"{attention}/{how}"] = Step(name, how, batch, size)
+        check({how: steps[f"{attention}/{how}"]() for how in ("ours", *peers)}, name)
+    seconds = interleaved({name: partial(step) for name, step in steps.items()}, rounds)
+    peaks = {name: peak_bytes(step) for name, step in steps.items()}
+    return {"depth": depth, "ms": medians_ms(seconds), "seconds": seconds, "peak_bytes": peaks}
+
+
+def names() -> list[str]:
+    return [f"resnet{depth}" for depth in DEPTHS]
+
+
+def measure(rounds: int, wanted: str = "") -> list[dict]:
+    depths = [depth for depth, name in zip(DEPTHS, names()) if wanted in name]
+    return [measure_depth(depth, rounds) for depth in progress(depths, "networks")]
+
+
+def tax(row: dict, name: str) -> float:
+    return row["ms"][name] / row["ms"]["plain"] - 1
+
+
+def targets(rows: list[dict]) -> list[tuple[str, Target]]:
+    out = []
+    for row in rows:
+        for attention, limit in LIMITS.items():
+            ours = tax(row, f"{attention}/ours")
+            for peer in PEERS[attention]:
+                theirs = tax(row, f"{attention}/{peer}")
+                why = f"a tax of {ours:.0%}, allowed {limit * theirs:.0%}"
+                name = f"{attention}_resnet{row['depth']}"
+                out.append((name, Target(f"tax / {peer} tax", ours / theirs, limit, False, why)))
+    return out
+
+
+def report(rows: list[dict]) -> str:
+    if not rows:
+        return ""
+    header, body = ["network", "how", "ms", "tax", "ours / its tax", "peak MB"], []
+    for row in rows:
+        for key, ms in row["ms"].items():
+            attention, _, how = key.partition("/")
+            name = f"resnet{row['depth']}"
+            line = [name, "", f"{ms:.0f}", "", ""] if not how else [f"{attention}_{name}", how, f"{ms:.0f}"]
+            if how:
+                ratio = tax(row, f"{attention}/ours") / tax(row, key)
+                line += [f"{tax(row, key):.0%}", f"{ratio:.2f}" if how != "ours" else ""]
+            body.append([*line, f"{row['peak_bytes'][key] / MB:.0f}"])
+    title = f"a training step, B = {BATCH}, {SIZE}x{SIZE} images; tax: what attention adds to the plain network's time"
+    return f"{title}\n{table(header, body)}"

@@ -1,0 +1,35 @@
+"""The examples run as their docstrings say."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+pytestmark = pytest.mark.slow
+
+
+def run(name, *options):
+    pytest.importorskip("sklearn")
+    command = [sys.executable, "-m", f"examples.{name}", *map(str, options)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=600).stdout
+
+
+def test_a_network_learns_digits(tmp_path):
+    said = run("train_digits", "--plot", tmp_path / "digits.png")
+    assert float(re.search(r"([\d.]+)% of the test images right", said)[1]) > 97
+    assert (tmp_path / "digits.png").stat().st_size > 1000
+
+
+def test_cells_are_swapped(tmp_path):
+    said = run("swap_cell", "--epochs", 1, "--cells", "lstm", "rnn", "--plot", tmp_path / "cells.png")
+    assert [line.split()[0] for line in said.splitlines()[2:4]] == ["lstm", "rnn"]
+    assert (tmp_path / "cells.png").exists()
+
+
+@pytest.mark.parametrize("name", ["train_digits", "swap_cell"])
+def test_examples_have_help(name):
+    assert "usage:" in run(name, "--help")
