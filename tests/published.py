@@ -1,5 +1,5 @@
 """The published DLA networks by their formulas alone, from a state dict under their own names: in evaluation, and each
-sample refreshed by its own state. Written to be compared with; see docs/checkpoints.md."""
+sample refreshed by its own state. Written to be compared with; see docs/networks.md."""
 
 import re
 
@@ -59,42 +59,49 @@ def of_heads(scores, C):
     return scores.repeat_interleave(C // scores.shape[-1], -1)[..., None, None]
 
 
-def light_stage(x, s, inner, conv):
-    h = c = None
+def blocks(s):
+    """The block and the attention of each layer of a stage."""
     for n in range(count(s, r"layers\.(\d+)")):
-        a, identity = block(x, sub(s, f"layers.{n}."))
+        yield sub(s, f"layers.{n}."), sub(s, f"attention.{n}.")
+
+
+def context(x, state, s):
+    """The state after a layer's map."""
+    y = x.mean((2, 3))
+    return dsu(y, *(state or (torch.zeros_like(y), torch.zeros_like(y))), s)
+
+
+def light_stage(x, s, inner, conv):
+    state = None
+    for of_block, own in blocks(s):
+        a, identity = block(x, of_block)
         x = (a + identity).relu()
-        y, B, C = x.mean((2, 3)), *x.shape[:2]
-        zero = torch.zeros_like(y)
-        h, c = dsu(y, zero if h is None else h, zero if c is None else c, s)
-        d, _ = dsu(identity.mean((2, 3)), h, c, s)
+        state = context(x, state, s)
+        d, _ = dsu(identity.mean((2, 3)), *state, s)
         before = identity * d[..., None, None] + depthwise(identity, s[f"{conv}.weight"])
-        own = sub(s, f"attention.{n}.")
-        q, k = (per_channel(own[f"layer_attention.{inner}.W{name}.weight"], y).view(B, -1, 32) for name in "qk")
+        filters = sub(own, f"layer_attention.{inner}.")
+        q, k = (per_channel(filters[f"W{name}.weight"], x.mean((2, 3))).unflatten(1, (-1, 32)) for name in "qk")
         gate = ((q * k).sum(-1) / 32**0.5).sigmoid()
-        o = of_heads(gate, C) * depthwise(x, own[f"layer_attention.{inner}.Wv.weight"])
+        o = of_heads(gate, x.shape[1]) * depthwise(x, filters["Wv.weight"])
         o = o + own["layer_attention.lambda_t"] * before
         x = x + norm(o, own, "bn_layer_attention")
     return x
 
 
 def base_stage(x, s):
-    keys, values = [], []
-    h = c = None
-    for n in range(count(s, r"layers\.(\d+)")):
-        a, identity = block(x, sub(s, f"layers.{n}."))
+    keys, values, state = [], [], None
+    for of_block, own in blocks(s):
+        a, identity = block(x, of_block)
         x = (a + identity).relu()
-        y, B, C = x.mean((2, 3)), *x.shape[:2]
-        zero = torch.zeros_like(y)
-        h, c = dsu(y, zero if h is None else h, zero if c is None else c, s)
-        keys = [k * dsu(k, h, c, s)[0] for k in keys]
-        values = [v * dsu(v.mean((2, 3)), h, c, s)[0][..., None, None] for v in values]
-        own = sub(s, f"attention.{n}.")
-        q, k = (per_channel(own[f"layer_attention.layer_attention.W{name}.weight"], y) for name in "qk")
+        state = context(x, state, s)
+        keys = [k * dsu(k, *state, s)[0] for k in keys]
+        values = [v * dsu(v.mean((2, 3)), *state, s)[0][..., None, None] for v in values]
+        filters = sub(own, "layer_attention.layer_attention.")
+        q, k = (per_channel(filters[f"W{name}.weight"], x.mean((2, 3))) for name in "qk")
         keys.append(k)
-        values.append(depthwise(x, own["layer_attention.layer_attention.Wv.weight"]))
-        scores = torch.stack([(q * k).view(B, -1, 32).sum(-1) for k in keys]) / 32**0.5
-        o = (of_heads(scores.softmax(0), C) * torch.stack(values)).sum(0)
+        values.append(depthwise(x, filters["Wv.weight"]))
+        scores = torch.stack([(q * k).unflatten(1, (-1, 32)).sum(-1) for k in keys]) / 32**0.5
+        o = (of_heads(scores.softmax(0), x.shape[1]) * torch.stack(values)).sum(0)
         x = x + norm(o, own, "bn_layer_attention").relu()
     return x
 

@@ -2,7 +2,7 @@
 
 The table, registers per thread and shared memory for kernel and dtype, is kept in docs/performance.md; a test compiles
 a sample of it again and fails where registers spill to memory or shared memory is more than the chip has. Every cell
-takes a quarter of an hour of two cores (--cells all); the sample sees every kernel, kind of cell, dtype and chip.
+takes an hour of two cores (--cells all); the sample sees every kernel, kind of cell, dtype and chip.
 """
 
 from __future__ import annotations

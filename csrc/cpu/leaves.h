@@ -104,8 +104,8 @@ struct MapLeaves {
   void (*spread)(Plane<const T> x, const A* y, A* sum);
   // out[c, :] = x[c, :] * d[c] + e[c]; e may be absent. stream: write past the cache.
   void (*scale)(Plane<const T> x, const A* d, const A* e, Plane<T> out, bool stream);
-  // out[c, :] = y[c, :] + f(x[c, :] * d[c] + e[c]), f = relu where asked for; e may be absent
-  void (*add_scaled)(Plane<const T> y, Plane<const T> x, const A* d, const A* e, bool relu, Plane<T> out);
+  // out[c, :] = y[c, :] + f(x[c, :] * d[c] + e[c]), f = relu where asked for; e and stream as in scale
+  void (*add_scaled)(Plane<const T> y, Plane<const T> x, const A* d, const A* e, bool relu, Plane<T> out, bool stream);
   // out[c, :] = sum over m < M of xs[m][c, :] * coef[m, c]
   void (*mix)(const Plane<const T>* xs, int64_t M, Rows<const A> coef, Plane<T> out);
   // leaves/norm.h: dz = dout where f passes it on. sum[c] of dz, sum_off[c] of dz (o - mean), over HW.

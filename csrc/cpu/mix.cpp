@@ -57,6 +57,7 @@ std::tuple<Tensors, Tensor> mix_bwd(const Tensor& dout, const Tensors& later, co
     Tensors dvalues;
     const auto to = empty_maps(all, dvalues);
     const Tensor dcoef = empty<A>({M, B, C});
+    const bool stream = bytes_of(to, B) > kStreamBytes;
     for_each_plane(1, B, C, [&](int64_t, int64_t b, int64_t begin, int64_t end) {
       // Not too many channels at a time, so that dout stays in cache while all M maps pass by.
       const int64_t few = std::max<int64_t>(cache_bytes() / 4 / (g.HW * int64_t(sizeof(T))), 1);
@@ -70,10 +71,10 @@ std::tuple<Tensors, Tensor> mix_bwd(const Tensor& dout, const Tensors& later, co
           const Plane<T> dvalue = sample(to[m], b).channels(c0, c1);
           map_leaves<T>().dot(of, sample(all.views[m], b).channels(c0, c1), write<A>(dcoef) + at);
           if (later.empty())
-            map_leaves<T>().scale(of, share, nullptr, dvalue, false);
+            map_leaves<T>().scale(of, share, nullptr, dvalue, stream);
           else
             map_leaves<T>().add_scaled(sample(from_later.views[m], b).channels(c0, c1), of, share, nullptr, false,
-                                       dvalue);
+                                       dvalue, stream);
         }
       }
     });

@@ -75,7 +75,7 @@ Tensor norm_add(const Tensor& x_in, const Tensor& o_in, const Tensor& moments, c
         scaled[1][c - c0] = norm.keep(b) * norm.b[0][c];
       }
       map_leaves<T>().add_scaled(sample(xs.views[0], b).channels(c0, c1), sample(os.views[0], b).channels(c0, c1),
-                                 scaled[0], scaled[1], relu, sample(to, b).channels(c0, c1));
+                                 scaled[0], scaled[1], relu, sample(to, b).channels(c0, c1), /*stream=*/false);
     });
     restore_layout({x_in}, out);
     return out[0];

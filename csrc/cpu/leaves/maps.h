@@ -185,20 +185,18 @@ void scale(Plane<const T> x, const accumulate_t<T>* d, const accumulate_t<T>* e,
   }
 }
 
-template <class T>
-void add_scaled(Plane<const T> y, Plane<const T> x, const accumulate_t<T>* d, const accumulate_t<T>* e, bool relu_,
-                Plane<T> out) {
+template <bool kStream, class T>
+void add_scaled_plane(Plane<const T> y, Plane<const T> x, const accumulate_t<T>* d, const accumulate_t<T>* e,
+                      bool relu_, Plane<T> out) {
   using A = accumulate_t<T>;
   using V = Vec<A>;
-  const bool interleaved = y.sc == 1 && x.sc == 1 && out.sc == 1;
   const auto run = [relu_](const T* y, const T* x, T* out, int64_t n, auto d_at, auto e_at) {
-    for (int64_t i = 0; i < n; i += V::kLanes) {
-      const int lanes = n - i < V::kLanes ? int(n - i) : 0;
-      const V scaled = multiply_add(read(x + i, lanes), d_at(i, lanes), e_at(i, lanes));
-      write(out + i, read(y + i, lanes) + (relu_ ? relu(scaled) : scaled), lanes);
-    }
+    map_run<kStream>(x, out, n, [&](int64_t i, V v, int lanes) {
+      const V scaled = multiply_add(v, d_at(i, lanes), e_at(i, lanes));
+      return read(y + i, lanes) + (relu_ ? relu(scaled) : scaled);
+    });
   };
-  if (interleaved) {
+  if (y.sc == 1 && x.sc == 1 && out.sc == 1) {
     const auto at = [](const A* p) { return [p](int64_t i, int lanes) { return p ? read(p + i, lanes) : V(A(0)); }; };
     for (int64_t p = 0; p < x.HW; ++p)
       run(y.data + p * y.sp, x.data + p * x.sp, out.data + p * out.sp, x.C, at(d), at(e));
@@ -209,6 +207,17 @@ void add_scaled(Plane<const T> y, Plane<const T> x, const accumulate_t<T>* d, co
     run(
         y.data + c * y.sc, x.data + c * x.sc, out.data + c * out.sc, x.HW, [dc](int64_t, int) { return dc; },
         [ec](int64_t, int) { return ec; });
+  }
+}
+
+template <class T>
+void add_scaled(Plane<const T> y, Plane<const T> x, const accumulate_t<T>* d, const accumulate_t<T>* e, bool relu,
+                Plane<T> out, bool stream) {
+  if (stream && sizeof(T) >= 4) {  // as in scale
+    add_scaled_plane<true>(y, x, d, e, relu, out);
+    stream_fence();
+  } else {
+    add_scaled_plane<false>(y, x, d, e, relu, out);
   }
 }
 
