@@ -3,9 +3,12 @@
 import pytest
 import torch
 
-from .calls import check_parity
+import dla_kernels as dla
+
+from .calls import check_parity, cotangents_for, outcome
 from .cases import DTYPES, LAYOUT_NAMES, SHAPES, Shape, dtype_name, inputs_of
 from .interpreter import some
+from .tolerances import allowed_error, assert_same_bits, error, largest
 
 # Borders everywhere: maps of one row, one column, one pixel; rows that fill a vector, or one more; many rows.
 BORDERS = ["1x1", "1x9", "9x1", "2x2", "3x5", "7x7", "4x16", "5x17", "33x6", "10x67"]
@@ -34,3 +37,42 @@ def test_every_layout(backend, layout, dtype):
     shape = Shape.parse("T1-B3-C19-HW5x3")
     inputs = inputs_of("depthwise", shape, None, dtype, layout=layout, device=backend.device)
     check_parity("depthwise", backend, inputs, shape.longest_sum)
+
+
+@pytest.mark.parametrize("size", ["1x65536", "2x9000", "300x300"])
+def test_long_sums_stay_exact(backend, size):
+    """Where nothing cancels, each filter tap's gradient is a sum of all pixels."""
+    H, W = map(int, size.split("x"))
+    if backend.name != "cpu":
+        H, W = max(1, H // 32), max(1, W // 32)
+    torch.manual_seed(0)
+    x, g = (torch.rand(1, 3, H, W, device=backend.device) * 0.5 + 0.5 for _ in range(2))
+    v = torch.randn(3, 1, 3, 3, device=backend.device)
+
+    def dv(x, v, g, name):
+        leaf = v.clone().requires_grad_()
+        value, _ = dla.depthwise(x, leaf, backend=name)
+        return torch.autograd.grad(value, leaf, g)[0]
+
+    exact = dv(x.double(), v.double(), g.double(), "reference")
+    plain = error(dv(x, v, g, "reference"), exact)
+    assert error(dv(x, v, g, backend.name), exact) <= allowed_error(torch.float32, plain, largest(exact), H * W)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=str)
+@pytest.mark.parametrize("size", ["2x1", "3x3", "2x4", "3x7", "2x8", "3x16"])
+def test_a_sick_channel_keeps_to_itself(backend, size, value):
+    """Narrow planes share vectors."""
+    shape = Shape.parse(f"T1-B1-C3-HW{size}")
+    inputs = inputs_of("depthwise", shape, None, torch.float32, device=backend.device)
+    cotangents = cotangents_for("depthwise", inputs)
+    healthy = outcome(dla.depthwise, inputs, cotangents, backend=backend.name)
+    for channel in some(backend, (0, 1), 1):
+        for pixel in some(backend, range(shape.sizes[0][0] * shape.sizes[0][1]), 2):
+            sick = {name: x.clone() for name, x in inputs.items()}
+            sick["x"][0, channel].view(-1)[pixel] = value
+            found = outcome(dla.depthwise, sick, cotangents, backend=backend.name)
+            for name, x in found.items():
+                C = {"out[1]": 2, "d v": 0}.get(name, 1)  # the dimension of channels
+                for other in {0, 1, 2} - {channel}:
+                    assert_same_bits(x.select(C, other), healthy[name].select(C, other), f"{name}, channel {other}")

@@ -268,6 +268,25 @@ template <>
 DLA_HOST_DEVICE void store_n<float>(float* p, Vec<float> x, int n) {
   _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)x.v);
 }
+template <>
+DLA_HOST_DEVICE Vec<float> load_n<BFloat16>(const BFloat16* p, int n) {
+  const __m256i bits = _mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1), p);
+  return Vec<float>::Lanes((__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+template <>
+DLA_HOST_DEVICE Vec<float> load_n<Half>(const Half* p, int n) {
+  return Vec<float>::Lanes(_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1), p)));
+}
+template <>
+DLA_HOST_DEVICE void store_n<BFloat16>(BFloat16* p, Vec<float> x, int n) {
+  BFloat16 all[Vec<float>::kLanes];
+  store(all, x);
+  _mm256_mask_storeu_epi16(p, __mmask16((1u << n) - 1), _mm256_loadu_si256((const __m256i*)all));
+}
+template <>
+DLA_HOST_DEVICE void store_n<Half>(Half* p, Vec<float> x, int n) {
+  _mm256_mask_storeu_epi16(p, __mmask16((1u << n) - 1), _mm512_cvtps_ph((__m512)x.v, _MM_FROUND_TO_NEAREST_INT));
+}
 #elif defined(__AVX2__)
 DLA_HOST_DEVICE __m256i first_lanes(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));

@@ -154,16 +154,25 @@ void correlate(Plane<const T> dout, const accumulate_t<T>* e, Plane<const T> x, 
     }
     return;
   }
+  // Of a channel, its lanes apart: so far, and of its last few strips, which are taken by themselves like the rows.
+  constexpr int kStrips = 32;
+  V total[9], few[9];
+  int strips = 0;
+  const auto move = [](V* from, V* to) __attribute__((always_inline)) {
+    for (int k = 0; k < 9; ++k) to[k] += from[k], from[k] = A(0);
+  };
   for_strips<T>(C, W, [&](int64_t c, const auto& strip) __attribute__((always_inline)) {
+    if (strip.first) {
+      for (int k = 0; k < 9; ++k) total[k] = few[k] = A(0);
+      strips = 0;
+    }
     const T *g_plane = dout.data + c * dout.sc, *x_plane = x.data + c * x.sc;
     const V shift = e ? strip.of_planes(e + c) : V(A(0));  // also where no pixel is: there x is zero
     const auto g_row = [&](int64_t i)
                            __attribute__((always_inline)) { return strip.pixels(g_plane + i * W, dout.sc) + shift; };
-    V all[9], above = A(0), here = g_row(0);
-    for (int k = 0; k < 9; ++k) all[k] = A(0);
-    for (int64_t i = 0; i < H;) {
-      V some[9];
-      for (int k = 0; k < 9; ++k) some[k] = A(0);
+    V all[9], some[9], above = A(0), here = g_row(0);
+    for (int k = 0; k < 9; ++k) all[k] = some[k] = A(0);
+    for (int64_t i = 0; i < H; move(some, all))
       for (const int64_t end = i + kRows < H ? i + kRows : H; i < end; ++i) {
         V at[3];
         strip.neighbours(x_plane + i * W, x.sc, A(0), at);
@@ -175,13 +184,11 @@ void correlate(Plane<const T> dout, const accumulate_t<T>* e, Plane<const T> x, 
         above = here;
         if (i + 1 < H) add(0, here = g_row(i + 1));
       }
-      for (int k = 0; k < 9; ++k) all[k] += some[k];
-    }
-    strip.lane_sums(all, 9, [&](int k, const A* of_planes) __attribute__((always_inline)) {
-      for (int plane = 0; plane < strip.planes; ++plane) {
-        A& sum = sums[k][c + plane];
-        sum = strip.first ? of_planes[plane] : sum + of_planes[plane];
-      }
+    move(all, few);
+    if (++strips % kStrips == 0 || strip.last) move(few, total);
+    if (!strip.last) return;
+    strip.lane_sums(total, 9, [&](int k, const A* of_planes) __attribute__((always_inline)) {
+      for (int plane = 0; plane < strip.planes; ++plane) sums[k][c + plane] = of_planes[plane];
     });
   });
 }

@@ -66,10 +66,10 @@ class Strip {
   using V = Vec<A>;
   static constexpr int kLanes = V::kLanes, kHalf = kLanes / 2, kRoom = kPlanes == 2 ? kHalf : kLanes;
   static constexpr int planes = kPlanes;
-  const bool first;  // of its row
+  const bool first, last;  // of its row
 
   Strip(int64_t W, int64_t j = 0)
-      : first(j == 0), last_(j + kRoom >= W), j_(j), n_(last_ ? int(W - j) : kRoom), lanes_(n_ == kLanes ? 0 : n_) {
+      : first(j == 0), last(j + kRoom >= W), j_(j), n_(last ? int(W - j) : kRoom), lanes_(n_ == kLanes ? 0 : n_) {
     typename V::Mask lane, column;
     for (int i = 0; i < kLanes; ++i) lane[i] = i, column[i] = i % kRoom;
     const typename V::Mask none = kLanes - lane + lane;
@@ -85,8 +85,13 @@ class Strip {
   // x: of each pixel, plus shift, the left neighbour, itself, the right one.
   DLA_HOST_DEVICE void neighbours(const T* row, int64_t plane, V shift, V* x) const {
     x[1] = pixels(row, plane) + shift;
-    x[0] = kPlanes == 2 || first ? permute(x[1], left_) : read(row + j_ - 1, lanes_) + shift;
-    x[2] = kPlanes == 2 || last_ ? permute(x[1], right_) : load(row + j_ + 1) + shift;
+    if (kPlanes == 1 && !first && lanes_ == 0) {
+      x[0] = load(row + j_ - 1) + shift;
+    } else {
+      x[0] = permute(x[1], left_);
+      if (kPlanes == 1 && !first) x[0].v[0] = widen(row[j_ - 1]) + shift.v[0];
+    }
+    x[2] = kPlanes == 2 || last ? permute(x[1], right_) : load(row + j_ + 1) + shift;
   }
   DLA_HOST_DEVICE void put(T* row, int64_t plane, V x) const {
     if constexpr (kPlanes == 2) return store_n(row, x, n_), store_n(row + plane, upper_half(x), n_);
@@ -113,7 +118,6 @@ class Strip {
   static DLA_HOST_DEVICE V of_planes(const A* each) { return kPlanes == 2 ? join(V(each[0]), V(each[1])) : V(each[0]); }
 
  private:
-  const bool last_;
   const int64_t j_;
   const int n_, lanes_;  // lanes_: as for read and write, 0 for all
   typename V::Mask left_, right_;
