@@ -126,19 +126,16 @@ def run_plan(args: argparse.Namespace) -> int:
 
 
 def run_params(args: argparse.Namespace) -> int:
-    from .models.params import parameter_table
+    from .models.params import digits, met, parameter_table
 
     rows, off = [], 0
     for row, counts in parameter_table():
         for num_classes, published in row.published.items():
-            ours = counts[num_classes] / 1e6
-            digits = len(f"{published}".partition(".")[2]) if published > 2 else 2
-            # The paper rounds, and once it cuts.
-            met = published in (round(ours, digits), int(ours * 10**digits) / 10**digits)
-            off += not met
-            rows.append(
-                (row.name, num_classes, f"{published:.{digits}f}", f"{ours:.3f}", row.reading, "" if met else "off")
-            )
+            ours = counts[num_classes]
+            right = met(row, num_classes, ours)
+            off += not right
+            figures = f"{published:.{digits(row)}f}", f"{ours / 1e6:.3f}"
+            rows.append((row.name, num_classes, *figures, row.reading, "" if right else "off"))
     print(table(("network", "classes", "paper, M", "ours, M", "reading", ""), rows))
     return int(off > 0)
 

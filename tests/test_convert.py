@@ -34,7 +34,7 @@ class TheirBlock(nn.Module):
         self.calls = 0
 
     def forward(self, x):
-        self.calls = self.calls + 1  # reaches the block itself
+        self.calls = self.calls + 1
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
@@ -81,6 +81,10 @@ def test_a_converted_network_is_what_it_was_until_trained(make, attention):
         after[name.replace(f"layer{name[5]}.", f"layer{name[5]}.layers.", 1) if name.startswith("layer") else name] is p
         for name, p in own.items()
     )
+    if "base" in attention:  # its norms begin near zero only
+        for norm in (m for n, m in net.named_modules() if n.endswith(".norm")):
+            assert (norm.weight == torch.tensor(0.01).double()).all()
+            nn.init.zeros_(norm.weight)
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     assert_equal_to_rounding([net(x)], [before(x)], factor=100)  # in training
     ours = [m for n, m in net.named_modules() if isinstance(m, nn.BatchNorm2d) and ".attention." not in n]
@@ -90,17 +94,40 @@ def test_a_converted_network_is_what_it_was_until_trained(make, attention):
     assert_equal_to_rounding([net.eval()(x)], [before.eval()(x)], factor=100)
 
 
-def test_and_then_learns():
-    net = dla.convert(TheirNet())
+@pytest.mark.parametrize("attention", ["dla_light", "dla_base", "mrla_light", "mrla_base"])
+def test_and_then_learns(attention):
+    net = dla.convert(TheirNet(), attention)
     x = torch.randn(4, 3, 16, 16)
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
-    first = net(x).square().mean()
-    first.backward()
-    optimizer.step(), optimizer.zero_grad()
-    net(x).square().mean().backward()
-    assert all(p.grad is not None for p in net.parameters())
-    added = [p for name, p in net.named_parameters() if ".attention." in name]
-    assert sum(p.grad.abs().sum() > 0 for p in added) > len(added) // 2
+    added = {name: p.detach().clone() for name, p in net.named_parameters() if ".attention." in name}
+    for _ in range(3):
+        net(x).square().mean().backward()
+        optimizer.step(), optimizer.zero_grad()
+    still = [name for name, p in net.named_parameters() if name in added and torch.equal(p, added[name])]
+    # The first layer of base has only itself to attend to, whatever it asks.
+    assert still == [name for name in added if "base" in attention and name.endswith("layers.0.q")]
+
+
+def test_blocks_are_called_as_modules():
+    """Whoever wraps, compiles or hooks them finds them called."""
+    net = dla.convert(TheirNet())
+    seen = []
+    for i in range(4):
+        for block in getattr(net, f"layer{i + 1}").layers:
+            block.register_forward_hook(lambda block, *_: seen.append(block))
+    net(torch.randn(2, 3, 16, 16))
+    assert [block.calls for block in seen] == [1] * 8
+    net.layer2.layers[0] = torch.compile(net.layer2.layers[0], backend="aot_eager")
+    net(torch.randn(2, 3, 16, 16)).sum().backward()
+
+
+def test_a_converted_stage_is_still_a_sequence_to_look_at():
+    net = TheirNet()
+    last = net.layer4[-1]
+    dla.convert(net)
+    assert net.layer4[-1] is last
+    assert len(net.layer4) == 2
+    assert list(net.layer4) == [net.layer4]  # to those who run its modules one by one, it is one
 
 
 def test_converted_networks_compile_and_copy():
@@ -112,7 +139,9 @@ def test_converted_networks_compile_and_copy():
     with torch.no_grad():
         expected = net(x)
         assert torch.equal(copy.deepcopy(net)(x), expected)
-        torch.testing.assert_close(torch.compile(net, backend="aot_eager")(x), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            torch.compile(net, fullgraph=True, backend="aot_eager")(x), expected, rtol=1e-4, atol=1e-5
+        )
     fresh = dla.convert(TheirNet()).eval()
     fresh.load_state_dict(net.state_dict())
     assert torch.equal(fresh(x), expected)
@@ -129,7 +158,7 @@ def test_mistakes_are_explained():
     with pytest.raises(TypeError, match=r"model: expected a ResNet whose layer1 is a sequence of blocks.*, got Linear"):
         dla.convert(nn.Linear(3, 3))
     net = TheirNet()
-    with pytest.raises(ValueError, match=r"attention: expected dla_light, .*, got 'se', which works inside the blocks"):
+    with pytest.raises(ValueError, match=r"attention: expected one of dla_light, .*, got 'se'"):
         dla.convert(net, "se")
     assert isinstance(net.layer1, nn.Sequential)  # nothing was changed
     dla.convert(net)

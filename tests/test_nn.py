@@ -255,6 +255,45 @@ def test_integration_is_its_formula(cell):
     assert_equal_to_rounding([ours], [theirs], factor=10)
 
 
+@pytest.mark.parametrize("start", ["random", "learned"])
+@pytest.mark.parametrize("kind", [DLALight, DLABase])
+def test_attention_begins_where_its_cell_does(kind, start):
+    cell = DSUCell(C, 4, start=start)
+    nn.init.normal_(cell.memory0)
+    attention = kind(C, T, cell, head_channels=4).double()
+    (x,) = maps((4, 4))
+    out, _ = attention(0, x, x)
+    if kind is DLALight:  # the state refreshes what comes before the first layer
+        state = (cell.memory0.expand(B, C),)
+        layer = attention.layers[0]
+        o, _, _ = reference.light_step(
+            x, x, layer.filters, layer.lam, cell.weights, heads=attention.heads, state=state, e=attention.e
+        )
+        assert_equal_to_rounding([out], [x + copy.deepcopy(layer.norm)(o)], factor=100)
+    stage = Stage(attention)
+    whole = stage(x)
+    with torch.no_grad():
+        cell.memory0.add_(1.0)
+    assert (stage(x) - whole).abs().max() > 1e-6
+    if start == "learned":
+        stage(x).sum().backward()
+        assert cell.memory0.grad.abs().sum() > 0
+
+
+def test_norms_that_do_more_are_called():
+    """Hooks, a momentum of 0 or 1, statistics no longer tracked: as torch's own norm has it."""
+    ours = Stage(ATTENTIONS["dla_light"]()).double()
+    norms = [layer.norm for layer in ours.attention.layers]
+    norms[0].momentum, norms[1].momentum, norms[2].track_running_stats = 0, 1, False
+    seen = []
+    norms[3].register_forward_hook(lambda *call: seen.append(call))
+    theirs = copy.deepcopy(ours)
+    (x,) = maps((4, 4))
+    assert_equal_to_rounding([ours(x)], [formula(theirs.attention, x)], factor=100)
+    assert_equal_to_rounding(list(ours.buffers()), list(theirs.buffers()), factor=100)
+    assert len(seen) == 2
+
+
 # ---- as other modules ----
 
 
@@ -330,7 +369,9 @@ def test_checkpointing_changes_no_gradient(name):
     ("mistake", "message"),
     [
         (lambda: DLALight(64, 0), "layers: expected at least 1, got 0"),
-        (lambda: DLALight(100, 2), "head_channels: 100 channels do not part into 3 heads"),
+        (lambda: DLALight(100, 2), "head_channels: expected a number that parts 100 channels, got 32"),
+        (lambda: DLALight(64, 2, head_channels=0), "head_channels: expected a number that parts 64 channels, got 0"),
+        (lambda: DSUCell(64)(torch.randn(64)), r"y: expected \[B, 64\], got \[64\]; ContextScan takes"),
         (lambda: DLALight(64, 2, drop_path=1.0), r"drop_path: expected a rate in \[0, 1\), got 1.0"),
         (lambda: DLALight(64, 2, DSUCell(32)), "cell: expected one of 64 channels, got 32"),
         (lambda: DSUCell(64, form="new"), "form: expected one of paper, released, got 'new'"),
@@ -344,10 +385,15 @@ def test_mistakes_are_explained(mistake, message):
         mistake()
 
 
-def test_a_backend_that_cannot_serve_says_so():
-    attention = DLALight(64, 2, backend="cuda")
-    with pytest.raises((RuntimeError, ValueError), match="cuda"):
+def test_a_backend_that_is_none_says_so():
+    attention = DLALight(64, 2, backend="gpu")
+    with pytest.raises(ValueError, match=r"backend: expected .*, got 'gpu'"):
         attention(0, torch.randn(2, 64, 4, 4), torch.randn(2, 64, 4, 4))
+
+
+def test_an_integration_wants_a_cell():
+    with pytest.raises(TypeError, match=r"cell: expected a CellModule, such as DIACell\(channels\), got str"):
+        LayerwiseIntegration("dia")
 
 
 def test_formulas_in_floats_too():

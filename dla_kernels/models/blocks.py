@@ -21,7 +21,7 @@ class SE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = gap([x], backend=self.backend)
-        gate = torch.sigmoid(self.excite(self.squeeze(y).relu()))
+        gate = torch.sigmoid(self.excite(self.squeeze(y.to(self.squeeze.weight.dtype)).relu()))
         return rescale([x], gate.to(y.dtype), backend=self.backend)[0]
 
 
@@ -31,12 +31,17 @@ class ECA(nn.Module):
     def __init__(self, channels: int, backend: str | None = None) -> None:
         super().__init__()
         self.taps = nn.Parameter(torch.empty(filter_width(channels)))
-        nn.init.uniform_(self.taps, -(len(self.taps) ** -0.5), len(self.taps) ** -0.5)
         self.backend = backend
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.uniform_(self.taps, -(len(self.taps) ** -0.5), len(self.taps) ** -0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         y = gap([x], backend=self.backend)
-        gate = torch.sigmoid(F.conv1d(y.transpose(0, 1), self.taps[None, None], padding=len(self.taps) // 2))
+        gate = torch.sigmoid(
+            F.conv1d(y.transpose(0, 1), self.taps.to(y.dtype)[None, None], padding=len(self.taps) // 2)
+        )
         return rescale([x], gate.transpose(0, 1).to(y.dtype), backend=self.backend)[0]
 
 

@@ -2,44 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 from torch import Tensor, nn
 
 from ..cells import Cell
-from ..nn import LayerwiseIntegration
 from .resnet import stage_attention
 
+BETWEEN = ("dla_light", "dla_base", "mrla_light", "mrla_base")  # what runs after whole blocks
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
-class _WithShortcut:
-    """A block whose shortcut is known: its own ``downsample`` is not asked again."""
+class Kept:
+    """A forward hook: the last output of a block's ``downsample``, until it is taken."""
 
-    def __init__(self, block: nn.Module, identity: Tensor) -> None:
-        self._block, self._identity = block, identity
+    def __init__(self) -> None:
+        self.output: Tensor | None = None
 
-    def downsample(self, x: Tensor) -> Tensor:
-        return self._identity
+    def __call__(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        self.output = output
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._block, name)
+    def take(self) -> Tensor:
+        output, self.output = self.output, None
+        assert output is not None
+        return output
 
 
 class ConvertedStage(nn.Module):
-    """The blocks of a stage, with attention after each."""
+    """The blocks of a stage, with attention after each. Indexed, it is the sequence of blocks that it was; iterated, as
+    by those who checkpoint a sequence of modules, it is one module."""
 
     def __init__(self, blocks: nn.Sequential, attention: nn.Module) -> None:
         super().__init__()
         self.layers, self.attention = blocks, attention
         self.training = blocks.training
+        self.shortcuts = [None if block.downsample is None else Kept() for block in blocks]
+        for block, kept in zip(blocks, self.shortcuts):
+            if kept is not None:
+                block.downsample.register_forward_hook(kept)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, t: int) -> nn.Module:
+        return self.layers[t]
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter((self,))
 
     def forward(self, x: Tensor) -> Tensor:
         memory = None
-        for t, block in enumerate(self.layers):
-            identity = x if block.downsample is None else block.downsample(x)
-            x = block(x) if block.downsample is None else type(block).forward(_WithShortcut(block, identity), x)
-            x, memory = self.attention(t, x, identity, memory)
+        for t, (block, kept) in enumerate(zip(self.layers, self.shortcuts)):
+            identity, x = x, block(x)
+            x, memory = self.attention(t, x, identity if kept is None else kept.take(), memory)
         return x
 
 
@@ -65,9 +80,12 @@ def convert(
     attention: ``dla_light``, ``dla_base``, ``mrla_light`` or ``mrla_base``.
     cell, reduction, head_channels, drop_path, backend: as for ``dla_kernels.models.ResNet``.
 
-    The new norms begin with weight zero, so that the converted network computes what it did until it is trained. A
-    stage that was ``layer1`` has its blocks in ``layer1.layers``.
+    The new norms begin with weight zero, so that the converted network computes what it did until it is trained; with
+    ``dla_base`` and ``mrla_base``, where no gradient would come through the relu at zero, they begin with 0.01, so that
+    it nearly does. A stage that was ``layer1`` has its blocks in ``layer1.layers``.
     """
+    if attention not in BETWEEN:
+        raise ValueError(f"attention: expected one of {', '.join(BETWEEN)}, got {attention!r}")
     stages = {name: getattr(model, name, None) for name in STAGES}
     for name, stage in stages.items():
         if isinstance(stage, ConvertedStage):
@@ -89,13 +107,8 @@ def convert(
             drop_path=drop_path,
             backend=backend,
         )
-        if between is None or isinstance(between, LayerwiseIntegration):
-            raise ValueError(
-                f"attention: expected dla_light, dla_base, mrla_light or mrla_base, got {attention!r}, "
-                "which works inside the blocks"
-            )
         for layer in between.layers:
-            nn.init.zeros_(layer.norm.weight)
+            nn.init.constant_(layer.norm.weight, 0.01 if between.relu else 0.0)
         like = next(stage.parameters())
         made[name] = ConvertedStage(stage, between.to(like.device, like.dtype).train(stage.training))
     for name, stage in made.items():

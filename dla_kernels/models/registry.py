@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -63,11 +64,16 @@ def create_model(
     return net
 
 
-def load(net: ResNet, checkpoint: dict[str, Any]) -> None:
+def load(net: ResNet, checkpoint: Mapping[str, Any]) -> None:
     """Strictly, but for the classifier that a net of features has not."""
     for inside in ("state_dict", "model"):
+        if not isinstance(checkpoint, Mapping):
+            raise TypeError(
+                f"checkpoint: expected a state dict, or a dict that holds one, got {type(checkpoint).__name__}"
+            )
         checkpoint = checkpoint.get(inside, checkpoint)
-    state = {key.removeprefix("module."): value for key, value in checkpoint.items()}
+    # What wrappers put in front of every key: of several processes, of torch.compile.
+    state = {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in checkpoint.items()}
     if net.fc is None:
         state = {key: value for key, value in state.items() if not key.startswith("fc.")}
     net.load_state_dict(from_published(net, state) if is_published(state) else state)

@@ -106,7 +106,8 @@ class ResNet(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        reduction = reduction or (16 if imagenet else 4)
+        if reduction is None:
+            reduction = 16 if imagenet else 4
         width, stride = (64, 4) if imagenet else (16, 1)
         if imagenet:
             self.conv1 = nn.Conv2d(in_channels, width, 7, 2, padding=3, bias=False)
@@ -138,20 +139,30 @@ class ResNet(nn.Module):
             self.strides.append(stride)
             width, stride = 2 * width, 2 * stride
         self.stages = nn.ModuleList(stages)
-        num_classes = num_classes or (1000 if imagenet else 10)
+        if num_classes is None:
+            num_classes = 1000 if imagenet else 10
+        if num_classes < 1:
+            raise ValueError(
+                f"num_classes: expected at least 1, got {num_classes}; features_only=True has no classifier"
+            )
         self.fc = None if features_only else nn.Linear(channels, num_classes)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """As the published networks begin: convolutions normal by their fan-out; for ImageNet, branches at zero."""
+        """As the published networks begin: convolutions, those of layer attention too, normal by their fan-out; for
+        ImageNet, branches at zero."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif isinstance(module, nn.BatchNorm2d):
                 module.reset_parameters()
-        for stage in self.stages if self.imagenet else ():
-            for block in stage.layers:
+        for stage in self.stages:
+            for block in stage.layers if self.imagenet else ():
                 nn.init.zeros_(block.last_norm.weight)
+            if isinstance(stage.attention, StageAttention):
+                for filters in (*(layer.v for layer in stage.attention.layers), getattr(stage.attention, "e", None)):
+                    if filters is not None:
+                        nn.init.kaiming_normal_(filters, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Images [B, 3, H, W] -> scores [B, num_classes], or the maps of all stages."""

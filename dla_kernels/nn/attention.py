@@ -65,11 +65,8 @@ class StageAttention(nn.Module):
         super().__init__()
         if not 0 <= drop_path < 1:
             raise ValueError(f"drop_path: expected a rate in [0, 1), got {drop_path}")
-        if channels % (heads := max(1, channels // head_channels)):
-            raise ValueError(
-                f"head_channels: {channels} channels do not part into {heads} heads; "
-                f"expected a divisor of {channels}, got {head_channels}"
-            )
+        if head_channels < 1 or channels % (heads := max(1, channels // head_channels)):
+            raise ValueError(f"head_channels: expected a number that parts {channels} channels, got {head_channels}")
         if layers < 1:
             raise ValueError(f"layers: expected at least 1, got {layers}")
         if cell is not None and not isinstance(cell, CellModule):
@@ -94,8 +91,14 @@ class StageAttention(nn.Module):
 
     @staticmethod
     def _fused(norm: nn.Module) -> bool:
-        """Whether norm_add stands for this norm: a plain BatchNorm2d whose momentum is a number."""
-        return type(norm) is nn.BatchNorm2d and norm.affine and norm.momentum is not None
+        """Whether norm_add stands for this norm: a BatchNorm2d as torch makes it, with a momentum and no hooks."""
+        return (
+            type(norm) is nn.BatchNorm2d
+            and norm.affine
+            and norm.momentum is not None
+            and norm.track_running_stats == (norm.running_mean is not None)
+            and not (norm._forward_hooks or norm._forward_pre_hooks)
+        )
 
     @staticmethod
     def _wants_moments(norm: nn.Module) -> bool:
@@ -117,7 +120,7 @@ class StageAttention(nn.Module):
             norm.bias,
             (norm.running_mean, norm.running_var) if tracked else None,
             moments=moments,
-            momentum=norm.momentum,
+            momentum=float(norm.momentum),
             eps=norm.eps,
             relu=self.relu,
             keep=keep,
@@ -177,6 +180,10 @@ class DLALight(StageAttention):
             backend=backend,
         )
         self.e = nn.Parameter(torch.empty(channels, 1, 3, 3)) if conv else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Of the stage's own filter, as torch's convolutions have it; cell and layers have theirs."""
         if self.e is not None:
             nn.init.uniform_(self.e, -1 / 3, 1 / 3)
 
@@ -221,7 +228,8 @@ class MRLALight(DLALight):
 
 class DLABase(StageAttention):
     """DLA-B for a stage of T layers (Eq. 2): ``x + relu(BN(o))``, o attending to all layers so far, keys and values of
-    which the cell refreshes at every layer. The parameters are those of ``DLALight``.
+    which the cell refreshes at every layer. The parameters are those of ``DLALight``. In a stage of one layer there is
+    nothing to refresh: it has no cell.
 
     >>> attention = DLABase(64, layers=3)
     >>> stage = None
@@ -248,7 +256,7 @@ class DLABase(StageAttention):
         super().__init__(
             channels,
             layers,
-            cell,
+            cell if layers > 1 else None,
             reduction=reduction,
             head_channels=head_channels,
             drop_path=drop_path,

@@ -87,6 +87,8 @@ class CellModule(nn.Module):
 
     def forward(self, y: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
         """One step: y [B, C] and a state, each [B, C] (None: the start) -> the new state."""
+        if y.dim() != 2:
+            raise ValueError(f"y: expected [B, {self.channels}], got {list(y.shape)}; ContextScan takes [T, B, C]")
         state = self.initial_state(y) if state is None else state
         states = scan(y[None], self.weights, cell=self.cell, state=state, backend=self.backend)
         return tuple(s[0] for s in states)

@@ -22,6 +22,8 @@ class LayerwiseIntegration(nn.Module):
 
     def __init__(self, cell: CellModule) -> None:
         super().__init__()
+        if not isinstance(cell, CellModule):
+            raise TypeError(f"cell: expected a CellModule, such as DIACell(channels), got {type(cell).__name__}")
         self.cell = cell
 
     def forward(
