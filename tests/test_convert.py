@@ -2,6 +2,7 @@
 blocks written as theirs are."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -119,6 +120,30 @@ def test_blocks_are_called_as_modules():
     assert [block.calls for block in seen] == [1] * 8
     net.layer2.layers[0] = torch.compile(net.layer2.layers[0], backend="aot_eager")
     net(torch.randn(2, 3, 16, 16)).sum().backward()
+
+
+def test_threads_have_shortcuts_of_their_own():
+    net = dla.convert(TheirNet().eval()).eval()
+    for norm in (m for n, m in net.named_modules() if n.endswith(".norm")):
+        nn.init.ones_(norm.weight)
+    images = torch.randn(4, 1, 3, 16, 16)
+
+    def run(x):
+        with torch.no_grad():
+            return torch.stack([net(x) for _ in range(5)])
+
+    expected = [run(x) for x in images]
+    with ThreadPoolExecutor(4) as pool:
+        for out, alone in zip(pool.map(run, images), expected):
+            assert torch.equal(out, alone)
+    assert not any(kept.outputs for i in range(4) for kept in getattr(net, f"layer{i + 1}").shortcuts if kept)
+
+
+def test_a_block_that_does_without_its_shortcut_is_an_error():
+    net = dla.convert(TheirNet())
+    net.layer1.layers[0] = nn.Conv2d(16, 64, 1)
+    with pytest.raises(RuntimeError, match="a block did not call its downsample"):
+        net(torch.randn(2, 3, 16, 16))
 
 
 def test_a_converted_stage_is_still_a_sequence_to_look_at():

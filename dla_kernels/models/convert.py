@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 
 from ..cells import Cell
@@ -13,19 +15,24 @@ BETWEEN = ("dla_light", "dla_base", "mrla_light", "mrla_base")  # what runs afte
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
+COMPILED = 0  # in place of a thread where the code of one is traced
+
+
 class Kept:
-    """A forward hook: the last output of a block's ``downsample``, until it is taken."""
+    """A forward hook: what a block's ``downsample`` made for each thread, until the thread takes it."""
 
     def __init__(self) -> None:
-        self.output: Tensor | None = None
+        self.outputs: dict[int, Tensor] = {}
 
     def __call__(self, module: nn.Module, args: tuple, output: Tensor) -> None:
-        self.output = output
+        self.outputs[COMPILED if torch.compiler.is_compiling() else threading.get_ident()] = output
 
     def take(self) -> Tensor:
-        output, self.output = self.output, None
-        assert output is not None
-        return output
+        if not torch.compiler.is_compiling() and threading.get_ident() in self.outputs:
+            return self.outputs.pop(threading.get_ident())
+        if COMPILED not in self.outputs:
+            raise RuntimeError("a block did not call its downsample: convert cannot know its shortcut")
+        return self.outputs.pop(COMPILED)
 
 
 class ConvertedStage(nn.Module):
