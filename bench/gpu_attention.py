@@ -13,9 +13,8 @@ from bench.attention import Layer, Row, layer_parity
 from bench.common import Target, target_table
 from bench.devices import Call, Cuda, StandIn
 from bench.gpu_clock import Build, medians_and_spreads, reason, sampled
-from bench.gpu_inputs import DTYPES, copies_needed
+from bench.gpu_inputs import DTYPES, copies_needed, triton_on
 from dla_kernels import reference
-from dla_kernels.backends import BACKENDS
 from dla_kernels.terminal import table
 from dla_kernels.verify import functions
 
@@ -29,9 +28,8 @@ COPIED = 4 / 3  # the bytes that a copy of two maps moves, over those of a forwa
 
 
 def backends(device: Cuda | StandIn) -> list[tuple[str, Any]]:
-    triton = BACKENDS["triton"]
-    served = [("triton", functions("triton"))] if triton.available and triton.serves(device.type) else []
-    return [("ours", functions(device.backend)), *served, ("eager", reference)]
+    triton = triton_on(device)
+    return [("ours", functions(device.backend)), *([("triton", triton)] if triton else []), ("eager", reference)]
 
 
 def measure(row: Row, dtype: str, device: Cuda | StandIn, args: argparse.Namespace) -> dict:

@@ -61,6 +61,12 @@ class Set:
         self.y_rounded = self.y.to(dtype)  # for cuDNN's LSTM
 
 
+def triton_on(device: Cuda | StandIn) -> Any:
+    """The ops of the Triton backend, None where it does not serve the device."""
+    triton = BACKENDS["triton"]
+    return functions("triton") if triton.available and triton.serves(device.type) else None
+
+
 class Inputs:
     """A row's weights, in fp32 as mixed-precision training keeps them, and its rotating sets."""
 
@@ -77,8 +83,7 @@ class Inputs:
         self.weight_leaves = dla.Joint(*(w.clone().requires_grad_() for w in self.weights))
         self.copied = torch.empty_like(self.sets[0].flat)
         self.ours = functions(device.backend)
-        served = BACKENDS["triton"].available and BACKENDS["triton"].serves(device.type)
-        self.triton = functions("triton") if served else None
+        self.triton = triton_on(device)
 
     def lstm(self) -> tuple[torch.nn.LSTM, dla.Dense]:
         """cuDNN's LSTM in the row's dtype, and the same weights for our scan."""

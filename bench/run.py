@@ -157,8 +157,8 @@ def main() -> None:
     rows = [measure(shape, args.rounds, not args.no_compile) for shape in progress(shapes, "bench")]
     inside = attention.measure(args.rounds, not args.no_compile, args.shapes)
     whole = networks.measure(max(3, args.rounds // 4), args.shapes)
-    result = {"system": system(), "commit": commit(), "allocator": common.ALLOCATOR, "rows": rows, "attention": inside}
-    result["networks"] = whole
+    result = {"system": system(), "commit": commit(), "allocator": common.ALLOCATOR}
+    result |= {"rows": rows, "attention": inside, "networks": whole}
     args.out.mkdir(parents=True, exist_ok=True)
     checks = [(row["name"], target) for row in rows for target in targets(row)]
     checks += attention.targets(inside) + networks.targets(whole)

@@ -9,12 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..cells import Cell
-from .resnet import stage_attention
+from .resnet import BETWEEN, stage_attention
 
-BETWEEN = ("dla_light", "dla_base", "mrla_light", "mrla_base")  # what runs after whole blocks
 STAGES = ("layer1", "layer2", "layer3", "layer4")
-
-
 COMPILED = 0  # in place of a thread where the code of one is traced
 
 

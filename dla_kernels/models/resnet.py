@@ -13,6 +13,7 @@ from ..nn.attention import StageAttention
 from .blocks import ECA, SE, BasicBlock, Block, Bottleneck
 
 ATTENTIONS = ("none", "se", "eca", "dia", "mrla_light", "mrla_base", "dla_light", "dla_base")
+BETWEEN = {"dla_light": DLALight, "dla_base": DLABase, "mrla_light": MRLALight, "mrla_base": MRLABase}  # whole blocks
 WITH_CELL = {"dia": "dia", "dla_light": "dsu", "dla_base": "dsu"}  # and its usual kind
 
 
@@ -38,13 +39,12 @@ def stage_attention(
         if cell == "lstm":  # behind bottlenecks, as DIANet's own cell is
             cell = Cell("lstm", projection="split")
         return LayerwiseIntegration(make_cell(cell, channels, reduction, backend=backend))
-    own = {"head_channels": head_channels, "drop_path": drop_path, "backend": backend}
-    if attention.startswith("mrla"):
-        return {"mrla_light": MRLALight, "mrla_base": MRLABase}[attention](channels, layers, **own)  # type: ignore[arg-type]
-    if attention.startswith("dla"):
-        made = {"dla_light": DLALight, "dla_base": DLABase}[attention]
-        return made(channels, layers, cell, reduction=reduction, **own)  # type: ignore[arg-type]
-    return None
+    if attention not in BETWEEN:
+        return None
+    with_cell = {"cell": cell, "reduction": reduction} if attention in WITH_CELL else {}
+    return BETWEEN[attention](
+        channels, layers, head_channels=head_channels, drop_path=drop_path, backend=backend, **with_cell
+    )
 
 
 class Stage(nn.Module):

@@ -49,6 +49,7 @@ class StageAttention(nn.Module):
     """What light and base have in common."""
 
     relu: bool  # between the norm and the sum
+    with_lam: bool  # whether a layer weighs the one before
 
     def __init__(
         self,
@@ -59,7 +60,6 @@ class StageAttention(nn.Module):
         reduction: int,
         head_channels: int,
         drop_path: float,
-        with_lam: bool,
         backend: str | None,
     ) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class StageAttention(nn.Module):
             raise ValueError(f"cell: expected one of {channels} channels, got {cell.channels}")
         self.channels, self.heads, self.drop_path, self.backend = channels, heads, drop_path, backend
         self.cell = cell
-        self.layers = nn.ModuleList(AttentionLayer(channels, with_lam) for _ in range(layers))
+        self.layers = nn.ModuleList(AttentionLayer(channels, self.with_lam) for _ in range(layers))
 
     def _with_cell(self) -> dict[str, Any]:
         """How the steps take the cell."""
@@ -155,7 +155,7 @@ class DLALight(StageAttention):
     torch.Size([8, 64, 16, 16])
     """
 
-    relu = False
+    relu, with_lam = False, True
 
     def __init__(
         self,
@@ -176,7 +176,6 @@ class DLALight(StageAttention):
             reduction=reduction,
             head_channels=head_channels,
             drop_path=drop_path,
-            with_lam=True,
             backend=backend,
         )
         self.e = nn.Parameter(torch.empty(channels, 1, 3, 3)) if conv else None
@@ -240,7 +239,7 @@ class DLABase(StageAttention):
     3
     """
 
-    relu = True
+    relu, with_lam = True, False
 
     def __init__(
         self,
@@ -260,7 +259,6 @@ class DLABase(StageAttention):
             reduction=reduction,
             head_channels=head_channels,
             drop_path=drop_path,
-            with_lam=False,
             backend=backend,
         )
 
