@@ -1,6 +1,8 @@
 # make setup   a working .venv with the package built in place
 # make test    setup, then all tests
 # make bench   setup, check every op against the reference, benchmark, tables and plots
+# make docs    setup, then the documentation as a site, build/site/index.html; a warning is an error
+# make soak    setup, then the ops under random inputs, threads, interrupts and low memory, for minutes
 # make gpu     on a machine with a GPU: build, test, check and benchmark in under 9 minutes
 # make lint    formatting and static checks
 # make clean   removes what the others made
@@ -9,7 +11,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup test bench gpu lint clean help
+.PHONY: setup test bench docs soak gpu lint clean help
 
 help:
 	@sed -n 's/^# \(make.*\)/\1/p' Makefile
@@ -23,6 +25,12 @@ test: setup
 bench: setup
 	$(BIN)/python -m dla_kernels verify
 	$(BIN)/python -m dla_kernels bench
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+soak: setup
+	$(BIN)/python -m tests.soak $(SOAK_OPTIONS)
 
 gpu:
 	@$(PYTHON) tools/gpu.py $(GPU_OPTIONS)

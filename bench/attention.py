@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -96,23 +96,25 @@ class Layer:
 
 
 class Stage:
-    """T layers of DLA-B."""
+    """T layers of DLA-B, their maps in ``dtype``, all else in fp32."""
 
-    def __init__(self, row: Row, device: str = "cpu") -> None:
+    def __init__(self, row: Row, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
         torch.manual_seed(0)
         B, C, HW, T = row
         self.heads, self.T = max(1, C // D), T
-        maps = [torch.randn(B, C, HW, HW) for _ in range(T)]
-        filters = [t for _ in range(T) for t in attention(C)]
-        self.leaves = leaves_of(tuple(x.to(device) for x in (*maps, *filters, *cell_weights(C))))
-        self.dos = [torch.randn_like(x) for x in maps]
+        maps = [torch.randn(B, C, HW, HW).to(dtype) for _ in range(T)]
+        small = [t for _ in range(T) for t in attention(C)]
+        self.tensors = tuple(x.to(device) for x in (*maps, *small, *cell_weights(C)))
+        self.leaves = leaves_of(self.tensors)
+        self.dos = [torch.randn_like(x) for x in self.tensors[:T]]
 
-    def layers(self) -> list[tuple[Tensor, dla.Attention]]:
-        T, leaves = self.T, self.leaves
-        return [(leaves[t], dla.Attention(*leaves[T + 3 * t : T + 3 * t + 3])) for t in range(T)]
+    def call(self, stage: Callable, tensors: Sequence[Tensor]) -> list[Tensor]:
+        T = self.T
+        layers = [(tensors[t], dla.Attention(*tensors[T + 3 * t : T + 3 * t + 3])) for t in range(T)]
+        return stage(layers, dla.Split(*tensors[4 * T :]), heads=self.heads, cell=CELL)
 
     def forward(self, stage: Callable) -> list[Tensor]:
-        return stage(self.layers(), dla.Split(*self.leaves[4 * self.T :]), heads=self.heads, cell=CELL)
+        return self.call(stage, self.leaves)
 
     def forward_backward(self, stage: Callable) -> None:
         torch.autograd.grad(self.forward(stage), self.leaves, self.dos)

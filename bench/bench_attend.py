@@ -1,19 +1,13 @@
-"""attend: ours beside the eager reference, for pytest-benchmark."""
+"""attend: what the last of T layers has of each layer, from rows alone."""
 
-import pytest
-import torch
-
-import dla_kernels as dla
-from bench.attention import LAYERS, D, attention
-from dla_kernels import reference
-
-PEERS = {"eager": reference, "ours": dla}
+from bench.work import Work, benchmarks, filters, heads, rows
 
 
-@pytest.mark.parametrize("peer", PEERS)
-@pytest.mark.parametrize("row", LAYERS, ids=str)
-def test_attend(benchmark, row, peer):
-    x = torch.randn(row.B, row.C, row.HW, row.HW)
-    y, past = x.mean((2, 3)), [torch.randn(n * 11, row.B, row.C) for n in (1, 1, 2)]
-    q, k, _ = attention(row.C)
-    benchmark(PEERS[peer].attend, y, q, k, past, heads=row.C // D)
+def work(shape, dtype, device):
+    y, *past = (rows(n, shape, dtype, device) for n in (1, *[n * (shape.T - 1) for n in (1, 1, 2)]))
+    q, k, _ = filters(shape, dtype, device)
+    G = heads(shape)
+    return Work("attend", shape, 0, [y[0], q, k, *past], lambda f, t: f.attend(*t[:3], t[3:], heads=G))
+
+
+test_attend = benchmarks(work)

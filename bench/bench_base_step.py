@@ -1,20 +1,18 @@
-"""base_step: a stage of ours beside the eager reference and the published way, for pytest-benchmark."""
+"""base_step: a stage of DLA-B, T layers one after the other, as published but for the copies."""
 
 from functools import partial
 
-import pytest
-
-from bench.attention import STAGE, Stage, base_stage
-from bench.published import base_stage_by_copying
-from dla_kernels import reference
-
-PEERS = {
-    "eager, copying": base_stage_by_copying,
-    "eager": partial(base_stage, base_step=reference.base_step),
-    "ours": base_stage,
-}
+from bench.attention import Row, Stage, base_stage
+from bench.work import Work, benchmarks
 
 
-@pytest.mark.parametrize("peer", PEERS)
-def test_base_step_forward_backward(benchmark, peer):
-    benchmark(Stage(STAGE).forward_backward, PEERS[peer])
+def work(shape, dtype, device):
+    stage = Stage(Row(shape.B, shape.C, shape.HW, shape.T), dtype, device)
+
+    def call(f, t):
+        return stage.call(partial(base_stage, base_step=f.base_step), t)
+
+    return Work("base_step", shape, shape.T, stage.tensors, call)
+
+
+test_base_step = benchmarks(work)

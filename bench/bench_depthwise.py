@@ -1,17 +1,11 @@
-"""depthwise: ours beside the eager reference, for pytest-benchmark."""
+"""depthwise: the values of a layer, a 3x3 filter for each channel."""
 
-import pytest
-import torch
-
-import dla_kernels as dla
-from bench.attention import LAYERS
-from dla_kernels import reference
-
-PEERS = {"eager": reference, "ours": dla}
+from bench.work import Work, benchmarks, filters, maps
 
 
-@pytest.mark.parametrize("peer", PEERS)
-@pytest.mark.parametrize("row", LAYERS, ids=str)
-def test_depthwise(benchmark, row, peer):
-    x = torch.randn(row.B, row.C, row.HW, row.HW)
-    benchmark(PEERS[peer].depthwise, x, torch.randn(row.C, 1, 3, 3))
+def work(shape, dtype, device):
+    (x,), (_, _, v) = maps(1, shape, dtype, device), filters(shape, dtype, device)
+    return Work("depthwise", shape, 1, [x, v], lambda f, t: f.depthwise(*t))
+
+
+test_depthwise = benchmarks(work)

@@ -1,16 +1,10 @@
-"""gap: ours beside the eager reference, for pytest-benchmark."""
+"""gap: the means of T maps."""
 
-import pytest
-
-import dla_kernels as dla
-from bench.common import SHAPES, Inputs
-from dla_kernels import reference
-
-PEERS = {"eager": reference, "ours": dla}
+from bench.work import Work, benchmarks, maps
 
 
-@pytest.mark.parametrize("peer", PEERS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_gap(benchmark, shape, peer):
-    inputs = Inputs(shape)
-    benchmark(PEERS[peer].gap, inputs.xs)
+def work(shape, dtype, device):
+    return Work("gap", shape, shape.T, maps(shape.T, shape, dtype, device), lambda f, t: (f.gap(t),))
+
+
+test_gap = benchmarks(work)

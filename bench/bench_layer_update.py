@@ -1,23 +1,14 @@
-"""layer_update: ours beside the eager reference, for pytest-benchmark."""
+"""layer_update: a whole stage, with the paper's cell."""
 
-import pytest
+from bench.work import CELLS, Work, benchmarks, cell_weights, maps, pack
 
-import dla_kernels as dla
-from bench.common import SHAPES, Inputs
-from dla_kernels import reference
-
-PEERS = {"eager": reference, "ours": dla}
+CELL = CELLS["layer_update"]
 
 
-@pytest.mark.parametrize("peer", PEERS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_layer_update(benchmark, shape, peer):
-    inputs = Inputs(shape)
-    benchmark(PEERS[peer].layer_update, inputs.xs, inputs.weights)
+def work(shape, dtype, device):
+    T = shape.T
+    tensors = [*maps(T, shape, dtype, device), *cell_weights(CELL, shape, dtype, device)]
+    return Work("layer_update", shape, T, tensors, lambda f, t: f.layer_update(t[:T], pack(CELL, t[T:]))[0], CELL)
 
 
-@pytest.mark.parametrize("peer", PEERS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_layer_update_forward_backward(benchmark, shape, peer):
-    inputs = Inputs(shape)
-    benchmark(inputs.forward_backward, PEERS[peer].layer_update)
+test_layer_update = benchmarks(work)

@@ -1,21 +1,12 @@
-"""light_step: ours beside the eager reference, for pytest-benchmark."""
+"""light_step: one layer of DLA-L, as published."""
 
-import pytest
-
-import dla_kernels as dla
-from bench.attention import LAYERS, Layer
-from dla_kernels import reference
-
-PEERS = {"eager": reference, "ours": dla}
+from bench.attention import Layer, Row
+from bench.work import Work, benchmarks
 
 
-@pytest.mark.parametrize("peer", PEERS)
-@pytest.mark.parametrize("row", LAYERS, ids=str)
-def test_light_step(benchmark, row, peer):
-    benchmark(Layer(row).forward, PEERS[peer].light_step)
+def work(shape, dtype, device):
+    layer = Layer(Row(shape.B, shape.C, shape.HW), dtype, device)
+    return Work("light_step", shape, 2, layer.tensors, lambda f, t: layer.call(f.light_step, t))
 
 
-@pytest.mark.parametrize("peer", PEERS)
-@pytest.mark.parametrize("row", LAYERS, ids=str)
-def test_light_step_forward_backward(benchmark, row, peer):
-    benchmark(Layer(row).forward_backward, PEERS[peer].light_step)
+test_light_step = benchmarks(work)

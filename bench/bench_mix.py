@@ -1,17 +1,11 @@
-"""mix: ours beside the eager reference, for pytest-benchmark."""
+"""mix: what the last of T layers attends to."""
 
-import pytest
-import torch
-
-import dla_kernels as dla
-from bench.attention import LAYERS
-from dla_kernels import reference
-
-PEERS = {"eager": reference, "ours": dla}
+from bench.work import Work, benchmarks, maps, rows
 
 
-@pytest.mark.parametrize("peer", PEERS)
-@pytest.mark.parametrize("row", LAYERS, ids=str)
-def test_mix(benchmark, row, peer):
-    x = torch.randn(row.B, row.C, row.HW, row.HW)
-    benchmark(PEERS[peer].mix, [x, x + 1, x + 2], torch.randn(3, row.B, row.C))
+def work(shape, dtype, device):
+    tensors = [*maps(shape.T, shape, dtype, device), rows(shape.T, shape, dtype, device)]
+    return Work("mix", shape, shape.T, tensors, lambda f, t: f.mix(t[:-1], t[-1])[:1])
+
+
+test_mix = benchmarks(work)

@@ -1,18 +1,21 @@
-"""norm_add: ours beside the eager reference, for pytest-benchmark."""
+"""norm_add: the norm behind a step and the shortcut around it, in training."""
 
-import pytest
 import torch
 
-import dla_kernels as dla
-from bench.attention import LAYERS
-from dla_kernels import reference
-
-PEERS = {"eager": reference, "ours": dla}
+from bench.work import Work, benchmarks, maps
+from dla_kernels.cells import accumulate_dtype
+from dla_kernels.reference.attention import moments_of
 
 
-@pytest.mark.parametrize("peer", PEERS)
-@pytest.mark.parametrize("row", LAYERS, ids=str)
-def test_norm_add(benchmark, row, peer):
-    x = torch.randn(row.B, row.C, row.HW, row.HW)
-    one = torch.ones(row.C)
-    benchmark(PEERS[peer].norm_add, x, x + 1, one, one, (one, one), relu=True)
+def work(shape, dtype, device):
+    x, o = maps(2, shape, dtype, device)
+    gamma, beta = torch.ones(2, shape.C, dtype=accumulate_dtype(dtype), device=device)
+    moments = moments_of(o)
+
+    def call(f, t):
+        return (f.norm_add(*t, None, moments=moments, relu=True),)
+
+    return Work("norm_add", shape, 2, [x, o, gamma, beta], call)
+
+
+test_norm_add = benchmarks(work)

@@ -1,17 +1,18 @@
-"""refresh: ours beside the eager reference, for pytest-benchmark."""
+"""refresh: the gates of T layers from the last context."""
 
-import pytest
+from bench.work import CELLS, Work, benchmarks, cell_weights, pack, rows
 
-import dla_kernels as dla
-from bench.common import SHAPES, Inputs
-from dla_kernels import reference
-
-PEERS = {"eager": reference, "ours": dla}
+CELL = CELLS["refresh"]
 
 
-@pytest.mark.parametrize("peer", PEERS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_refresh(benchmark, shape, peer):
-    inputs = Inputs(shape)
-    last = tuple(s[-1] for s in dla.scan(inputs.y, inputs.weights))
-    benchmark(PEERS[peer].refresh, inputs.y, last, inputs.weights)
+def work(shape, dtype, device):
+    y, (c,) = rows(shape.T, shape, dtype, device), rows(1, shape, dtype, device)
+    weights = cell_weights(CELL, shape, dtype, device)
+
+    def call(f, t):
+        return (f.refresh(t[0], (t[1],), pack(CELL, t[2:]), cell=CELL),)
+
+    return Work("refresh", shape, 0, [y, c, *weights], call, CELL)
+
+
+test_refresh = benchmarks(work)

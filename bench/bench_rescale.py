@@ -1,16 +1,11 @@
-"""rescale: ours beside the eager reference, for pytest-benchmark."""
+"""rescale: T maps by their gates."""
 
-import pytest
-
-import dla_kernels as dla
-from bench.common import SHAPES, Inputs
-from dla_kernels import reference
-
-PEERS = {"eager": reference, "ours": dla}
+from bench.work import Work, benchmarks, maps, rows
 
 
-@pytest.mark.parametrize("peer", PEERS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_rescale(benchmark, shape, peer):
-    inputs = Inputs(shape)
-    benchmark(PEERS[peer].rescale, inputs.xs, inputs.y)
+def work(shape, dtype, device):
+    tensors = [*maps(shape.T, shape, dtype, device), rows(shape.T, shape, dtype, device)]
+    return Work("rescale", shape, shape.T, tensors, lambda f, t: f.rescale(t[:-1], t[-1]))
+
+
+test_rescale = benchmarks(work)

@@ -1,16 +1,11 @@
-"""scan: ours beside the eager reference, for pytest-benchmark."""
+"""scan: the cell over T layers. `cell` may be another, such as the LSTM that torch has too."""
 
-import pytest
-
-import dla_kernels as dla
-from bench.common import SHAPES, Inputs
-from dla_kernels import reference
-
-PEERS = {"eager": reference, "ours": dla}
+from bench.work import CELLS, Work, benchmarks, cell_weights, pack, rows
 
 
-@pytest.mark.parametrize("peer", PEERS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_scan(benchmark, shape, peer):
-    inputs = Inputs(shape)
-    benchmark(PEERS[peer].scan, inputs.y, inputs.weights)
+def work(shape, dtype, device, cell=CELLS["scan"]):
+    y, weights = rows(shape.T, shape, dtype, device), cell_weights(cell, shape, dtype, device)
+    return Work("scan", shape, 0, [y, *weights], lambda f, t: f.scan(t[0], pack(cell, t[1:]), cell=cell), cell)
+
+
+test_scan = benchmarks(work)

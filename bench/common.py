@@ -34,6 +34,7 @@ def restart_with_allocator() -> None:
     """Runs this process again with ALLOCATOR in its environment, unless it is there."""
     if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
         os.environ.update(ALLOCATOR)
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler else says when it starts and stops
         os.execv(sys.executable, sys.orig_argv)
 
 
@@ -151,13 +152,17 @@ class Target(NamedTuple):
     why: str
 
     @property
+    def wanted(self) -> str:
+        return f"{'>=' if self.at_least else '<='} {self.limit}"
+
+    @property
     def met(self) -> bool:
         return self.ratio >= self.limit if self.at_least else self.ratio <= self.limit
 
 
 def target_table(checks: Sequence[tuple[str, Target]], title: str) -> str:
     """The targets of (row, target) as a table."""
-    body = [(n, t.name, f"{t.ratio:.2f}", f"{'>=' if t.at_least else '<='} {t.limit}", t.why) for n, t in checks]
+    body = [(n, t.name, f"{t.ratio:.2f}", t.wanted, t.why) for n, t in checks]
     return table((title, "what", "measured", "target", "where it goes"), body)
 
 

@@ -1,4 +1,4 @@
-"""What a benchmark asks of a GPU: a clock, CUDA graphs, launch counts, memory. And a stand-in without one.
+"""What a benchmark asks of a device: a clock, CUDA graphs, launch counts, memory. And a stand-in for a GPU.
 
 Everything else in the GPU benchmarks is ordinary PyTorch, so with `StandIn` they run on any machine: the
 tests do that, and `python tools/gpu.py --rehearse`.
@@ -18,8 +18,10 @@ import sys
 import time
 from collections.abc import Callable
 from importlib import metadata
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.common import commit
 
@@ -167,10 +169,76 @@ class Cuda:
         torch.cuda.empty_cache()
 
 
-class StandIn:
-    """The same questions to the CPU: a clock on the wall or a given one, graphs that are plain calls."""
+class Cpu:
+    """The same questions to the CPU: a clock on the wall, calls into torch for launches, no graphs."""
 
     type = backend = "cpu"
+    name = "cpu"
+    l2_bytes = 1  # inputs do not take turns: candidates that do drive them out of the caches
+
+    def facts(self) -> dict:
+        model = re.search(r"model name\s*: (.*)", output_of("cat", "/proc/cpuinfo"))
+        threads = {"threads": torch.get_num_threads()}
+        return {"device": model.group(1) if model else platform.machine(), "slug": self.name, **threads}
+
+    def free_bytes(self) -> int:
+        return 1 << 30
+
+    def synchronize(self) -> None:
+        pass
+
+    clock = staticmethod(time.perf_counter)
+
+    def timed(self, call: Call, times: int) -> float:
+        """Milliseconds of one call, from `times` calls in a row."""
+        start = self.clock()
+        for _ in range(times):
+            call()
+        return 1e3 * (self.clock() - start) / times
+
+    def captured(self, calls: list[Call]) -> list[Call]:
+        raise RuntimeError("no graphs on a CPU")
+
+    def launches(self, call: Call) -> dict[str, float]:
+        """Calls into torch that compute something: views and allocations are none."""
+        with Calls() as calls:
+            call()
+        return {"kernels": float(calls.count), "copies": 0.0}
+
+    def peak_bytes(self, call: Call) -> int:
+        """The most memory of torch's that a call holds at a time, beyond what it found."""
+        call()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            call()
+        events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+        if not events:
+            raise RuntimeError("the profiler saw no memory")
+        now = most = 0
+        for event in sorted(events, key=lambda e: e.start_ns()):
+            now += event.nbytes()
+            most = max(most, now)
+        return most
+
+    def release(self) -> None:
+        gc.collect()
+
+
+class Calls(TorchDispatchMode):
+    """Counts operators that reach a kernel which computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        free = any(a.alias_info and not a.alias_info.is_write for a in func._schema.returns) or "empty" in func.__name__
+        self.count += not free
+        return func(*args, **(kwargs or {}))
+
+
+class StandIn(Cpu):
+    """A CPU in place of a GPU: tiny caches, a clock that may be a given one, graphs that are plain calls."""
+
     name = "stand-in"
     l2_bytes = 64 << 10
 
@@ -179,18 +247,6 @@ class StandIn:
 
     def facts(self) -> dict:
         return {"device": self.name, "slug": self.name, "torch": torch.__version__, "l2_mb": self.l2_bytes / 1e6}
-
-    def free_bytes(self) -> int:
-        return 1 << 30
-
-    def synchronize(self) -> None:
-        pass
-
-    def timed(self, call: Call, times: int) -> float:
-        start = self.clock()
-        for _ in range(times):
-            call()
-        return 1e3 * (self.clock() - start) / times
 
     def captured(self, calls: list[Call]) -> list[Call]:
         return calls
@@ -202,9 +258,6 @@ class StandIn:
     def peak_bytes(self, call: Call) -> int:
         call()
         return 0
-
-    def release(self) -> None:
-        gc.collect()
 
 
 if __name__ == "__main__":

@@ -20,18 +20,17 @@ def names(rows: list[dict], op: str) -> list[str]:
 
 
 def best(ms: dict[str, float], op: str, who: str) -> float | None:
-    """The fastest of "ours" or of "peers", captured or not; None if none was measured."""
-    ours = [f"{op}/ours", f"{op}/ours graph"]
-    peers = [f"{op}/{name}" for name in PEERS]
-    return min((ms[key] for key in (ours if who == "ours" else peers) if key in ms), default=None)
+    """The fastest of "ours", of "triton" or of "peers", captured or not; None if none was measured."""
+    among = PEERS if who == "peers" else (who, f"{who} graph")
+    return min((ms[f"{op}/{name}"] for name in among if f"{op}/{name}" in ms), default=None)
 
 
-def kernel_ms(row: dict, direction: str) -> float | None:
+def kernel_ms(row: dict, direction: str, who: str = "ours") -> float | None:
     """Of layer_update without the host's part. Backward is what a captured forward+backward takes beyond forward."""
     ms = row["ms"]
     if direction == "forward":
-        return best(ms, "forward", "ours")
-    for name in ("ours graph", "ours"):
+        return best(ms, "forward", who)
+    for name in (f"{who} graph", who):
         both, forward = ms.get(f"forward+backward/{name}"), ms.get(f"forward/{name}")
         if both and forward and both > forward:
             return both - forward
@@ -67,6 +66,7 @@ def targets(row: dict, full_gbs: float) -> list[Target]:
                 allowed = twice * S / bandwidth / limit / 1e6
                 why = f"{1e3 * time:.1f} us, allowed {1e3 * allowed:.1f}"
                 out.append(Target(name, gbs(twice * S, time) / bandwidth, limit, True, why))
+    out += triton_targets(row)
     for op in ("forward", "forward+backward"):
         ours, peer = best(row["ms"], op, "ours"), best(row["ms"], op, "peers")
         if ours and peer:
@@ -80,6 +80,21 @@ def targets(row: dict, full_gbs: float) -> list[Target]:
         if counted:
             why = f"{counted['kernels']:g} kernels, {counted['copies']:g} copies"
             out.append(Target(f"{direction}: launches", sum(counted.values()), limit, False, why))
+    return out
+
+
+def triton_targets(row: dict) -> list[Target]:
+    """Near the bound of two passes where maps are large, elsewhere not much slower than the CUDA kernels."""
+    out, S = [], row["S"]
+    for direction, (_, twice) in PASSES.items():
+        time, ours = (kernel_ms(row, direction, who) for who in ("triton", "ours"))
+        if time and S > 500 * MB:
+            name, ratio = f"triton {direction}: {twice}S / copy bandwidth", gbs(twice * S, time) / copy_gbs(row)
+        elif time and ours:
+            name, ratio = f"triton {direction}: CUDA / Triton", ours / time
+        else:
+            continue
+        out.append(Target(name, ratio, 0.8, True, f"{1e3 * time:.1f} us"))
     return out
 
 

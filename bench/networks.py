@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 import dla_kernels as dla
 from bench.common import Target, interleaved, medians_ms
+from bench.devices import Cpu
 from bench.published import base_step_by_copying
 from dla_kernels.nn import DLABase
 from dla_kernels.terminal import progress, table
@@ -61,22 +62,6 @@ class Step:
         return loss.detach()
 
 
-def peak_bytes(call: Callable[[], object]) -> int:
-    """The most memory of torch's that a call holds at a time, beyond what it found."""
-    call()
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        call()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    if not events:
-        raise RuntimeError("the profiler saw no memory")
-    now = most = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
-
-
 def first_gradient(step: Step) -> Tensor:
     """Of the first convolution, behind which all else lies."""
     F.cross_entropy(step.net(step.images), step.labels).backward()
@@ -105,7 +90,7 @@ def measure_depth(depth: int, rounds: int, batch: int = BATCH, size: int = SIZE)
             steps[f"{attention}/{how}"] = Step(name, how, batch, size)
         check(name, ("ours", *peers))
     seconds = interleaved({name: partial(step) for name, step in steps.items()}, rounds)
-    peaks = {name: peak_bytes(step) for name, step in steps.items()}
+    peaks = {name: Cpu().peak_bytes(step) for name, step in steps.items()}
     return {"depth": depth, "ms": medians_ms(seconds), "seconds": seconds, "peak_bytes": peaks}
 
 

@@ -9,7 +9,11 @@ COLOURS = {
     "eager graph": "#808080",
     "compile": "#7a9cc6",
     "compile graph": "#4f739f",
+    "copy": "#d8d2c4",
     "ours": "#d1603d",
+    "cpu": "#d1603d",
+    "cuda": "#d1603d",
+    "triton": "#8e5ea2",
     "ours graph": "#a3401f",
     "ours in place": "#e8a87c",
     "ours lstm": "#c9a227",
@@ -17,15 +21,20 @@ COLOURS = {
 }
 
 
-def speedups(rows: list[dict], path: Path) -> None:
-    """Time relative to ours, one panel per op, a dotted line at the copy of 2S bytes."""
+def axes_of(count: int, nrows: int = 1, **options: object) -> tuple:
+    """(figure, its panels by row), drawn without a screen."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    return plt.subplots(nrows, count, layout="constrained", squeeze=False, **options)
+
+
+def speedups(rows: list[dict], path: Path, tag: dict[str, str] | None = None) -> None:
+    """Time relative to ours, one panel per op, a dotted line at the copy of 2S bytes."""
     ops = ("scan", "forward", "forward+backward")
-    figure, axes = plt.subplots(1, len(ops), figsize=(15, max(4.5, 0.7 * len(rows))), sharey=True, layout="constrained")
+    figure, (axes,) = axes_of(len(ops), figsize=(15, max(4.5, 0.7 * len(rows))), sharey=True)
     for axis, op in zip(axes, ops):
         names = list(dict.fromkeys(key.split("/")[1] for row in rows for key in row["ms"] if key.startswith(f"{op}/")))
         height, labelled = 0.8 / max(1, len(names)), set[str]()
@@ -44,6 +53,25 @@ def speedups(rows: list[dict], path: Path) -> None:
         axis.set_title(op)
         axis.set_xlabel("time / ours")
         axis.set_yticks(range(len(rows)), [row["name"] for row in rows])
+        axis.legend(fontsize="small")
+    axes[0].invert_yaxis()
+    figure.savefig(path, dpi=110, metadata=tag)
+
+
+def ops(rows: list[dict], path: Path) -> None:
+    """Milliseconds of every candidate, a panel for each pass."""
+    passes = list(dict.fromkeys(row["pass"] for row in rows))
+    figure, (axes,) = axes_of(len(passes), figsize=(7 * len(passes), 2 + 0.5 * len(rows) / len(passes)), sharey=True)
+    for axis, which in zip(axes, passes):
+        of_pass = [row for row in rows if row["pass"] == which]
+        names = list(dict.fromkeys(name for row in of_pass for name in row["ms"]))
+        height = 0.8 / max(1, len(names))
+        for j, name in enumerate(names):
+            at = [i + (j - (len(names) - 1) / 2) * height for i, row in enumerate(of_pass) if name in row["ms"]]
+            times = [row["ms"][name] for row in of_pass if name in row["ms"]]
+            axis.barh(at, times, height, color=COLOURS.get(name), label=name)
+        axis.set(title=which, xlabel="ms", xscale="log")
+        axis.set_yticks(range(len(of_pass)), [f"{row['op']} {row['name']} {row['dtype']}" for row in of_pass])
         axis.legend(fontsize="small")
     axes[0].invert_yaxis()
     figure.savefig(path, dpi=110)

@@ -1,128 +1,28 @@
-"""The runner behind `make bench`: tables of ours beside eager, torch.compile and a copy; JSON; a plot.
+"""Ours beside eager PyTorch, torch.compile and a copy: what `make bench` measures, or ops and shapes by choice.
 
-On a machine with a GPU, or with `--device cuda`, it is that of bench/gpu.py, which has options of its own.
+On a machine with a GPU the targets have a runner and options of their own: `bench --device cuda --help`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from functools import partial
 from pathlib import Path
 
 import torch
 
-import dla_kernels as dla
-from bench import attention, common, gpu, networks, plot
-from bench.common import HERE, SHAPES, Inputs, Shape, Target, commit, target_table
-from dla_kernels import reference
+from bench import attention, common, gpu, networks, ops, plot, predict, render, scaling, stages
+from bench.common import HERE, SHAPES, Target, commit, target_table
+from bench.work import every_op
 from dla_kernels.__main__ import system
-from dla_kernels.terminal import progress, table
 
-MB = 1e6
-
-
-def candidates(inputs: Inputs, with_compile: bool) -> dict[str, dict[str, object]]:
-    """For each measured op, its candidates by name; each is called without arguments."""
-    peers = {"eager": reference}
-    ops = {
-        "scan": {name: partial(f.scan, inputs.y, inputs.weights) for name, f in peers.items()},
-        "forward": {name: partial(f.layer_update, inputs.xs, inputs.weights) for name, f in peers.items()},
-        "forward+backward": {name: partial(inputs.forward_backward, f.layer_update) for name, f in peers.items()},
-    }
-    if with_compile:
-        # Each shape is compiled for itself, as a user who calls it in a loop would have it.
-        torch._dynamo.reset()
-        scan = torch.compile(reference.scan, dynamic=False)
-        update = torch.compile(reference.layer_update, dynamic=False)
-        ops["scan"]["compile"] = partial(scan, inputs.y, inputs.weights)
-        ops["forward"]["compile"] = partial(update, inputs.xs, inputs.weights)
-        ops["forward+backward"]["compile"] = partial(inputs.forward_backward, update)
-    ops["scan"]["ours"] = partial(dla.scan, inputs.y, inputs.weights)
-    ops["forward"]["ours"] = partial(dla.layer_update, inputs.xs, inputs.weights)
-    ops["forward"]["ours in place"] = inputs.inplace
-    ops["forward+backward"]["ours"] = partial(inputs.forward_backward, dla.layer_update)
-    # The parts of a forward pass by themselves, to say where a missed target goes.
-    last = tuple(s[-1] for s in dla.scan(inputs.y, inputs.weights))
-    ops["parts"] = {
-        "gap": partial(dla.gap, inputs.xs),
-        "refresh": partial(dla.refresh, inputs.y, last, inputs.weights),
-        "rescale": partial(dla.rescale, inputs.xs, inputs.y),
-    }
-    return ops
-
-
-def measure(shape: Shape, rounds: int, with_compile: bool) -> dict:
-    inputs = Inputs(shape)
-    error, allowed = common.check_parity(inputs)
-    if not error <= allowed:
-        raise SystemExit(f"{shape}: layer_update is off by {error:.3g}, allowed {allowed:.3g}; not timing a wrong op")
-    named = {"copy/copy": inputs.copy}
-    for op, by_name in candidates(inputs, with_compile).items():
-        named |= {f"{op}/{name}": call for name, call in by_name.items()}
-    seconds = common.interleaved(named, rounds)
-    return {
-        "shape": shape._asdict(),
-        "name": str(shape),
-        "S": shape.S,
-        "parity": {"error": error, "allowed": allowed},
-        "ms": common.medians_ms(seconds),
-        "seconds": seconds,
-    }
-
-
-def targets(row: dict) -> list[Target]:
-    """The targets of one row: ratios to the better of eager and compile, and to a copy of 2S bytes."""
-    ms, shape, large = row["ms"], Shape(**row["shape"]), row["S"] > 20 * MB
-    copy = ms["copy/copy"]
-    rows, R, C = shape.T * shape.B, shape.R, shape.C
-    flops = 2 * rows * (2 * C * R + 3 * C * R)  # W1 on [h, y], W2 on the bottleneck
-    maps = ms["parts/gap"] + ms["parts/rescale"]
-    cell = ms["scan/ours"] + ms["parts/refresh"]
-
-    def speedup(op: str, limit: float, why: str) -> Target:
-        best = min(ms[key] for key in (f"{op}/eager", f"{op}/compile") if key in ms)
-        ours = ms[f"{op}/ours"]
-        return Target(op, best / ours, limit, True, f"{ours:.2f} ms, allowed {best / limit:.2f}; {why}")
-
-    weights = f"{flops / ms['scan/ours'] / 1e6:.0f} GFLOP/s over {4 * 5 * C * R / MB:.1f} MB of weights for {rows} rows"
-    out = [
-        speedup("scan", 2.5, weights),
-        speedup("forward", 1.5 if large else 2.0, f"by themselves the maps take {maps:.2f}, the cell {cell:.2f}"),
-        speedup("forward+backward", 1.5, f"forward {ms['forward/ours']:.2f}; a copy takes {copy:.2f}"),
-    ]
-    if large:
-        for name, key, limit in (("forward / copy", "ours", 1.25), ("in place / copy", "ours in place", 1.0)):
-            time = ms[f"forward/{key}"]
-            why = f"{time:.2f} ms, allowed {limit * copy:.2f}; by itself the cell takes {cell:.2f}"
-            out.append(Target(name, time / copy, limit, False, why))
-    return out
-
-
-def report(rows: list[dict]) -> str:
-    parts = []
-    if not rows:
-        return ""
-    for op in ("scan", "forward", "forward+backward"):
-        names = [key.split("/")[1] for key in rows[0]["ms"] if key.startswith(f"{op}/")]
-        body = []
-        for row in rows:
-            ms = row["ms"]
-            copy = ms["copy/copy"]
-            best = min(ms[f"{op}/{n}"] for n in names if not n.startswith("ours"))
-            line = [row["name"], f"{row['S'] / MB:.1f}"]
-            line += [f"{copy:.2f}"] if op != "scan" else []
-            line += [f"{ms[f'{op}/{n}']:.3f}" for n in names]
-            line += [f"{best / ms[f'{op}/ours']:.2f}x"]
-            if op == "forward":
-                gbs = 2 * row["S"] / ms[f"{op}/ours"] / 1e6
-                line += [f"{gbs:.1f}", f"{2 * row['S'] / copy / 1e6:.1f}", f"{ms[f'{op}/ours'] / copy:.2f}"]
-                line += [f"{ms[f'{op}/ours in place'] / copy:.2f}"]
-            body.append(line)
-        header = ["shape", "S MB", *(["copy"] if op != "scan" else []), *names, "speedup"]
-        header += ["GB/s", "copy GB/s", "ours/copy", "in place/copy"] if op == "forward" else []
-        parts.append(f"{op}, ms (medians; speedup over the better of eager and compile)\n{table(header, body)}")
-    return "\n\n".join(parts)
+WHAT = {
+    "targets": "the rows that have targets, what docs/performance.md shows (the default)",
+    "ops": "ops and shapes by choice",
+    "scaling": "cost against T, B, C and HW, with fits and plots",
+    "model": "what the traffic model predicts beside what is measured",
+    "render": "docs/performance.md from bench/results",
+}
 
 
 def verdict(checks: list[tuple[str, Target]]) -> str:
@@ -132,51 +32,76 @@ def verdict(checks: list[tuple[str, Target]]) -> str:
     )
 
 
-def main() -> None:
-    device = argparse.ArgumentParser(add_help=False)
-    device.add_argument("--device", choices=("cpu", "cuda"), help="what to measure (default: cuda where there is one)")
-    where, rest = device.parse_known_args()
-    if (where.device or ("cuda" if torch.cuda.is_available() else "cpu")) == "cuda":
-        raise SystemExit(gpu.main(rest))
-    parser = argparse.ArgumentParser(prog="python -m dla_kernels bench", description=__doc__, parents=[device])
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m dla_kernels bench", description=__doc__)
+    parser.add_argument(
+        "what", nargs="?", choices=WHAT, default="targets", help="; ".join(map(": ".join, WHAT.items()))
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="what to measure (default: cuda where there is one)")
     parser.add_argument(
         "--shapes", default="", metavar="TEXT", help="only rows whose name holds TEXT, e.g. C256, resnet56"
     )
     parser.add_argument("--rounds", type=int, default=31, help="interleaved rounds (default 31)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads")
-    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
+    parser.add_argument("--no-compile", action="store_true", help="targets: without torch.compile, which takes minutes")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "cpu", help="folder for the JSON and the plot")
+    parser.add_argument("--out", type=Path, help="targets and scaling: folder for results (default: bench/results/cpu)")
+    parser.add_argument("--check", action="store_true", help="render: write nothing; exit 1 if the page is stale")
+    ops.add_arguments(parser, every_op())
     args = parser.parse_args()
-    common.restart_with_allocator()
+    if args.what == "targets" and (args.suite or args.ops):
+        args.what = "ops"
+    args.suite = args.suite or (["cifar", "imagenet"] if args.what == "model" else ["smoke"])
+    args.ops = args.ops or every_op()
+    args.out = args.out or HERE / "results" / "cpu"
+    return args
+
+
+def main() -> None:
+    device = argparse.ArgumentParser(add_help=False)
+    device.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    where, rest = device.parse_known_args()
+    chosen = any(word.partition("=")[0] in (*WHAT, "--suite", "--ops") for word in rest)
+    if where.device == "cuda" and not chosen:
+        raise SystemExit(gpu.main(rest))  # its targets have options of their own
+    args = arguments()
+    args.device = where.device
+    if args.what == "render":
+        raise SystemExit(render.main(args.check))
+    if args.device == "cpu":
+        common.restart_with_allocator()
     torch.set_num_threads(args.threads)
-    shapes = [shape for shape in SHAPES if args.shapes in str(shape)]
+    runners = {"targets": run_targets, "ops": ops.run, "scaling": scaling.run, "model": predict.run}
+    raise SystemExit(runners[args.what](args))
+
+
+def run_targets(args: argparse.Namespace) -> int:
     known = [*map(str, (*SHAPES, *attention.LAYERS, attention.STAGE)), *networks.names()]
     if not any(args.shapes in name for name in known):
-        parser.error(f"--shapes: expected a part of one of {', '.join(known)}, got {args.shapes!r}")
-    rows = [measure(shape, args.rounds, not args.no_compile) for shape in progress(shapes, "bench")]
+        raise SystemExit(f"--shapes: expected a part of one of {', '.join(known)}, got {args.shapes!r}")
+    rows = stages.run(args.rounds, not args.no_compile, args.shapes)
     inside = attention.measure(args.rounds, not args.no_compile, args.shapes)
     whole = networks.measure(max(3, args.rounds // 4), args.shapes)
     result = {"system": system(), "commit": commit(), "allocator": common.ALLOCATOR}
     result |= {"rows": rows, "attention": inside, "networks": whole}
     args.out.mkdir(parents=True, exist_ok=True)
-    checks = [(row["name"], target) for row in rows for target in targets(row)]
-    checks += attention.targets(inside) + networks.targets(whole)
-    text = "\n\n".join(
-        part for part in (report(rows), attention.report(inside), networks.report(whole), verdict(checks)) if part
-    )
+    parts = [stages.report(rows), attention.report(inside), networks.report(whole), verdict(render.cpu_targets(result))]
+    text = "\n\n".join(part for part in parts if part)
     (args.out / "bench.json").write_text(json.dumps(result, indent=1))
     (args.out / "bench.txt").write_text(text + "\n")
+    written = ["bench.json", "bench.txt"]
     if rows:
         plot.speedups(rows, args.out / "bench.png")
+        written.append("bench.png")
     if args.json:
         print(json.dumps(result))
-        return
+        return 0
     for name, value in result["system"].items():
         print(f"{name:12} {value}")
     print(f"{'allocator':12} {' '.join(f'{k}={v}' for k, v in common.ALLOCATOR.items())}\n")
     print(text)
-    print(f"\nwritten: {', '.join(str(args.out / name) for name in ('bench.json', 'bench.txt', 'bench.png'))}")
+    print(f"\nwritten: {', '.join(str(args.out / name) for name in written)}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -125,8 +125,7 @@ def select(backend: str | None, device: torch.device) -> str:
         return REFERENCE
     if backend == REFERENCE:
         return REFERENCE
-    if backend not in BACKENDS:
-        raise ValueError(f"backend: expected None or one of {', '.join(NAMES)}, got {backend!r}")
+    check_backend(backend)
     chosen = BACKENDS[backend]
     if not chosen.available:
         raise ValueError(f"backend: {backend!r} is not available here: {chosen.reason}")
@@ -135,6 +134,12 @@ def select(backend: str | None, device: torch.device) -> str:
             f"backend: {backend!r} serves tensors on {' or '.join(chosen.device_types)}, got tensors on {device.type}"
         )
     return backend
+
+
+def check_backend(backend: str | None) -> None:
+    """For modules, which are made long before they run: whether there is such a backend at all."""
+    if backend is not None and backend not in NAMES:
+        raise ValueError(f"backend: expected None or one of {', '.join(NAMES)}, got {backend!r}")
 
 
 _warned: set[str] = set()

@@ -2,6 +2,7 @@
 blocks written as theirs are."""
 
 import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -76,7 +77,8 @@ def test_a_converted_network_is_what_it_was_until_trained(make, attention):
     net = make().double()
     before = copy.deepcopy(net)
     own = {name: p for name, p in net.named_parameters()}
-    assert dla.convert(net, attention, reduction=8) is net
+    options = {"reduction": 8} if attention.startswith("dla") else {}
+    assert dla.convert(net, attention, **options) is net
     after = dict(net.named_parameters())
     assert all(
         after[name.replace(f"layer{name[5]}.", f"layer{name[5]}.layers.", 1) if name.startswith("layer") else name] is p
@@ -189,3 +191,16 @@ def test_mistakes_are_explained():
     dla.convert(net)
     with pytest.raises(ValueError, match="model: expected one without layer attention, got one whose layer1"):
         dla.convert(net)
+
+
+def test_a_block_called_by_itself_leaves_nothing_in_a_copy():
+    net = dla.convert(TheirNet())
+    x = net.layer1(torch.randn(1, 16, 8, 8))
+    net.layer2[0](x)
+    again = pickle.loads(pickle.dumps(copy.deepcopy(net)))
+    assert [kept.outputs for kept in again.layer2.shortcuts if kept] == [{}]
+
+
+def test_ours_are_not_converted():
+    with pytest.raises(TypeError, match="ours have attention by name: see create_model"):
+        dla.convert(dla.create_model("resnet18"))

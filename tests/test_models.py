@@ -60,7 +60,7 @@ def test_names():
     assert len(MODELS) == len(ATTENTIONS) * 8
     assert dla.list_models("dla*50") == ["dla_light_resnet50", "dla_base_resnet50"]
     assert "resnet20" in dla.list_models()
-    with pytest.raises(ValueError, match=r"name: expected one of .*dla_light_resnet20.*, got 'dla_heavy_resnet20'"):
+    with pytest.raises(ValueError, match=r"such as .*dla_light_resnet20.*, got 'dla_heavy_resnet20'"):
         dla.create_model("dla_heavy_resnet20")
 
 
@@ -160,6 +160,30 @@ def test_mistakes_are_explained():
         small("cbam")
     with pytest.raises(ValueError, match="cell: expected None with attention='se', got 'lstm'"):
         small("se", cell="lstm")
+    for attention, option in (("eca", "reduction"), ("mrla_light", "reduction"), ("se", "head_channels")):
+        with pytest.raises(ValueError, match=f"{option}: expected None with attention='{attention}', got 8"):
+            small(attention, **{option: 8})
+    with pytest.raises(ValueError, match=r"drop_path: expected None with attention='dia', got 0.1; it has no branch"):
+        small("dia", drop_path=0.1)
+    for wrong in (24, 33, 32.0, 0):
+        with pytest.raises(ValueError, match=rf"head_channels: expected a divisor of the 64 channels, got {wrong}"):
+            small("dla_light", head_channels=wrong)
+    with pytest.raises(ValueError, match=r"backend: expected None or one of reference, cpu, cuda, triton, got 'gpu'"):
+        small(backend="gpu")
+    with pytest.raises(TypeError, match=r"cell: expected a dla_kernels.Cell or the name of a kind, got CellModule"):
+        small("dla_light", cell=dla.nn.make_cell("lstm", 64))
+    with pytest.raises(ValueError, match=r"attention: expected no such option, it is part of the name 'resnet20'"):
+        dla.create_model("resnet20", attention="se")
+    with pytest.raises(TypeError, match=r"options: expected some of num_classes, in_channels, .*, got 'in_chans'"):
+        dla.create_model("resnet20", in_chans=1)
+    with pytest.raises(ValueError, match=r"such as dla_light_resnet20, .*, got 'dla_ligth_resnet20'"):
+        dla.create_model("dla_ligth_resnet20")
+
+
+def test_the_reduction_of_se():
+    narrow, usual = small("se", reduction=64), small("se")
+    assert narrow.stages[0].layers[0].recalibrate.squeeze.out_features == 1
+    assert usual.stages[0].layers[0].recalibrate.squeeze.out_features == 4
 
 
 # ---- right ----
@@ -262,7 +286,7 @@ def test_checkpoints_that_do_not_fit():
         from_published(net, {**state, key: torch.zeros(1, 1, 5)})
     with pytest.raises(ValueError, match="net: expected the released DSU from zeros"):
         to_published(small(cell="lstm"))
-    with pytest.raises(ValueError, match="net: expected DLA-L or DLA-B"):
+    with pytest.raises(ValueError, match="net: expected a cell in every stage, got MRLA"):
         to_published(small("mrla_light"))
 
 

@@ -369,8 +369,8 @@ def test_checkpointing_changes_no_gradient(name):
     ("mistake", "message"),
     [
         (lambda: DLALight(64, 0), "layers: expected at least 1, got 0"),
-        (lambda: DLALight(100, 2), "head_channels: expected a number that parts 100 channels, got 32"),
-        (lambda: DLALight(64, 2, head_channels=0), "head_channels: expected a number that parts 64 channels, got 0"),
+        (lambda: DLALight(100, 2), "head_channels: expected a divisor of the 100 channels, got 32"),
+        (lambda: DLALight(64, 2, head_channels=0), "head_channels: expected a divisor of the 64 channels, got 0"),
         (lambda: DSUCell(64)(torch.randn(64)), r"y: expected \[B, 64\], got \[64\]; ContextScan takes"),
         (lambda: DLALight(64, 2, drop_path=1.0), r"drop_path: expected a rate in \[0, 1\), got 1.0"),
         (lambda: DLALight(64, 2, DSUCell(32)), "cell: expected one of 64 channels, got 32"),
@@ -386,14 +386,38 @@ def test_mistakes_are_explained(mistake, message):
 
 
 def test_a_backend_that_is_none_says_so():
-    attention = DLALight(64, 2, backend="gpu")
-    with pytest.raises(ValueError, match=r"backend: expected .*, got 'gpu'"):
-        attention(0, torch.randn(2, 64, 4, 4), torch.randn(2, 64, 4, 4))
+    for make in (lambda: DLALight(64, 2, backend="gpu"), lambda: LSTMCell(64, backend="gpu")):
+        with pytest.raises(ValueError, match=r"backend: expected .*, got 'gpu'"):
+            make()
 
 
-def test_an_integration_wants_a_cell():
-    with pytest.raises(TypeError, match=r"cell: expected a CellModule, such as DIACell\(channels\), got str"):
-        LayerwiseIntegration("dia")
+@pytest.mark.parametrize("module", [LayerwiseIntegration, ContextScan, LayerUpdate])
+def test_what_runs_a_cell_wants_a_module(module):
+    with pytest.raises(TypeError, match=r"cell: expected a CellModule, such as DSUCell\(channels\), got str"):
+        module("dia")
+
+
+def test_another_number_of_channels():
+    x, y = torch.randn(2, 32, 4, 4), torch.randn(2, 32)
+    for call, said in (
+        (lambda: DLALight(64, 2)(0, x, x), r"x: expected \[B, 64, H, W\], got \[2, 32, 4, 4\]"),
+        (lambda: DSUCell(64)(y), r"y: expected \[B, 64\], got \[2, 32\]"),
+        (lambda: ContextScan(DSUCell(64))(y[None]), "y: expected 64 channels, got"),
+        (lambda: LayerUpdate(DSUCell(64))([x]), r"xs\[0\]: expected 64 channels, got"),
+        (lambda: LayerwiseIntegration(DSUCell(64))(x, x), "a: expected 64 channels, got"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call()
+
+
+@pytest.mark.parametrize("kind", [DLALight, DLABase, MRLABase])
+def test_a_layer_needs_what_the_one_before_returned(kind):
+    x = torch.randn(2, 64, 4, 4)
+    with pytest.raises(ValueError, match="layer 1: expected what layer 0 returned beside its map, got None"):
+        kind(64, 2)(1, x, x)
+    for t in (2, -1):
+        with pytest.raises(IndexError, match=f"t: expected one of 2 layers, counted from 0, got {t}"):
+            kind(64, 2)(t, x, x)
 
 
 def test_formulas_in_floats_too():

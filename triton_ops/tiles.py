@@ -74,15 +74,16 @@ def from_table(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
     # No tile is wider than what a program takes, 64 channels at least: its neighbour's are its neighbour's.
     piece = between(16, max(64, power_of_two((32 << 10) // max(HW, 1))), power_of_two(C))
     pixels, channels = between(16, power_of_two(HW), whole // 8), between(16, min(power_of_two(C), piece), whole // 8)
+    # Weights of 1024 channels and more, some MB a step, are worth sharing.
+    samples = 1 if C < 1024 else 2 if C < 2048 else 4
     return Tiles(
-        # Weights of 1024 channels and more, some MB a step, are worth sharing.
-        samples=1 if C < 1024 else 2 if C < 2048 else 4,
+        samples=samples,
         rows=4 if wide else 16,
         columns=16 if wide else 32,
         inner=16,
         step_columns=16 if wide else 32,
         step_inner=between(16, power_of_two(min(C, R or C)), 32 if C >= 1024 or wide else 128),
-        channels=between(16, power_of_two(C), 128 if wide else 256),
+        channels=between(16, power_of_two(C), min(128 if wide else 256, 512 // samples)),
         planar=(whole // pixels, pixels),
         interleaved=(channels, whole // channels),
         # A quarter: a thread holds nine taps of every channel it has, or nine sums of every element.

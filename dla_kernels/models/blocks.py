@@ -15,6 +15,8 @@ class SE(nn.Module):
 
     def __init__(self, channels: int, reduction: int = 16, backend: str | None = None) -> None:
         super().__init__()
+        if reduction < 1:
+            raise ValueError(f"reduction: expected at least 1, got {reduction}")
         self.squeeze = nn.Linear(channels, max(1, channels // reduction), bias=False)
         self.excite = nn.Linear(max(1, channels // reduction), channels, bias=False)
         self.backend = backend

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..cells import Cell
-from .resnet import BETWEEN, stage_attention
+from .resnet import BETWEEN, ResNet, check_options, stage_attention
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 COMPILED = 0  # in place of a thread where the code of one is traced
@@ -23,6 +23,10 @@ class Kept:
 
     def __call__(self, module: nn.Module, args: tuple, output: Tensor) -> None:
         self.outputs[COMPILED if torch.compiler.is_compiling() else threading.get_ident()] = output
+
+    def __getstate__(self) -> dict:
+        """A copy begins with none: a block that was called by itself has left one here."""
+        return {"outputs": {}}
 
     def take(self) -> Tensor:
         if not torch.compiler.is_compiling() and threading.get_ident() in self.outputs:
@@ -73,8 +77,8 @@ def convert(
     attention: str = "dla_light",
     *,
     cell: Cell | str | None = None,
-    reduction: int = 16,
-    head_channels: int = 32,
+    reduction: int | None = None,
+    head_channels: int | None = None,
     drop_path: float = 0.0,
     backend: str | None = None,
 ) -> nn.Module:
@@ -82,7 +86,7 @@ def convert(
 
     model: of torchvision or timm, or like theirs: ``layer1`` to ``layer4`` of blocks with ``downsample``.
     attention: ``dla_light``, ``dla_base``, ``mrla_light`` or ``mrla_base``.
-    cell, reduction, head_channels, drop_path, backend: as for ``dla_kernels.models.ResNet``.
+    cell, reduction, head_channels, drop_path, backend: as for ``dla_kernels.models.ResNet`` for ImageNet.
 
     The new norms begin with weight zero, so that the converted network computes what it did until it is trained; with
     ``dla_base`` and ``mrla_base``, where no gradient would come through the relu at zero, they begin with 0.01, so that
@@ -90,6 +94,9 @@ def convert(
     """
     if attention not in BETWEEN:
         raise ValueError(f"attention: expected one of {', '.join(BETWEEN)}, got {attention!r}")
+    check_options(attention, cell, reduction, head_channels, drop_path, backend)
+    if isinstance(model, ResNet):
+        raise TypeError("model: expected one of torchvision or timm; ours have attention by name: see create_model")
     stages = {name: getattr(model, name, None) for name in STAGES}
     for name, stage in stages.items():
         if isinstance(stage, ConvertedStage):
@@ -106,7 +113,7 @@ def convert(
             channels_of(stage[0]),
             len(stage),
             cell,
-            reduction,
+            16 if reduction is None else reduction,
             head_channels=head_channels,
             drop_path=drop_path,
             backend=backend,

@@ -67,10 +67,12 @@ def is_published(state: Mapping[str, Tensor]) -> bool:
 
 
 def check_published(net: ResNet) -> None:
-    for stage in net.stages:
-        attention = stage.attention
-        if not isinstance(attention, (DLALight, DLABase)) or attention.cell is None:
-            raise ValueError("net: expected DLA-L or DLA-B, which the published code names so, got another attention")
+    for stage in getattr(net, "stages", (None,)):
+        attention = getattr(stage, "attention", None)
+        if not isinstance(attention, (DLALight, DLABase)):
+            raise ValueError("net: expected a DLA-L or DLA-B of create_model, which the published code has too")
+        if attention.cell is None:
+            raise ValueError("net: expected a cell in every stage, got MRLA or a stage of one layer, which has none")
         if attention.cell.cell != RELEASED_DSU or attention.cell.start != "zeros":
             raise ValueError(f"net: expected the released DSU from zeros, got {attention.cell}")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from fnmatch import fnmatch
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,9 @@ MODELS: dict[str, dict[str, Any]] = {
     for attention in ATTENTIONS
     for depth, how in RESNETS.items()
 }
+
+NAMED = ("depths", "block", "imagenet", "attention")  # what a name stands for
+OPTIONS = [option for option in signature(ResNet).parameters if option not in NAMED]
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -56,8 +61,14 @@ def create_model(
     >>> net = create_model("dla_light_resnet20", num_classes=100, cell="lstm")
     """
     if name not in MODELS:
-        close = list_models(f"*{name.rpartition('_')[2]}*") or list(MODELS)
-        raise ValueError(f"name: expected one of {', '.join(close)}, got {name!r}; list_models() has all")
+        close = get_close_matches(str(name), MODELS, n=4) or ["dla_light_resnet50"]
+        raise ValueError(f"name: expected a name such as {', '.join(close)}, got {name!r}; list_models() has all")
+    for option in options:
+        if option in NAMED:
+            raise ValueError(f"{option}: expected no such option, it is part of the name {name!r}")
+        if option not in OPTIONS:
+            free = ", ".join(OPTIONS)
+            raise TypeError(f"options: expected some of {free}, got {option!r}; weights come from pretrained_path")
     net = ResNet(num_classes=num_classes, features_only=features_only, **{**MODELS[name], **options})
     if pretrained_path is not None:
         load(net, torch.load(pretrained_path, map_location="cpu", weights_only=True))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..backends import check_backend
 from ..cells import Cell
 from ..nn import DLABase, DLALight, LayerwiseIntegration, MRLABase, MRLALight, make_cell
 from ..nn.attention import StageAttention
@@ -14,7 +15,32 @@ from .blocks import ECA, SE, BasicBlock, Block, Bottleneck
 
 ATTENTIONS = ("none", "se", "eca", "dia", "mrla_light", "mrla_base", "dla_light", "dla_base")
 BETWEEN = {"dla_light": DLALight, "dla_base": DLABase, "mrla_light": MRLALight, "mrla_base": MRLABase}  # whole blocks
+D = 32  # channels per head, unless given
 WITH_CELL = {"dia": "dia", "dla_light": "dsu", "dla_base": "dsu"}  # and its usual kind
+
+
+def check_options(
+    attention: str,
+    cell: Cell | str | None,
+    reduction: int | None,
+    head_channels: int | None,
+    drop_path: float,
+    backend: str | None,
+) -> None:
+    """No option that would have no effect."""
+    if attention not in ATTENTIONS:
+        raise ValueError(f"attention: expected one of {', '.join(ATTENTIONS)}, got {attention!r}")
+    check_backend(backend)
+    if cell is not None and not isinstance(cell, (Cell, str)):
+        raise TypeError(f"cell: expected a dla_kernels.Cell or the name of a kind, got {type(cell).__name__}")
+    for name, given, allowed, lacking in (
+        ("cell", cell, WITH_CELL, "cell"),
+        ("reduction", reduction, (*WITH_CELL, "se"), "bottleneck"),
+        ("head_channels", head_channels, BETWEEN, "heads"),
+        ("drop_path", drop_path or None, BETWEEN, "branch to drop"),
+    ):
+        if given is not None and attention not in allowed:
+            raise ValueError(f"{name}: expected None with attention={attention!r}, got {given!r}; it has no {lacking}")
 
 
 def stage_attention(
@@ -24,15 +50,11 @@ def stage_attention(
     cell: Cell | str | None,
     reduction: int,
     *,
-    head_channels: int = 32,
+    head_channels: int | None = None,
     drop_path: float = 0.0,
     backend: str | None = None,
 ) -> StageAttention | LayerwiseIntegration | None:
     """What runs between the layers of a stage; None where nothing does."""
-    if attention not in ATTENTIONS:
-        raise ValueError(f"attention: expected one of {', '.join(ATTENTIONS)}, got {attention!r}")
-    if cell is not None and attention not in WITH_CELL:
-        raise ValueError(f"cell: expected None with attention={attention!r}, got {cell!r}; it has no cell")
     cell = cell or WITH_CELL.get(attention)
     if attention == "dia":
         assert cell is not None
@@ -41,10 +63,9 @@ def stage_attention(
         return LayerwiseIntegration(make_cell(cell, channels, reduction, backend=backend))
     if attention not in BETWEEN:
         return None
-    with_cell = {"cell": cell, "reduction": reduction} if attention in WITH_CELL else {}
-    return BETWEEN[attention](
-        channels, layers, head_channels=head_channels, drop_path=drop_path, backend=backend, **with_cell
-    )
+    options = {"cell": cell, "reduction": reduction} if attention in WITH_CELL else {}
+    options["head_channels"] = D if head_channels is None else head_channels
+    return BETWEEN[attention](channels, layers, drop_path=drop_path, backend=backend, **options)
 
 
 class Stage(nn.Module):
@@ -78,8 +99,8 @@ class ResNet(nn.Module):
     attention: ``none``, ``se``, ``eca``, ``dia``, ``mrla_light``, ``mrla_base``, ``dla_light`` or ``dla_base``.
     cell: of attention that has one, a ``dla_kernels.Cell`` or the name of a kind. The default is the published one:
         the released DSU, or DIANet's cell.
-    reduction: r of the cell; 4, and 16 for ImageNet, where the paper says 20.
-    head_channels: D of layer attention.
+    reduction: r of the cell; 4, and 16 for ImageNet, where the paper says 20. Of ``se``, 16.
+    head_channels: D of layer attention, a divisor of its channels; 32.
     drop_path: of layer attention, the rate at which a sample skips it in training.
     features_only: returns the maps of all stages, of ``channels`` at ``strides``, in place of class scores.
     backend: of all ops, as for them.
@@ -100,12 +121,16 @@ class ResNet(nn.Module):
         attention: str = "none",
         cell: Cell | str | None = None,
         reduction: int | None = None,
-        head_channels: int = 32,
+        head_channels: int | None = None,
         drop_path: float = 0.0,
         features_only: bool = False,
         backend: str | None = None,
     ) -> None:
         super().__init__()
+        check_options(attention, cell, reduction, head_channels, drop_path, backend)
+        if not depths or min(in_channels, *depths) < 1:
+            raise ValueError(f"depths, in_channels: expected at least 1 each, got {tuple(depths)}, {in_channels}")
+        squeeze = 16 if reduction is None else reduction
         if reduction is None:
             reduction = 16 if imagenet else 4
         width, stride = (64, 4) if imagenet else (16, 1)
@@ -120,8 +145,11 @@ class ResNet(nn.Module):
             blocks = []
             for t in range(depth):
                 outputs = width * block.expansion
-                recalibrate = {"se": SE, "eca": ECA}.get(attention)
-                own = recalibrate(outputs, backend=backend) if recalibrate else None
+                own: nn.Module | None = None
+                if attention == "se":
+                    own = SE(outputs, squeeze, backend)
+                elif attention == "eca":
+                    own = ECA(outputs, backend)
                 blocks.append(block(channels, width, 2 if s > 0 and t == 0 else 1, own))
                 channels = outputs
             between = stage_attention(

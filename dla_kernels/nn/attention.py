@@ -12,11 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import Attention, BaseStage, filter_width
+from ..backends import check_backend
 from ..cells import Cell, accumulate_dtype
 from ..ops import base_step, light_step, norm_add
 from .cells import CellModule, make_cell
 
 State = tuple[Tensor, ...]
+
+
+def heads_of(channels: int, head_channels: int) -> int:
+    """G; fewer channels than a head has make one head."""
+    if not isinstance(head_channels, int) or head_channels < 1 or channels % min(channels, head_channels):
+        raise ValueError(f"head_channels: expected a divisor of the {channels} channels, got {head_channels!r}")
+    return max(1, channels // head_channels)
 
 
 class AttentionLayer(nn.Module):
@@ -65,8 +73,8 @@ class StageAttention(nn.Module):
         super().__init__()
         if not 0 <= drop_path < 1:
             raise ValueError(f"drop_path: expected a rate in [0, 1), got {drop_path}")
-        if head_channels < 1 or channels % (heads := max(1, channels // head_channels)):
-            raise ValueError(f"head_channels: expected a number that parts {channels} channels, got {head_channels}")
+        check_backend(backend)
+        heads = heads_of(channels, head_channels)
         if layers < 1:
             raise ValueError(f"layers: expected at least 1, got {layers}")
         if cell is not None and not isinstance(cell, CellModule):
@@ -76,6 +84,16 @@ class StageAttention(nn.Module):
         self.channels, self.heads, self.drop_path, self.backend = channels, heads, drop_path, backend
         self.cell = cell
         self.layers = nn.ModuleList(AttentionLayer(channels, self.with_lam) for _ in range(layers))
+
+    def _layer(self, t: int, x: Tensor, memory: object, remembers: bool) -> AttentionLayer:
+        """Layer t; ``remembers``: whether it needs what the layer before returned."""
+        if not 0 <= t < len(self.layers):
+            raise IndexError(f"t: expected one of {len(self.layers)} layers, counted from 0, got {t}")
+        if x.dim() == 4 and x.shape[1] != self.channels:
+            raise ValueError(f"x: expected [B, {self.channels}, H, W], got {list(x.shape)}")
+        if remembers and memory is None and t > 0:
+            raise ValueError(f"layer {t}: expected what layer {t - 1} returned beside its map, got None")
+        return self.layers[t]
 
     def _with_cell(self) -> dict[str, Any]:
         """How the steps take the cell."""
@@ -139,7 +157,7 @@ class DLALight(StageAttention):
     layers: T.
     cell: a ``CellModule``, a ``dla_kernels.Cell`` or the name of a kind; the published networks have ``"dsu"``.
     reduction: r of a cell that is made here.
-    head_channels: D, channels per head.
+    head_channels: D, channels per head, a divisor of C; if C is less, there is one head.
     conv: with the refresh convolution of the published code; the paper has none.
     drop_path: the rate at which a sample's attention is dropped in training.
     backend: as for the ops.
@@ -189,7 +207,7 @@ class DLALight(StageAttention):
     def forward(self, t: int, x: Tensor, o_prev: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
         """Layer t: x and the layer before, in networks the block's shortcut, [B, C, H, W] -> the map that the network
         goes on with, and the cell's state for layer t + 1."""
-        layer = self.layers[t]
+        layer = self._layer(t, x, state, self.cell is not None)
         if self.cell is not None and state is None:
             state = self.cell.initial_state(x)
         o, state, moments = light_step(
@@ -267,7 +285,7 @@ class DLABase(StageAttention):
     ) -> tuple[Tensor, BaseStage]:
         """Layer t: x [B, C, H, W] -> the map that the network goes on with, and the stage for layer t + 1. ``o_prev``
         is not looked at: it stands where ``DLALight`` has it."""
-        layer = self.layers[t]
+        layer = self._layer(t, x, stage, True)
         state = {"state": self.cell.initial_state(x)} if self.cell is not None and stage is None else {}
         o, stage, moments = base_step(
             x, stage, layer.filters, moments=self._wants_moments(layer.norm), **state, **self._with_cell()

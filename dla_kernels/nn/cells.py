@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..backends import check_backend
 from ..cells import PROJECTIONS, Cell, Weights, accumulate_dtype, weight_shapes
 from ..ops import scan
 
@@ -36,6 +37,7 @@ class CellModule(nn.Module):
             raise ValueError(f"start: expected one of {', '.join(STARTS)}, got {start!r}")
         if channels < 1 or reduction < 1:
             raise ValueError(f"channels, reduction: expected at least 1, got {channels}, {reduction}")
+        check_backend(backend)
         self.channels, self.cell, self.reduction = channels, cell, reduction
         self.start, self.backend = start, backend
         for name, shape in weight_shapes(cell, channels, self.R).items():
@@ -78,6 +80,10 @@ class CellModule(nn.Module):
             memory if name == self.cell.state_names[-1] else torch.zeros_like(memory) for name in self.cell.state_names
         )
 
+    def check_channels(self, name: str, x: Tensor, dim: int) -> None:
+        if x.dim() > dim and x.shape[dim] != self.channels:
+            raise ValueError(f"{name}: expected {self.channels} channels, got {list(x.shape)}")
+
     def output(self, state: tuple[Tensor, ...]) -> Tensor:
         """What the cell shows of a state: [B, C], or whatever shape that has."""
         if self.cell.kind == "dsu":
@@ -87,7 +93,7 @@ class CellModule(nn.Module):
 
     def forward(self, y: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
         """One step: y [B, C] and a state, each [B, C] (None: the start) -> the new state."""
-        if y.dim() != 2:
+        if y.dim() != 2 or y.shape[1] != self.channels:
             raise ValueError(f"y: expected [B, {self.channels}], got {list(y.shape)}; ContextScan takes [T, B, C]")
         state = self.initial_state(y) if state is None else state
         states = scan(y[None], self.weights, cell=self.cell, state=state, backend=self.backend)
@@ -176,3 +182,9 @@ def make_cell(
     if not isinstance(cell, Cell):
         raise TypeError(f"cell: expected a dla_kernels.Cell or the name of a kind, got {type(cell).__name__}")
     return CellModule(channels, cell, reduction, start=start, backend=backend)
+
+
+def check_cell_module(cell: object) -> CellModule:
+    if not isinstance(cell, CellModule):
+        raise TypeError(f"cell: expected a CellModule, such as DSUCell(channels), got {type(cell).__name__}")
+    return cell

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..ops import gap, rescale
-from .cells import CellModule
+from .cells import CellModule, check_cell_module
 
 
 class LayerwiseIntegration(nn.Module):
@@ -22,14 +22,13 @@ class LayerwiseIntegration(nn.Module):
 
     def __init__(self, cell: CellModule) -> None:
         super().__init__()
-        if not isinstance(cell, CellModule):
-            raise TypeError(f"cell: expected a CellModule, such as DIACell(channels), got {type(cell).__name__}")
-        self.cell = cell
+        self.cell = check_cell_module(cell)
 
     def forward(
         self, x: Tensor, a: Tensor, state: tuple[Tensor, ...] | None = None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """x, a [B, C, H, W] and the state after the block before (None: the first) -> x + a h, the new state."""
+        self.cell.check_channels("a", a, 1)
         backend = self.cell.backend
         state = self.cell(gap([a], backend=backend)[0], state)
         (recalibrated,) = rescale([a], self.cell.output(state)[None], backend=backend)

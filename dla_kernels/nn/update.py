@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ..ops import layer_update, scan
-from .cells import CellModule
+from .cells import CellModule, check_cell_module
 
 
 class ContextScan(nn.Module):
@@ -20,11 +20,12 @@ class ContextScan(nn.Module):
 
     def __init__(self, cell: CellModule) -> None:
         super().__init__()
-        self.cell = cell
+        self.cell = check_cell_module(cell)
 
     def forward(self, y: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
         """y [T, B, C] -> the states after each layer, [T, B, C] each."""
         cell = self.cell
+        cell.check_channels("y", y, 2)
         state = cell.initial_state(y[0]) if state is None else state
         return scan(y, cell.weights, cell=cell.cell, state=state, backend=cell.backend)
 
@@ -39,11 +40,13 @@ class LayerUpdate(nn.Module):
 
     def __init__(self, cell: CellModule, *, inplace: bool = False) -> None:
         super().__init__()
-        self.cell, self.inplace = cell, inplace
+        self.cell, self.inplace = check_cell_module(cell), inplace
 
     def forward(self, xs: Sequence[Tensor], state: tuple[Tensor, ...] | None = None) -> list[Tensor]:
         """T maps [B, C, H, W], H and W of each its own -> as many refreshed ones."""
         cell = self.cell
+        for t, x in enumerate(xs):
+            cell.check_channels(f"xs[{t}]", x, 1)
         if state is None and len(xs):
             state = cell.initial_state(xs[0])
         maps, _ = layer_update(

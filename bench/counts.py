@@ -1,0 +1,197 @@
+"""What a call costs, counted instead of timed: a shared machine cannot blur it.
+
+Instructions of the CPU kernels and the bytes that pass a simulated cache, by valgrind's callgrind; calls into torch,
+allocations and bytes kept for the backward pass, by torch. `bench/budgets.json` holds what they may be;
+`python -m bench.counts --write` makes it anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.common import HERE, Shape
+from bench.devices import Calls
+from bench.suites import shapes_of
+from bench.work import Work, every_op, work_of
+
+BUDGETS = HERE / "budgets.json"
+SHAPES = (Shape(4, 2, 32, 8, 4), Shape(4, 8, 64, 16, 4))  # one that fits in the simulated cache, and one that does not
+PASSES = ("forward", "backward")
+LINE, CACHE = 64, 1 << 18  # bytes
+KERNELS = "_C_cpu"  # in the path of the library whose instructions are counted
+
+
+class Saved:
+    """Bytes that autograd keeps of what a call has made; its inputs are there anyway."""
+
+    def __init__(self, inputs: tuple[torch.Tensor, ...]) -> None:
+        self.own = {x.untyped_storage().data_ptr() for x in inputs}
+        self.held: dict[int, torch.Tensor] = {}
+
+    def pack(self, x: torch.Tensor) -> torch.Tensor:
+        if x.untyped_storage().data_ptr() not in self.own:
+            self.held[x.untyped_storage().data_ptr()] = x
+        return x
+
+    @property
+    def bytes(self) -> int:
+        return sum(x.untyped_storage().nbytes() for x in self.held.values())
+
+
+def counted(work: Work, which: str, f: Any) -> dict[str, int]:
+    """Calls into torch and allocations of one call, and what a forward pass keeps for the backward pass."""
+    saved = Saved((*work.tensors, *work.leaves))
+    if which == "forward":
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda x: x):
+            held = work.call(f, work.leaves)
+    run = work.run(which, f)
+    run()
+    with Calls() as calls:
+        run()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    memory = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]" and e.nbytes() > 0]
+    found = {"calls": calls.count, "allocations": len(memory)}
+    if which == "forward":
+        found["saved bytes"] = saved.bytes
+        del held
+    return found
+
+
+def key(op: str, shape: Shape, which: str) -> str:
+    return f"{op} {shape} {which}"
+
+
+def todo() -> Iterator[tuple[str, Shape, str]]:
+    for op in every_op():
+        for shape in shapes_of(op, SHAPES):
+            for which in PASSES:
+                yield op, shape, which
+
+
+def count_calls() -> dict[str, dict[str, int]]:
+    import dla_kernels as dla
+
+    torch.set_num_threads(1)
+    return {key(*item): counted(work_of(*item[:2]), item[2], dla) for item in todo()}
+
+
+# ---- callgrind ----
+
+# Only what lies between is simulated, with caches that are empty at first; all else runs ten times as fast.
+REQUESTS = """
+#include <valgrind/callgrind.h>
+extern "C" void begin() { CALLGRIND_START_INSTRUMENTATION; CALLGRIND_ZERO_STATS; }
+extern "C" void end() { CALLGRIND_STOP_INSTRUMENTATION; CALLGRIND_DUMP_STATS; }
+"""
+
+
+def compiled_requests(folder: Path) -> Path:
+    """REQUESTS as a library, which Python calls."""
+    source, library = folder / "requests.cpp", folder / "requests.so"
+    source.write_text(REQUESTS)
+    command = [*shlex.split(os.environ.get("CXX", "c++")), "-shared", "-fPIC", str(source), "-o", str(library)]
+    subprocess.run(command, check=True)
+    return library
+
+
+def run_under_callgrind(library: str) -> None:
+    """In the process that is watched: each call is a dump of its own, in the order of todo()."""
+    import dla_kernels as dla
+
+    requests = ctypes.CDLL(library)
+    torch.set_num_threads(1)
+    for op, shape, which in todo():
+        run: Callable = work_of(op, shape).run(which, dla)
+        run()
+        requests.begin()
+        run()
+        requests.end()
+
+
+def parse(path: Path) -> dict[str, int]:
+    """Instructions of the kernels' library, and bytes that missed the last cache anywhere in the call."""
+    names: dict[str, str] = {}
+    events: list[str] = []
+    totals: dict[str, int] = {}
+    instructions, own, inside_call = 0, False, False
+    for line in path.read_text().splitlines():
+        if found := re.match(r"(c?ob)=\((\d+)\)(?: (.*))?", line):
+            which, number, name = found.groups()
+            names.setdefault(number, name or "")
+            if which == "ob":
+                own = KERNELS in names[number]
+        elif line.startswith("events: "):
+            events = line.split()[1:]
+        elif line.startswith("calls="):
+            inside_call = True  # the next line's cost is the callee's
+        elif found := re.match(r"[+*\d-]\S* ([\d ]+)$", line):
+            if not inside_call:
+                costs = dict(zip(events, map(int, found.group(1).split())))
+                instructions += own * costs.get("Ir", 0)
+                for event, cost in costs.items():
+                    totals[event] = totals.get(event, 0) + cost * own
+            inside_call = False
+    return {
+        "instructions": instructions,
+        "read": LINE * totals.get("DLmr", 0),
+        "written": LINE * totals.get("DLmw", 0),
+    }
+
+
+def callgrind(isa: str = "x86-64-v3") -> dict[str, dict[str, int]]:
+    """Of every op at both sizes, on one core, with a last-level cache of CACHE bytes."""
+    tool = shutil.which("valgrind")
+    if tool is None:
+        raise FileNotFoundError("valgrind is not installed; on Debian: apt-get install valgrind")
+    with tempfile.TemporaryDirectory() as folder:
+        out, library = Path(folder) / "out", compiled_requests(Path(folder))
+        command = [tool, "--tool=callgrind", "--instr-atstart=no", "--cache-sim=yes", f"--LL={CACHE},16,{LINE}"]
+        command += ["--D1=32768,8,64", "--I1=32768,8,64", f"--callgrind-out-file={out}"]
+        command += [sys.executable, "-m", "bench.counts", "--watched", str(library)]
+        environment = os.environ | {"DLA_KERNELS_ISA": isa, "TRITON_INTERPRET": "0", "DLA_KERNELS_SIMT": "0"}
+        environment.pop("DLA_KERNELS_POISON", None)  # with which the tests fill scratch memory
+        done = subprocess.run(command, env=environment, cwd=HERE.parent, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"valgrind: {done.stderr[-2000:]}")
+        return {key(*item): parse(Path(f"{out}.{i}")) for i, item in enumerate(todo(), 1)}
+
+
+def measured(with_callgrind: bool = True) -> dict[str, dict[str, int]]:
+    found = count_calls()
+    if with_callgrind:
+        for name, costs in callgrind().items():
+            found[name] |= costs
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.counts", description=__doc__)
+    parser.add_argument("--write", action="store_true", help=f"into {BUDGETS.relative_to(HERE.parent)}")
+    parser.add_argument("--watched", metavar="LIBRARY", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.watched:
+        return run_under_callgrind(args.watched)
+    found = measured()
+    text = "{\n" + ",\n".join(f" {json.dumps(name)}: {json.dumps(costs)}" for name, costs in found.items()) + "\n}\n"
+    if args.write:
+        BUDGETS.write_text(text)
+    print(text, end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""docs/performance.md and the README's table from bench/results: `python -m dla_kernels bench render`.
+
+A block between `<!-- from NAME -->` and `<!-- end -->` is what the function of that name makes of the results; all
+else on the page is written by hand. Pictures carry a digest of their results.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from bench import attention, gpu_attention, gpu_report, networks, plot, predict, scaling, stages
+from bench.common import HERE, Target
+from bench.gpu_inputs import DTYPES, ROWS, map_bytes
+from dla_kernels.terminal import table
+
+RESULTS = HERE / "results"
+DOCS = HERE.parent / "docs"
+FIGURES = DOCS / "figures"
+BLOCK = re.compile(r"(<!-- from ([\w-]+) -->\n).*?(<!-- end -->)", re.S)
+UNMEASURED = "Unmeasured: no GPU was at hand yet."
+
+
+@cache
+def results(name: str) -> dict:
+    return json.loads((RESULTS / name).read_text())
+
+
+def gpus() -> list[Path]:
+    """The folders of the GPUs that were measured."""
+    return sorted(path.parent for path in RESULTS.glob("*/bench.json") if path.parent.name != "cpu")
+
+
+def fenced(text: str) -> str:
+    return f"```\n{text}\n```\n"
+
+
+def machine_line(found: dict) -> str:
+    system = found["system"]
+    devices = system.get("devices") or [system["device"]]
+    return f"torch {system['torch']}, {'; '.join(devices)}; commit {found['commit']}"
+
+
+def machine() -> str:
+    return f"Measured on: {machine_line(results('cpu/bench.json'))}.\n"
+
+
+def whole_stages() -> str:
+    return fenced(stages.report(results("cpu/bench.json")["rows"]))
+
+
+def layers() -> str:
+    return fenced(attention.report(results("cpu/bench.json")["attention"]))
+
+
+def taxes() -> str:
+    return fenced(networks.report(results("cpu/bench.json")["networks"]))
+
+
+def growth() -> str:
+    found = results("cpu/scaling.json")
+    return fenced(scaling.summary(found["rows"])) + "\n![cost against T, B, C and HW](figures/cpu-scaling.png)\n"
+
+
+def speedups() -> str:
+    return "![times over ours](figures/cpu-speedups.png)\n"
+
+
+def predictions() -> str:
+    return fenced(predict.report(results("cpu/model.json")["rows"]))
+
+
+def on_gpus() -> str:
+    parts = [f"### {p.name}\n\n" + fenced((p / "bench.txt").read_text().strip()) for p in gpus()]
+    return "\n".join(parts) or UNMEASURED + "\n"
+
+
+def cpu_targets(found: dict) -> list[tuple[str, Target]]:
+    """Of the results in bench.json."""
+    of_stages = [(row["name"], target) for row in found["rows"] for target in stages.targets(row)]
+    return of_stages + attention.targets(found["attention"]) + networks.targets(found["networks"])
+
+
+def gpu_promises() -> list[tuple[str, Target]]:
+    """The targets of the GPU's rows, their ratios of no meaning."""
+    out = []
+    for dtype in DTYPES:
+        for shape in ROWS:
+            names = [f"{op}/{name}" for op in ("forward", "forward+backward", "scan") for name in gpu_report.ORDER]
+            ms = {name: 2.0 if name.startswith("forward+") else 1.0 for name in (*names, "copy/copy")}
+            row = {"shape": shape._asdict(), "S": map_bytes(shape, dtype), "ms": ms}
+            row["launches"] = {f"{d}/ours": {"kernels": 1.0, "copies": 0.0} for d in ("forward", "backward")}
+            out += [(f"{dtype} {shape}", target) for target in gpu_report.targets(row, 1.0)]
+        for layer in gpu_attention.LAYERS:
+            ms = {"copy/copy": 1.0, "forward/ours": 1.0}
+            row = {"name": str(layer), "S": 1, "ms": ms, "launches": {"forward/ours": {"kernels": 1.0, "copies": 0.0}}}
+            out += [(f"{dtype} {layer}", target) for target in gpu_attention.targets(row)]
+    return out
+
+
+def targets() -> str:
+    """Every target: met, missed with where its time goes, or unmeasured."""
+    checks = cpu_targets(results("cpu/bench.json"))
+    body = [
+        [
+            name,
+            t.name,
+            f"{t.ratio:.2f}",
+            f"{'>=' if t.at_least else '<='} {t.limit}",
+            "met" if t.met else f"missed: {t.why}",
+        ]
+        for name, t in checks
+    ]
+    met = sum(t.met for _, t in checks)
+    text = f"CPU: {met} of {len(checks)} met\n" + table(("row", "what", "measured", "target", ""), body)
+    if gpus():
+        return fenced(text)  # their own reports have their targets
+    promised: dict[tuple[str, str], list[str]] = {}
+    for name, t in gpu_promises():
+        promised.setdefault((t.name, t.wanted), []).append(name)
+    body = [[what, limit, f"{len(rows)} rows", "unmeasured"] for (what, limit), rows in promised.items()]
+    return fenced(text + "\n\nGPU\n" + table(("what", "target", "of", ""), body))
+
+
+def highlights() -> str:
+    """How many times faster than eager and compile, the least and the most over all rows."""
+    found = results("cpu/bench.json")
+    inside, body = found["attention"], []
+
+    def add(what: str, rows: list[dict], op: str, peers: dict[str, str]) -> None:
+        cells = []
+        for title in ("eager", "compile", "copying"):
+            key = f"{op}/{peers.get(title)}"
+            ratios = sorted(row["ms"][key] / row["ms"][f"{op}/ours"] for row in rows if key in row["ms"])
+            cells.append(
+                f"{ratios[0]:.1f} - {ratios[-1]:.1f}x" if len(ratios) > 1 else "".join(f"{r:.1f}x" for r in ratios)
+            )
+        body.append(f"| {what} | " + " | ".join(cells) + " |")
+
+    both = {"eager": "eager", "compile": "compile", "copying": "eager, copying"}
+    for op in ("forward", "forward+backward"):
+        add(f"`layer_update`, a stage at once, {op}", found["rows"], op, both)
+    for op in ("forward", "forward+backward"):
+        add(f"`light_step`, a layer of DLA-L, {op}", inside["layers"], op, both)
+    add("`base_step`, 12 layers of DLA-B, forward+backward", inside["stages"], "forward+backward", both)
+    lines = [
+        "| faster than | eager PyTorch | `torch.compile` | the published way, copying |",
+        "|---|---|---|---|",
+        *body,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+# The pages, and what makes their blocks.
+PAGES: dict[Path, dict[str, Callable[[], str]]] = {
+    DOCS / "performance.md": {
+        "machine": machine,
+        "stages": whole_stages,
+        "speedups": speedups,
+        "layers": layers,
+        "taxes": taxes,
+        "growth": growth,
+        "predictions": predictions,
+        "gpus": on_gpus,
+        "targets": targets,
+    },
+    HERE.parent / "README.md": {"highlights": highlights},
+}
+# A picture, the results it is made from, and how.
+PICTURES: dict[str, tuple[str, Callable[[dict, Path, dict], None]]] = {
+    "cpu-speedups.png": ("cpu/bench.json", lambda found, path, tag: plot.speedups(found["rows"], path, tag)),
+    "cpu-scaling.png": ("cpu/scaling.json", lambda found, path, tag: scaling.picture(found["rows"], path, tag)),
+}
+
+
+def rendered(page: Path) -> str:
+    text, blocks = page.read_text(), PAGES[page]
+    found = [name for _, name, _ in BLOCK.findall(text)]
+    if sorted(found) != sorted(blocks):
+        raise SystemExit(f"{page.name}: expected the blocks {', '.join(blocks)}, got {', '.join(found)}")
+    return BLOCK.sub(lambda block: block[1] + blocks[block[2]]() + block[3], text)
+
+
+def digest(source: str) -> str:
+    return hashlib.sha256((RESULTS / source).read_bytes()).hexdigest()[:16]
+
+
+def stale() -> list[Path]:
+    """The pages and pictures that do not follow from the results."""
+    out = [page for page in PAGES if rendered(page) != page.read_text()]
+    for name, (source, _) in PICTURES.items():
+        path = FIGURES / name
+        if not path.exists() or digest(source).encode() not in path.read_bytes():
+            out.append(path)
+    return out
+
+
+def main(check: bool) -> int:
+    """Writes what is stale; with ``check``, says so and writes nothing."""
+    old = stale()
+    names = ", ".join(str(path.relative_to(HERE.parent)) for path in old)
+    if check:
+        print(f"stale: {names}; run: python -m dla_kernels bench render" if old else "up to date")
+        return int(bool(old))
+    FIGURES.mkdir(exist_ok=True)
+    for path in old:
+        if path in PAGES:
+            path.write_text(rendered(path))
+        else:
+            source, draw = PICTURES[path.name]
+            draw(results(source), path, {"Source": digest(source)})
+    print(f"written: {names}" if old else "up to date")
+    return 0

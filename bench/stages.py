@@ -1,0 +1,123 @@
+"""layer_update and scan at the shapes that have targets: ours beside eager, torch.compile and a copy."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+import dla_kernels as dla
+from bench import common
+from bench.common import SHAPES, Inputs, Shape, Target
+from dla_kernels import reference
+from dla_kernels.terminal import progress, table
+
+MB = 1e6
+
+
+def candidates(inputs: Inputs, with_compile: bool) -> dict[str, dict[str, object]]:
+    """For each measured op, its candidates by name; each is called without arguments."""
+    peers = {"eager": reference}
+    ops = {
+        "scan": {name: partial(f.scan, inputs.y, inputs.weights) for name, f in peers.items()},
+        "forward": {name: partial(f.layer_update, inputs.xs, inputs.weights) for name, f in peers.items()},
+        "forward+backward": {name: partial(inputs.forward_backward, f.layer_update) for name, f in peers.items()},
+    }
+    if with_compile:
+        # Each shape is compiled for itself, as a user who calls it in a loop would have it.
+        torch._dynamo.reset()
+        scan = torch.compile(reference.scan, dynamic=False)
+        update = torch.compile(reference.layer_update, dynamic=False)
+        ops["scan"]["compile"] = partial(scan, inputs.y, inputs.weights)
+        ops["forward"]["compile"] = partial(update, inputs.xs, inputs.weights)
+        ops["forward+backward"]["compile"] = partial(inputs.forward_backward, update)
+    ops["scan"]["ours"] = partial(dla.scan, inputs.y, inputs.weights)
+    ops["forward"]["ours"] = partial(dla.layer_update, inputs.xs, inputs.weights)
+    ops["forward"]["ours in place"] = inputs.inplace
+    ops["forward+backward"]["ours"] = partial(inputs.forward_backward, dla.layer_update)
+    # The parts of a forward pass by themselves, to say where a missed target goes.
+    last = tuple(s[-1] for s in dla.scan(inputs.y, inputs.weights))
+    ops["parts"] = {
+        "gap": partial(dla.gap, inputs.xs),
+        "refresh": partial(dla.refresh, inputs.y, last, inputs.weights),
+        "rescale": partial(dla.rescale, inputs.xs, inputs.y),
+    }
+    return ops
+
+
+def measure(shape: Shape, rounds: int, with_compile: bool) -> dict:
+    inputs = Inputs(shape)
+    error, allowed = common.check_parity(inputs)
+    if not error <= allowed:
+        raise SystemExit(f"{shape}: layer_update is off by {error:.3g}, allowed {allowed:.3g}; not timing a wrong op")
+    named = {"copy/copy": inputs.copy}
+    for op, by_name in candidates(inputs, with_compile).items():
+        named |= {f"{op}/{name}": call for name, call in by_name.items()}
+    seconds = common.interleaved(named, rounds)
+    return {
+        "shape": shape._asdict(),
+        "name": str(shape),
+        "S": shape.S,
+        "parity": {"error": error, "allowed": allowed},
+        "ms": common.medians_ms(seconds),
+        "seconds": seconds,
+    }
+
+
+def targets(row: dict) -> list[Target]:
+    """The targets of one row: ratios to the better of eager and compile, and to a copy of 2S bytes."""
+    ms, shape, large = row["ms"], Shape(**row["shape"]), row["S"] > 20 * MB
+    copy = ms["copy/copy"]
+    rows, R, C = shape.T * shape.B, shape.R, shape.C
+    flops = 2 * rows * (2 * C * R + 3 * C * R)  # W1 on [h, y], W2 on the bottleneck
+    maps = ms["parts/gap"] + ms["parts/rescale"]
+    cell = ms["scan/ours"] + ms["parts/refresh"]
+
+    def speedup(op: str, limit: float, why: str) -> Target:
+        best = min(ms[key] for key in (f"{op}/eager", f"{op}/compile") if key in ms)
+        ours = ms[f"{op}/ours"]
+        return Target(op, best / ours, limit, True, f"{ours:.2f} ms, allowed {best / limit:.2f}; {why}")
+
+    weights = f"{flops / ms['scan/ours'] / 1e6:.0f} GFLOP/s over {4 * 5 * C * R / MB:.1f} MB of weights for {rows} rows"
+    out = [
+        speedup("scan", 2.5, weights),
+        speedup("forward", 1.5 if large else 2.0, f"by themselves the maps take {maps:.2f}, the cell {cell:.2f}"),
+        speedup("forward+backward", 1.5, f"forward {ms['forward/ours']:.2f}; a copy takes {copy:.2f}"),
+    ]
+    if large:
+        for name, key, limit in (("forward / copy", "ours", 1.25), ("in place / copy", "ours in place", 1.0)):
+            time = ms[f"forward/{key}"]
+            why = f"{time:.2f} ms, allowed {limit * copy:.2f}; by itself the cell takes {cell:.2f}"
+            out.append(Target(name, time / copy, limit, False, why))
+    return out
+
+
+def report(rows: list[dict]) -> str:
+    parts = []
+    if not rows:
+        return ""
+    for op in ("scan", "forward", "forward+backward"):
+        names = [key.split("/")[1] for key in rows[0]["ms"] if key.startswith(f"{op}/")]
+        body = []
+        for row in rows:
+            ms = row["ms"]
+            copy = ms["copy/copy"]
+            best = min(ms[f"{op}/{n}"] for n in names if not n.startswith("ours"))
+            line = [row["name"], f"{row['S'] / MB:.1f}"]
+            line += [f"{copy:.2f}"] if op != "scan" else []
+            line += [f"{ms[f'{op}/{n}']:.3f}" for n in names]
+            line += [f"{best / ms[f'{op}/ours']:.2f}x"]
+            if op == "forward":
+                gbs = 2 * row["S"] / ms[f"{op}/ours"] / 1e6
+                line += [f"{gbs:.1f}", f"{2 * row['S'] / copy / 1e6:.1f}", f"{ms[f'{op}/ours'] / copy:.2f}"]
+                line += [f"{ms[f'{op}/ours in place'] / copy:.2f}"]
+            body.append(line)
+        header = ["shape", "S MB", *(["copy"] if op != "scan" else []), *names, "speedup"]
+        header += ["GB/s", "copy GB/s", "ours/copy", "in place/copy"] if op == "forward" else []
+        parts.append(f"{op}, ms (medians; speedup over the better of eager and compile)\n{table(header, body)}")
+    return "\n\n".join(parts)
+
+
+def run(rounds: int, with_compile: bool, wanted: str) -> list[dict]:
+    shapes = [shape for shape in SHAPES if wanted in str(shape)]
+    return [measure(shape, rounds, with_compile) for shape in progress(shapes, "bench")]

@@ -1,0 +1,94 @@
+"""What a call costs, counted: within the budgets of bench/budgets.json, and where the traffic model has it."""
+
+import json
+import platform
+import shutil
+
+import pytest
+import torch
+
+import dla_kernels as dla
+from bench import counts, model
+from bench.work import work_of
+from dla_kernels.backends import BACKENDS
+
+BUDGETS = json.loads(counts.BUDGETS.read_text())
+CASES = list(counts.todo())
+EXACT = ("calls", "allocations", "saved bytes")
+# Another compiler, or another size of cache, by which blocks are cut, moves some instructions.
+MORE = 1.15
+ANEW = "if that is meant, run: python -m bench.counts --write"
+
+
+def test_there_is_a_budget_for_everything():
+    assert list(BUDGETS) == [counts.key(*case) for case in CASES]
+
+
+@pytest.mark.parametrize(("op", "shape", "which"), CASES, ids=lambda x: str(x))
+def test_calls_allocations_and_saved_bytes(op, shape, which):
+    """No call into torch, no allocation and no kept tensor more than there was, and none less unnoticed."""
+    torch.use_deterministic_algorithms(False)  # filling fresh memory would count
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = counts.counted(work_of(op, shape), which, dla)
+    finally:
+        torch.set_num_threads(threads)
+    name = counts.key(op, shape, which)
+    assert found == {what: BUDGETS[name][what] for what in EXACT if what in BUDGETS[name]}, ANEW
+
+
+@pytest.fixture(scope="module")
+def watched():
+    if not shutil.which("valgrind"):
+        pytest.skip("valgrind is not installed; on Debian: apt-get install valgrind")
+    if platform.machine() != "x86_64":
+        pytest.skip("the budgets are for x86-64")
+    assert BACKENDS["cpu"].available
+    return counts.callgrind()
+
+
+@pytest.mark.slow
+def test_instructions_are_within_the_budget(watched):
+    over = {
+        name: (costs["instructions"], BUDGETS[name]["instructions"])
+        for name, costs in watched.items()
+        if not BUDGETS[name]["instructions"] / MORE <= costs["instructions"] <= MORE * BUDGETS[name]["instructions"]
+    }
+    assert over == {}, ANEW
+
+
+ROWS_ALONE = ("gap", "scan", "refresh", "attend")  # no maps, or gradients that are expanded views
+# What the model leaves out, in rows [B, C]: filters of each sample and the sums that are their gradients, gates.
+SCRATCH = {"light_step": 150, "base_step": 55, "layer_update": 20, "depthwise": 22}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", counts.SHAPES, ids=str)
+def test_the_model_knows_the_bytes_that_pass_the_cache(watched, shape):
+    """From empty caches: those of one pass where all maps fit; where they do not, up to those of two."""
+    small = shape == counts.SHAPES[0]
+    for op, at, which in CASES:
+        if at.HW != shape.HW or op in ROWS_ALONE:
+            continue
+        costs, expected = watched[counts.key(op, at, which)], model.traffic(op, which, at)
+        again = 0 if small else expected.again
+        scratch = SCRATCH.get(op, 10) * 4 * at.T * at.B * at.C * (at.T if op == "base_step" else 1)
+        name = f"{op} {which}: {costs['read']} read, {costs['written']} written, expected {expected}"
+        assert expected.read <= 1.01 * costs["read"], name
+        assert costs["read"] <= 1.03 * (expected.read + again) + scratch, name
+        assert expected.written <= 1.01 * costs["written"], name
+        assert costs["written"] <= 1.03 * expected.written + scratch, name
+
+
+def test_the_parser_counts_a_function_without_those_it_calls(tmp_path):
+    (tmp_path / "out").write_text(
+        "events: Ir DLmr DLmw\n"
+        "ob=(1) /somewhere/_C_cpu.so\nfn=(1) mix\n10 100 2 1\n"
+        "cob=(2) /somewhere/libc.so\ncfn=(2) memcpy\ncalls=3 0\n11 5000 70 70\n"
+        "+1 20 1 0\n"
+        "ob=(2)\nfn=(2)\n7 5000 70 70\n"
+        "ob=(1)\nfn=(3) other\n* 3 0 0\n"
+    )
+    found = counts.parse(tmp_path / "out")
+    assert found == {"instructions": 123, "read": 3 * counts.LINE, "written": counts.LINE}

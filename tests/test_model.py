@@ -1,0 +1,197 @@
+"""The traffic model against figures worked out by hand, and the runner that times ops by choice."""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dla_kernels as dla
+from bench import model, ops, predict, run, scaling
+from bench.common import Shape
+from bench.devices import Cpu
+from bench.suites import SUITES, shapes_of
+from bench.work import PASSES, every_op, work_of
+
+ROOT = Path(__file__).parent.parent
+SHAPE = Shape(3, 2, 16, 4, 4)  # a map has 512 pixels, 2048 bytes; R = 4
+M, S, ROW = 2048, 6144, 128
+
+
+@pytest.mark.parametrize(
+    ("op", "which", "one_pass", "two_passes"),
+    [
+        ("gap", "forward", S + 3 * ROW, S + 3 * ROW),
+        ("rescale", "forward", 2 * S + 3 * ROW, 2 * S + 3 * ROW),
+        ("rescale", "backward", 3 * S + 6 * ROW, 4 * S + 6 * ROW),
+        ("mix", "forward", S + M + 3 * ROW, S + M + 3 * ROW),
+        ("norm_add", "backward", 3 * M, 5 * M),
+        ("depthwise", "forward", 2 * M + 2 * ROW + 9 * 64, 3 * M + 2 * ROW + 9 * 64),
+    ],
+)
+def test_bytes(op, which, one_pass, two_passes):
+    found = model.traffic(op, which, SHAPE)
+    assert [found.bytes(path) for path in model.PATHS] == [one_pass, two_passes]
+
+
+@pytest.mark.parametrize(("which", "once"), [("forward", 2), ("backward", 3)])
+def test_a_stage_moves_what_the_design_says(which, once):
+    """2 S or 3 S forward, 3 S or 4 S backward, all else under 2 %."""
+    shape = Shape(12, 128, 64, 32, 4)
+    found = model.traffic("layer_update", which, shape, "bf16")
+    for passes, path in zip((once, once + 1), model.PATHS):
+        assert 1 <= found.bytes(path) / (passes * shape.S / 2) < 1.02
+
+
+def test_operations_of_the_cell():
+    R, C, rows = 4, 16, 6
+    joint = model.Products.of(model.CELLS["scan"], C, R)
+    assert joint == (2 * R * C, 2 * R * C, 6 * C * R)
+    assert model.traffic("scan", "forward", SHAPE).flops == rows * 10 * C * R
+    assert model.traffic("refresh", "forward", SHAPE).flops == rows * 8 * C * R + 2 * 2 * C * R
+
+
+def test_both_is_forward_and_backward():
+    for op in every_op():
+        parts = (model.traffic(op, which, SHAPE) for which in ("forward", "backward"))
+        assert model.traffic(op, "both", SHAPE) == next(parts).plus(next(parts))
+
+
+@pytest.mark.parametrize("op", every_op())
+def test_the_model_has_the_maps_of_the_work(op):
+    """What it says is read and written is at least what the op takes and returns."""
+    shape = shapes_of(op, (SHAPE,))[0]
+    work, found = work_of(op, shape), model.traffic(op, "forward", shape)
+    if op not in ("attend", "base_step"):  # one reads few filters; the other reads values again for each layer
+        assert found.read <= sum(x.nbytes for x in work.tensors)
+    assert found.read >= sum(x.nbytes for x in work.tensors[: work.maps])
+
+
+def test_predicted_time():
+    machine = predict.Machine(bytes_per_ms=100.0, flops_per_ms=10.0)
+    found = model.Traffic(300, 200, 100, 50)
+    assert predict.predicted_ms(found, machine, "one pass") == 5 + 5
+    assert predict.predicted_ms(found, machine, "two passes") == 6 + 5
+
+
+# ---- scaling ----
+
+
+def test_a_fit_finds_what_made_the_points():
+    sizes = [1e5 * 2**i for i in range(10)]
+    found = scaling.fit(sizes, [0.05 + 3e-7 * s for s in sizes])
+    assert (found.fixed, found.power) == (pytest.approx(0.05), 1.0)
+    assert found.off < 1e-9
+    assert scaling.fit(sizes, [1e-9 * s**1.5 for s in sizes]).power == 1.5
+
+
+def test_where_two_cross():
+    sizes = [1.0, 2.0, 4.0, 8.0]
+    at = scaling.crossing(sizes, [1.0, 1.0, 1.0, 1.0], [0.25, 0.5, 1.5, 4.0])
+    assert 2 < at < 4
+    assert math.isclose(at, 2 * 2 ** (math.log(2) / math.log(3)))
+    assert scaling.crossing(sizes, [1.0] * 4, [2.0] * 4) is None
+
+
+# ---- the runner ----
+
+
+def run_bench(monkeypatch, capsys, *options):
+    monkeypatch.setattr("sys.argv", ["bench.run", "--device", "cpu", *options])
+    monkeypatch.setattr(run.common, "restart_with_allocator", lambda: None)
+    with pytest.raises(SystemExit) as stop:
+        run.main()
+    return stop.value.code, capsys.readouterr()
+
+
+def test_ops_by_choice(monkeypatch, capsys, tmp_path):
+    files = ["--csv", str(tmp_path / "out.csv"), "--plot", str(tmp_path / "out.png")]
+    chosen = ["--suite", "smoke", "--ops", "mix,scan", "--passes", ",".join(PASSES), "--peers", "eager,lstm,copy"]
+    code, printed = run_bench(monkeypatch, capsys, *chosen, *files, "--rounds", "2", "--dtypes", "fp32,bf16", "--json")
+    assert code == 0
+    rows = json.loads(printed.out)["rows"]
+    expected = {
+        (op, str(s), d, p) for op in ("mix", "scan") for s in SUITES["smoke"] for d in ("fp32", "bf16") for p in PASSES
+    }
+    assert {(r["op"], r["name"], r["dtype"], r["pass"]) for r in rows} == expected
+    for row in rows:
+        lstm = {"cpu lstm", "torch lstm"} if row["op"] == "scan" else set()
+        assert set(row["ms"]) == {"cpu", "eager", "copy"} | lstm
+        assert sum(row["calls"]["cpu"].values()) < sum(row["calls"]["eager"].values())
+        assert row["notes"] == {}
+    with open(tmp_path / "out.csv") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == sum(len(row["ms"]) for row in rows)
+    assert (tmp_path / "out.png").stat().st_size > 10_000
+    text = ops.report(rows, ["cpu"])
+    assert "mix, ms\n" in text and "scan, ms\n" in text
+
+
+def test_an_op_that_is_off_is_not_timed(monkeypatch, capsys):
+    monkeypatch.setattr(ops, "parity", lambda case, backend, dtype: (1.0, 0.1))
+    code, printed = run_bench(monkeypatch, capsys, "--ops", "gap", "--rounds", "2")
+    assert code == 1
+    assert "off by 1, allowed 0.1: not timed" in printed.out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--ops", "conv"], "expected some of attend, base_step"),
+        (["--suite", "huge"], "expected some of cifar, imagenet, latency, smoke"),
+        (["--ops", "gap", "--backends", "cuda"], "--backends: cuda is not available"),
+        (["--ops", "gap", "--shapes", "C7-"], "--shapes: no shape of smoke holds 'C7-'"),
+    ],
+)
+def test_errors_say_what_was_expected(monkeypatch, capsys, options, said):
+    monkeypatch.setattr(ops.BACKENDS["cuda"], "ops", None)
+    monkeypatch.setattr(ops.BACKENDS["cuda"], "_tried", True)
+    code, printed = run_bench(monkeypatch, capsys, *options)
+    assert code != 0
+    assert said in f"{code} {printed.err}"
+
+
+def test_scaling_draws_what_it_measures(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(scaling, "AXES", {"T": (1, 2, 3), "HW": (2, 3, 4)})
+    monkeypatch.setattr(scaling, "BASE", Shape(2, 2, 8, 3, 4))
+    code, printed = run_bench(monkeypatch, capsys, "scaling", "--no-compile", "--rounds", "2", "--out", str(tmp_path))
+    assert code == 0
+    assert "layer_update around T2-B2-C8-HW3x3-r4" in printed.out
+    rows = json.loads((tmp_path / "scaling.json").read_text())["rows"]
+    assert [(row["axis"], row["shape"][row["axis"]]) for row in rows[::2]] == [
+        (axis, n) for axis, values in scaling.AXES.items() for n in values
+    ]
+    assert all(0 < scaling.floor_ms(row) < math.inf for row in rows)
+    assert (tmp_path / "scaling.png").stat().st_size > 10_000
+
+
+def test_predictions_stand_beside_measurements(monkeypatch, capsys, tmp_path):
+    code, printed = run_bench(
+        monkeypatch, capsys, "model", "--suite", "smoke", "--ops", "mix", "--rounds", "2", "--out", str(tmp_path)
+    )
+    assert code == 0
+    assert "over one pass" in printed.out
+    assert len(json.loads((tmp_path / "model.json").read_text())["rows"]) == 4
+
+
+def test_calls_are_those_that_compute():
+    work = work_of("mix", SHAPE)
+    assert Cpu().launches(work.run("forward", dla)) == {"kernels": 1.0, "copies": 0.0}
+
+
+@pytest.mark.slow
+def test_pytest_benchmark_compares_two_runs(tmp_path):
+    pytest.importorskip("pytest_benchmark")
+    command = [sys.executable, "-m", "pytest", "bench/bench_gap.py", "-k", "C2048 and forward"]
+    command += ["--benchmark-only", "--benchmark-autosave", "--benchmark-storage", f"file://{tmp_path}"]
+    command += ["--benchmark-max-time", "0.1", "--benchmark-min-rounds", "2"]
+    for extra in ([], ["--benchmark-compare"]):
+        done = subprocess.run([*command, *extra], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+    assert "(NOW)" in done.stdout and "(0001" in done.stdout
+    saved = [json.loads(path.read_text()) for path in tmp_path.rglob("*.json")]
+    assert len(saved) == 2
+    assert all(len(run["benchmarks"]) == 2 for run in saved)  # eager and ours
