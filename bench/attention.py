@@ -214,7 +214,7 @@ def targets(found: dict) -> list[tuple[str, Target]]:
         out.append((row["name"], Target("base_step forward+backward", theirs / ours, 3.0, True, why)))
         for T, held in row["held"].items():
             why = f"{held['ours']} maps held, copying {held['eager, copying']}"
-            out.append((f"T{T}", Target("maps held - T", held["ours"] - T, 3, False, why)))
+            out.append((f"T{T}", Target("maps held - T", held["ours"] - int(T), 3, False, why)))
     return out
 
 

@@ -106,6 +106,8 @@ def picture(rows: list[dict], path: Path, tag: dict[str, str] | None = None) -> 
                     panel.plot(at, [row["ms"][name] for row in points], "o-", color=plot.COLOURS.get(name), label=name)
             panel.plot(at, [floor_ms(row) for row in points], "k:", label="floor: one pass at a copy's bandwidth")
             panel.set(xscale="log", yscale="log", xlabel=axis, title=f"{OP}, {which}", ylabel="ms")
+            panel.set_xticks(at, at)
+            panel.minorticks_off()
     panels[0][0].legend(fontsize="small")
     figure.savefig(path, dpi=100, metadata=tag)
 

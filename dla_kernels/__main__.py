@@ -17,6 +17,7 @@ from .backends import BACKENDS, REFERENCE
 from .cuda_plan import DEVICES, cuda_plan
 from .terminal import progress, table
 
+MOST_LAYERS = 256  # of a launch: kMaxLayers of csrc/cuda/plan.h
 BENCH = Path(__file__).parent.parent / "bench" / "run.py"
 
 
@@ -88,9 +89,15 @@ def run_bench(args: argparse.Namespace) -> int:
     return subprocess.call([sys.executable, "-m", "bench.run", *args.options], cwd=BENCH.parent.parent)
 
 
+def at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
 def add_plan(commands: Any) -> None:
     text = "how layer_update would run on a CUDA device, which need not be here"
-    command = commands.add_parser("plan", help=text, description=text)
+    command = commands.add_parser("plan", help=text, description=f"{text}; docs/cuda.md explains the rows")
     for letter, default, meaning in (
         ("T", 12, "layers"),
         ("B", 128, "batch"),
@@ -98,9 +105,10 @@ def add_plan(commands: Any) -> None:
         ("HW", 64, "pixels of a map"),
         ("R", 64, "bottleneck width"),
     ):
-        command.add_argument(f"-{letter}", type=int, default=default, help=f"{meaning} (default: {default})")
-    command.add_argument("--dtype", choices=("bfloat16", "float16", "float32", "float64"), default="bfloat16")
-    command.add_argument("--device", choices=sorted(DEVICES), default="h200")
+        command.add_argument(f"-{letter}", type=at_least_one, default=default, help=f"{meaning} (default: {default})")
+    dtypes = ("bfloat16", "float16", "float32", "float64")
+    command.add_argument("--dtype", choices=dtypes, default="bfloat16", help="of the maps (default: bfloat16)")
+    command.add_argument("--device", choices=sorted(DEVICES), default="h200", help="default: h200")
     command.set_defaults(run=run_plan)
 
 
@@ -108,6 +116,9 @@ def run_plan(args: argparse.Namespace) -> int:
     if not BACKENDS["cpu"].available:
         print(f"the plan is compiled into the CPU backend, which is not available: {BACKENDS['cpu'].reason}")
         return 1
+    if args.T > MOST_LAYERS:
+        print(f"-T: expected at most {MOST_LAYERS} layers, which one launch takes, got {args.T}", file=sys.stderr)
+        return 2
     passes = [
         cuda_plan(
             args.T,

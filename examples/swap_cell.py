@@ -11,9 +11,9 @@ from dla_kernels.terminal import table
 from examples.digits import plot, train
 
 CELLS = {
-    "dsu, released": "dsu",
-    "dsu, paper": dla.PAPER_DSU,
-    "dsu, tanh": dla.Cell("dsu", "tanh"),
+    "dsu-released": "dsu",
+    "dsu-paper": dla.PAPER_DSU,
+    "dsu-tanh": dla.Cell("dsu", "tanh"),
     "lstm": "lstm",
     "dia": "dia",
     "rnn": "rnn",
@@ -27,6 +27,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--plot", default="cells.png", metavar="FILE", help="empty for none")
     args = parser.parse_args()
+    if args.epochs < 1:
+        parser.error(f"--epochs: expected at least 1, got {args.epochs}")
     curves, rows = {}, []
     for name in args.cells:
         torch.manual_seed(0)

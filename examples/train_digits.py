@@ -16,6 +16,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--plot", default="digits.png", metavar="FILE", help="empty for none")
     args = parser.parse_args()
+    if args.epochs < 1:
+        parser.error(f"--epochs: expected at least 1, got {args.epochs}")
     torch.manual_seed(0)
     net = dla.create_model(args.model, num_classes=10, in_channels=1)
     losses, accuracies, seconds = train(net, args.epochs, name=args.model)

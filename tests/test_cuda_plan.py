@@ -8,6 +8,8 @@ pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dla_kernels import __main__ as cli
+
 from .cuda_plans import BUFFERS, PLAN_H, Device, Plans, Problem
 
 pytestmark = pytest.mark.slow
@@ -256,3 +258,13 @@ def test_without_clusters_every_row_is_one_blocks(plans, name, backward):
         plan = plans(problem, device, limit)
         check_plan(problem, device, plan)
         assert plan["group"] == 1
+
+
+@pytest.mark.parametrize("option", [("-T", "0"), ("-C", "-5"), ("-B", "many"), ("-T", "257")])
+def test_the_command_refuses_what_no_stage_has(option, capsys):
+    try:
+        status = cli.main(["plan", *option])
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2
+    assert "expected" in capsys.readouterr().err

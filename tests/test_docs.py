@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import dla_kernels
+from bench import render
 from dla_kernels import __main__ as cli
 
 ROOT = Path(__file__).parent.parent
@@ -48,6 +49,10 @@ def test_the_site_builds_without_a_warning(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "DLABase" in (tmp_path / "api/index.html").read_text()  # the reference is there
+
+
+def test_the_performance_page_follows_from_the_results():
+    assert render.stale() == [], "run: python -m dla_kernels bench render"
 
 
 DOCUMENTED = [
