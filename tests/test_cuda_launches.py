@@ -1,26 +1,19 @@
 """How many kernels a call launches, counted: the point of the CUDA backend."""
 
+import json
+
 import pytest
 import torch
 
 import dla_kernels as dla
+from bench.counts import BUDGETS
 from dla_kernels.backends import SIMT
 
 from .calls import cotangents_for, named
 from .cases import FEW_CELLS, MIDDLE, OPS, OPS_WITH_CELL, cell_name, inputs_of, options_of
 
-LAUNCHES = {  # forward, backward
-    "gap": (1, 0),  # its gradient is an expanded view
-    "scan": (1, 2),
-    "refresh": (1, 2),
-    "rescale": (1, 1),
-    "layer_update": (1, 2),
-    "depthwise": (1, 2),
-    "attend": (1, 2),
-    "mix": (1, 1),
-    "light_step": (1, 2),
-    "base_step": (5, 9),  # depthwise, scan, refresh, attend, mix
-}
+# Forward, backward. The gradient of gap is an expanded view; base_step is five ops.
+LAUNCHES = {op: tuple(counts) for op, counts in json.loads(BUDGETS.read_text())["launches"].items()}
 CASES = [(op, cell) for op in OPS for cell in FEW_CELLS if op in OPS_WITH_CELL or cell is FEW_CELLS[0]]
 
 
@@ -51,6 +44,17 @@ def test_launches(backend, op, cell):
     leaves = [x for _, x in named("", inputs)]
     backward, _ = count(lambda: torch.autograd.grad(outputs, leaves, cotangents, retain_graph=True))
     assert (forward, backward) == LAUNCHES[op]
+
+
+def test_launches_of_norm_add(backend):
+    if backend.name != "cuda":
+        pytest.skip("counts CUDA launches")
+    x, o = (torch.randn(3, 5, 4, 4, device=backend.device, requires_grad=True) for _ in range(2))
+    gamma, beta = (torch.ones(5, device=backend.device, requires_grad=True) for _ in range(2))
+    moments = torch.ones(2, 5, device=backend.device)
+    forward, out = count(lambda: dla.norm_add(x, o, gamma, beta, None, moments=moments, backend="cuda"))
+    backward, _ = count(lambda: torch.autograd.grad(out.sum(), [x, o, gamma, beta]))
+    assert (forward, backward) == LAUNCHES["norm_add"]
 
 
 def test_in_place_launches_once(backend):

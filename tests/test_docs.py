@@ -4,6 +4,7 @@ import doctest
 import importlib
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import dla_kernels
-from bench import render
+from bench import render, run
 from dla_kernels import __main__ as cli
 
 ROOT = Path(__file__).parent.parent
@@ -53,6 +54,23 @@ def test_the_site_builds_without_a_warning(tmp_path):
 
 def test_the_performance_page_follows_from_the_results():
     assert render.stale() == [], "run: python -m dla_kernels bench render"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_exist(page, monkeypatch, capsys):
+    """Those of the page's blocks: targets of the Makefile, and of the command line with the options shown."""
+    for block in re.findall(r"^```\w*\n(.*?)^```$", page.read_text(), re.S | re.M):
+        for line in re.findall(r"^(?:make|python -m) .*", block, re.M):
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["make"]:
+                assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M), line
+            elif words[:4] == ["python", "-m", "dla_kernels", "bench"]:
+                monkeypatch.setattr("sys.argv", words[3:])
+                run.arguments()
+            elif words[:3] == ["python", "-m", "dla_kernels"]:
+                with pytest.raises(SystemExit) as stop:
+                    cli.main([*words[3:], "--help"])
+                assert stop.value.code == 0, line
 
 
 DOCUMENTED = [
