@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from bench.common import HERE, Shape
-from bench.devices import Calls
+from bench.devices import Calls, memory_changes
 from bench.suites import shapes_of
 from bench.work import Work, every_op, work_of
 
@@ -62,10 +62,7 @@ def counted(work: Work, which: str, f: Any) -> dict[str, int]:
     run()
     with Calls() as calls:
         run()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        run()
-    memory = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]" and e.nbytes() > 0]
-    found = {"calls": calls.count, "allocations": len(memory)}
+    found = {"calls": calls.count, "allocations": sum(change > 0 for change in memory_changes(run))}
     if which == "forward":
         found["saved bytes"] = saved.bytes
         del held
@@ -124,11 +121,11 @@ def run_under_callgrind(library: str) -> None:
 
 
 def parse(path: Path) -> dict[str, int]:
-    """Instructions of the kernels' library, and bytes that missed the last cache anywhere in the call."""
+    """Instructions of the kernels' library, and the bytes for which they missed the last cache."""
     names: dict[str, str] = {}
     events: list[str] = []
     totals: dict[str, int] = {}
-    instructions, own, inside_call = 0, False, False
+    own = inside_call = False
     for line in path.read_text().splitlines():
         if found := re.match(r"(c?ob)=\((\d+)\)(?: (.*))?", line):
             which, number, name = found.groups()
@@ -140,14 +137,12 @@ def parse(path: Path) -> dict[str, int]:
         elif line.startswith("calls="):
             inside_call = True  # the next line's cost is the callee's
         elif found := re.match(r"[+*\d-]\S* ([\d ]+)$", line):
-            if not inside_call:
-                costs = dict(zip(events, map(int, found.group(1).split())))
-                instructions += own * costs.get("Ir", 0)
-                for event, cost in costs.items():
-                    totals[event] = totals.get(event, 0) + cost * own
+            if own and not inside_call:
+                for event, cost in zip(events, found.group(1).split()):
+                    totals[event] = totals.get(event, 0) + int(cost)
             inside_call = False
     return {
-        "instructions": instructions,
+        "instructions": totals.get("Ir", 0),
         "read": LINE * totals.get("DLmr", 0),
         "written": LINE * totals.get("DLmw", 0),
     }
@@ -171,12 +166,9 @@ def callgrind(isa: str = "x86-64-v3") -> dict[str, dict[str, int]]:
         return {key(*item): parse(Path(f"{out}.{i}")) for i, item in enumerate(todo(), 1)}
 
 
-def measured(with_callgrind: bool = True) -> dict[str, dict[str, int]]:
-    found = count_calls()
-    if with_callgrind:
-        for name, costs in callgrind().items():
-            found[name] |= costs
-    return found
+def measured() -> dict[str, dict[str, int]]:
+    watched = callgrind()
+    return {name: costs | watched[name] for name, costs in count_calls().items()}
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from importlib import metadata
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -208,19 +209,20 @@ class Cpu:
     def peak_bytes(self, call: Call) -> int:
         """The most memory of torch's that a call holds at a time, beyond what it found."""
         call()
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            call()
-        events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-        if not events:
+        if not (changes := memory_changes(call)):
             raise RuntimeError("the profiler saw no memory")
-        now = most = 0
-        for event in sorted(events, key=lambda e: e.start_ns()):
-            now += event.nbytes()
-            most = max(most, now)
-        return most
+        return max(0, *accumulate(changes))
 
     def release(self) -> None:
         gc.collect()
+
+
+def memory_changes(call: Call) -> list[int]:
+    """Bytes that a call takes from torch's allocator, or gives back, one after the other."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
 
 
 class Calls(TorchDispatchMode):
