@@ -36,6 +36,7 @@ gpu:
 	@$(PYTHON) tools/gpu.py $(GPU_OPTIONS)
 
 lint: setup
+	$(BIN)/python -m pip install -q "pip>=25.1" # the first that knows --group
 	$(BIN)/python -m pip install -q --group lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

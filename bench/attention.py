@@ -11,6 +11,7 @@ from torch import Tensor
 
 import dla_kernels as dla
 from bench.common import Target, interleaved, medians_ms
+from bench.devices import Saved
 from bench.published import base_stage_by_copying
 from dla_kernels import reference
 from dla_kernels.attention import filter_width
@@ -121,17 +122,10 @@ class Stage:
 
     def maps_held(self, stage: Callable) -> int:
         """How many maps autograd holds between forward and backward, the layers' own inputs aside."""
-        own = {x.untyped_storage().data_ptr() for x in self.leaves}
-        held: dict[int, Tensor] = {}  # by address; kept, so that no address comes again
-
-        def pack(x: Tensor) -> Tensor:
-            held[x.untyped_storage().data_ptr()] = x
-            return x
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        saved = Saved(self.leaves)
+        with saved:
             out = self.forward(stage)
-        size = out[0].nbytes
-        return sum(x.untyped_storage().nbytes() >= size for address, x in held.items() if address not in own)
+        return sum(size >= out[0].nbytes for size in saved.sizes)
 
 
 def base_stage(layers: list, weights: dla.Split, *, base_step: Callable = dla.base_step, **options: object) -> list:

@@ -17,16 +17,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from bench.common import HERE, Shape
-from bench.devices import Calls, memory_changes
+from bench.devices import Calls, Saved, memory_changes
 from bench.suites import shapes_of
-from bench.work import Work, every_op, work_of
+from bench.work import DTYPES, Work, every_op, work_of
+from dla_kernels.terminal import progress
 
 BUDGETS = HERE / "budgets.json"
 SHAPES = (Shape(4, 2, 32, 8, 4), Shape(4, 8, 64, 16, 4))  # one that fits in the simulated cache, and one that does not
@@ -35,28 +36,35 @@ LINE, CACHE = 64, 1 << 18  # bytes
 KERNELS = "_C_cpu"  # in the path of the library whose instructions are counted
 
 
-class Saved:
-    """Bytes that autograd keeps of what a call has made; its inputs are there anyway."""
+class Counted(NamedTuple):
+    """One call that is counted; a list of them goes to the process that is watched, on its command line."""
 
-    def __init__(self, inputs: tuple[torch.Tensor, ...]) -> None:
-        self.own = {x.untyped_storage().data_ptr() for x in inputs}
-        self.held: dict[int, torch.Tensor] = {}
+    op: str
+    shape: Shape
+    which: str  # of PASSES
+    dtype: str = "fp32"
 
-    def pack(self, x: torch.Tensor) -> torch.Tensor:
-        if x.untyped_storage().data_ptr() not in self.own:
-            self.held[x.untyped_storage().data_ptr()] = x
-        return x
+    def __str__(self) -> str:
+        return f"{self.op} {self.shape} {self.dtype} {self.which}"
 
-    @property
-    def bytes(self) -> int:
-        return sum(x.untyped_storage().nbytes() for x in self.held.values())
+    def work(self, device: str = "cpu") -> Work:
+        return work_of(self.op, self.shape, DTYPES[self.dtype], device)
+
+    @classmethod
+    def from_argument(cls, text: str) -> list[Counted]:
+        return [cls(op, Shape(*shape), which, dtype) for op, shape, which, dtype in json.loads(text)]
+
+
+def budgeted() -> list[Counted]:
+    """What has a budget."""
+    return [Counted(op, shape, which) for op in every_op() for shape in shapes_of(op, SHAPES) for which in PASSES]
 
 
 def counted(work: Work, which: str, f: Any) -> dict[str, int]:
     """Calls into torch and allocations of one call, and what a forward pass keeps for the backward pass."""
     saved = Saved((*work.tensors, *work.leaves))
     if which == "forward":
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda x: x):
+        with torch.enable_grad(), saved:
             held = work.call(f, work.leaves)
     run = work.run(which, f)
     run()
@@ -64,27 +72,16 @@ def counted(work: Work, which: str, f: Any) -> dict[str, int]:
         run()
     found = {"calls": calls.count, "allocations": sum(change > 0 for change in memory_changes(run))}
     if which == "forward":
-        found["saved bytes"] = saved.bytes
+        found["saved bytes"] = sum(saved.sizes)
         del held
     return found
-
-
-def key(op: str, shape: Shape, which: str) -> str:
-    return f"{op} {shape} {which}"
-
-
-def todo() -> Iterator[tuple[str, Shape, str]]:
-    for op in every_op():
-        for shape in shapes_of(op, SHAPES):
-            for which in PASSES:
-                yield op, shape, which
 
 
 def count_calls() -> dict[str, dict[str, int]]:
     import dla_kernels as dla
 
     torch.set_num_threads(1)
-    return {key(*item): counted(work_of(*item[:2]), item[2], dla) for item in todo()}
+    return {str(case): counted(case.work(), case.which, dla) for case in budgeted()}
 
 
 # ---- callgrind ----
@@ -106,14 +103,14 @@ def compiled_requests(folder: Path) -> Path:
     return library
 
 
-def run_under_callgrind(library: str) -> None:
-    """In the process that is watched: each call is a dump of its own, in the order of todo()."""
+def run_under_callgrind(library: str, cases: Sequence[Counted]) -> None:
+    """In the process that is watched: each call is a dump of its own, in the order of the cases."""
     import dla_kernels as dla
 
     requests = ctypes.CDLL(library)
     torch.set_num_threads(1)
-    for op, shape, which in todo():
-        run: Callable = work_of(op, shape).run(which, dla)
+    for case in progress(cases, "callgrind"):
+        run: Callable = case.work().run(case.which, dla)
         run()
         requests.begin()
         run()
@@ -148,36 +145,37 @@ def parse(path: Path) -> dict[str, int]:
     }
 
 
-def callgrind(isa: str = "x86-64-v3") -> dict[str, dict[str, int]]:
-    """Of every op at both sizes, on one core, with a last-level cache of CACHE bytes."""
+def callgrind(cases: Sequence[Counted], isa: str = "x86-64-v3") -> dict[str, dict[str, int]]:
+    """Of each case, on one core, with a last-level cache of CACHE bytes."""
     tool = shutil.which("valgrind")
     if tool is None:
         raise FileNotFoundError("valgrind is not installed; on Debian: apt-get install valgrind")
     with tempfile.TemporaryDirectory() as folder:
-        out, library = Path(folder) / "out", compiled_requests(Path(folder))
+        out, log, library = Path(folder) / "out", Path(folder) / "log", compiled_requests(Path(folder))
         command = [tool, "--tool=callgrind", "--instr-atstart=no", "--cache-sim=yes", f"--LL={CACHE},16,{LINE}"]
-        command += ["--D1=32768,8,64", "--I1=32768,8,64", f"--callgrind-out-file={out}"]
-        command += [sys.executable, "-m", "bench.counts", "--watched", str(library)]
+        command += ["--D1=32768,8,64", "--I1=32768,8,64", f"--callgrind-out-file={out}", f"--log-file={log}"]
+        command += [sys.executable, "-m", "bench.counts", "--watched", str(library), json.dumps(cases)]
         environment = os.environ | {"DLA_KERNELS_ISA": isa, "TRITON_INTERPRET": "0", "DLA_KERNELS_SIMT": "0"}
         environment.pop("DLA_KERNELS_POISON", None)  # with which the tests fill scratch memory
-        done = subprocess.run(command, env=environment, cwd=HERE.parent, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=environment, cwd=HERE.parent, check=False)  # shows its progress
         if done.returncode:
-            raise RuntimeError(f"valgrind: {done.stderr[-2000:]}")
-        return {key(*item): parse(Path(f"{out}.{i}")) for i, item in enumerate(todo(), 1)}
+            raise RuntimeError(f"valgrind ended with {done.returncode}: {log.read_text()[-2000:]}")
+        return {str(case): parse(Path(f"{out}.{i}")) for i, case in enumerate(cases, 1)}
 
 
 def measured() -> dict[str, dict[str, int]]:
-    watched = callgrind()
+    watched = callgrind(budgeted())
     return {name: costs | watched[name] for name, costs in count_calls().items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.counts", description=__doc__)
     parser.add_argument("--write", action="store_true", help=f"into {BUDGETS.relative_to(HERE.parent)}")
-    parser.add_argument("--watched", metavar="LIBRARY", help=argparse.SUPPRESS)
+    parser.add_argument("--watched", nargs=2, metavar=("LIBRARY", "CASES"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.watched:
-        return run_under_callgrind(args.watched)
+        library, cases = args.watched
+        return run_under_callgrind(library, Counted.from_argument(cases))
     found = measured()
     # Of the CUDA kernels, forward and backward: tests/test_cuda_launches.py counts them, through the shim or on a GPU.
     found["launches"] = json.loads(BUDGETS.read_text())["launches"]

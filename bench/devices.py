@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from itertools import accumulate
 from typing import Any
@@ -223,6 +223,24 @@ def memory_changes(call: Call) -> list[int]:
         call()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     return [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
+
+
+class Saved(torch.autograd.graph.saved_tensors_hooks):
+    """What autograd keeps of what is computed in this context, its inputs aside."""
+
+    def __init__(self, inputs: Iterable[torch.Tensor]) -> None:
+        super().__init__(self.pack, lambda x: x)
+        self.own = {x.untyped_storage().data_ptr() for x in inputs}
+        self.held: dict[int, torch.Tensor] = {}  # by address; kept, so that no address comes again
+
+    def pack(self, x: torch.Tensor) -> torch.Tensor:
+        self.held[x.untyped_storage().data_ptr()] = x
+        return x
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each."""
+        return [x.untyped_storage().nbytes() for address, x in self.held.items() if address not in self.own]
 
 
 class Calls(TorchDispatchMode):

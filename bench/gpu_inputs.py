@@ -12,6 +12,7 @@ from torch import Tensor
 import dla_kernels as dla
 from bench.common import Shape
 from bench.devices import Cuda, StandIn
+from bench.work import torch_lstm
 from dla_kernels import reference
 from dla_kernels.backends import BACKENDS
 from dla_kernels.verify import Case, functions, largest_error, parity, random_weights
@@ -87,10 +88,9 @@ class Inputs:
 
     def lstm(self) -> tuple[torch.nn.LSTM, dla.Dense]:
         """cuDNN's LSTM in the row's dtype, and the same weights for our scan."""
-        lstm = torch.nn.LSTM(self.shape.C, self.shape.C).to(self.device.type)
-        weights = [w.detach().clone() for w in lstm.parameters()]  # weight_ih, weight_hh, bias_ih, bias_hh
-        wy, wh, by, bh = weights
-        return lstm.to(DTYPES[self.dtype]).requires_grad_(False), dla.Dense(wy, by, wh, bh)
+        weights = random_weights(dla.Cell("lstm"), self.shape.C, self.shape.R)
+        dense = dla.Dense(*(w.to(self.device.type) for w in weights))
+        return torch_lstm(dense).to(DTYPES[self.dtype]).requires_grad_(False), dense
 
     def copy(self, one: Set) -> None:
         self.copied.copy_(one.flat)

@@ -26,7 +26,7 @@ from bench.devices import Call, Cpu, Cuda
 from bench.gpu_clock import medians_and_spreads, reason, sampled
 from bench.gpu_inputs import copies_needed
 from bench.suites import BATCHES, SUITES, shapes_of
-from bench.work import DTYPES, PASSES, Work, work_of
+from bench.work import DTYPES, PASSES, Work, torch_lstm, work_of
 from dla_kernels import reference
 from dla_kernels.__main__ import system
 from dla_kernels.backends import BACKENDS
@@ -50,14 +50,10 @@ def backends_for(asked: list[str], device: Cpu | Cuda) -> list[str]:
 
 
 class Lstm:
-    """torch.nn.LSTM in place of a scan with the LSTM cell; cuDNN's on a GPU."""
+    """torch.nn.LSTM in place of a scan with the LSTM cell."""
 
-    def __init__(self, y: torch.Tensor, wy: torch.Tensor, by: torch.Tensor, wh: torch.Tensor, bh: torch.Tensor) -> None:
-        C = y.shape[-1]
-        self.module = torch.nn.LSTM(C, C).to(y.device, y.dtype)
-        with torch.no_grad():
-            for parameter, w in zip(self.module.parameters(), (wy, wh, by, bh)):
-                parameter.copy_(w)
+    def __init__(self, *weights: torch.Tensor) -> None:
+        self.module = torch_lstm(dla.Dense(*weights))
 
     def scan(self, y: torch.Tensor, weights: Any, cell: Any) -> tuple[torch.Tensor]:
         return (self.module(y)[0],)
@@ -95,7 +91,7 @@ def candidates(works: list[Work], which: str, args: argparse.Namespace, device: 
         shape, dtype = works[0].shape, works[0].tensors[0].dtype
         work = scan_work(shape, dtype, device.type, cell=dla.Cell("lstm"))
         yield f"{args.backends[0]} lstm", partial(calls, functions(args.backends[0]), [work])
-        yield "torch lstm", partial(calls, Lstm(*work.tensors), [work])
+        yield "torch lstm", partial(calls, Lstm(*work.tensors[1:]), [work])
     if "copy" in args.peers:
         yield "copy", lambda: [one.copy for one in works]
 
@@ -199,20 +195,25 @@ def costs_of(row: dict, backends: list[str]) -> list[str]:
     return [*out, " / ".join(calls)]
 
 
-def run(args: argparse.Namespace) -> int:
-    """0, or 1 if an op was off."""
-    device: Cpu | Cuda = Cuda() if args.device == "cuda" else Cpu()
-    args.backends = backends_for(args.backends, device)
-    todo: list[tuple[str, Shape]] = []
+def chosen(args: argparse.Namespace, device: Cpu | Cuda) -> list[tuple[str, Shape]]:
+    """Ops and where they are measured, as asked for."""
+    todo: dict[tuple[str, Shape], None] = {}
     for suite, op in product(args.suite, args.ops):
         shapes = SUITES[suite]
         batch = args.batch or (BATCHES.get(suite) if device.type == "cuda" else None)
         if batch:
             shapes = tuple(shape._replace(B=batch) for shape in shapes)
-        todo += [(op, shape) for shape in shapes_of(op, shapes) if args.shapes in str(shape)]
+        todo |= dict.fromkeys((op, shape) for shape in shapes_of(op, shapes) if args.shapes in str(shape))
     if not todo:
         raise SystemExit(f"--shapes: no shape of {', '.join(args.suite)} holds {args.shapes!r}")
-    work = list(product(dict.fromkeys(todo), args.dtypes))
+    return list(todo)
+
+
+def run(args: argparse.Namespace) -> int:
+    """0, or 1 if an op was off."""
+    device: Cpu | Cuda = Cuda() if args.device == "cuda" else Cpu()
+    args.backends = backends_for(args.backends, device)
+    work = list(product(chosen(args, device), args.dtypes))
     rows = [row for (op, shape), dtype in progress(work, "bench") for row in measure(op, shape, dtype, args, device)]
     result = {"system": system() | device.facts(), "commit": commit(), "rows": rows}
     if args.csv:
@@ -250,7 +251,12 @@ def add_arguments(parser: argparse.ArgumentParser, every_op: list[str]) -> None:
     add("--ops", every_op, None, f"of {', '.join(every_op)} (default: all)")
     add("--dtypes", DTYPES, ["fp32"], "of the maps (default: fp32)")
     add("--backends", BACKENDS, [], "default: the one that backend=None chooses")
-    add("--passes", PASSES, ["forward", "both"], "forward, backward, both of them as one (default: forward,both)")
+    add(
+        "--passes",
+        PASSES,
+        [],
+        "forward, backward, both as one (default: forward,both; of the model: forward,backward)",
+    )
     text = f"of {', '.join(PEERS)} (default: eager,copy); graph: eager in a CUDA graph, lstm: torch.nn.LSTM beside scan"
     add("--peers", PEERS, ["eager", "copy"], text)
     group.add_argument("--batch", type=int, help="B in place of the suite's")

@@ -1,21 +1,29 @@
-"""What the traffic model predicts beside what is measured: `python -m dla_kernels bench model`."""
+"""What the traffic model predicts beside what is measured: `python -m dla_kernels bench model [--counters]`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import statistics
+from itertools import product
 from typing import NamedTuple
 
 import torch
 
-from bench import ops
-from bench.common import commit
+from bench import ncu, ops
+from bench.common import Shape, commit
+from bench.counts import Counted, callgrind
 from bench.devices import Cpu, Cuda
-from bench.model import PATHS, Traffic
-from bench.suites import SUITES, shapes_of
+from bench.model import PATHS, Traffic, traffic
 from dla_kernels.__main__ import system
 from dla_kernels.terminal import progress, table
+
+MB = 1e6
+NAME = ("op", "shape", "dtype", "pass")
+
+
+def name(row: dict) -> list[str]:
+    return [row["op"], row["name"], row["dtype"], row["pass"]]
 
 
 class Machine(NamedTuple):
@@ -49,36 +57,63 @@ def report(rows: list[dict]) -> str:
         found, on = Traffic(**row["model"]), Machine(**row["machine"])
         ours = row["ms"][next(iter(row["ms"]))]
         times = [predicted_ms(found, on, path) for path in PATHS]
-        line = [row["op"], row["name"], row["pass"], f"{found.bytes(PATHS[0]) / 1e6:.1f}", f"{found.again / 1e6:.1f}"]
-        body.append(
-            [*line, f"{found.flops / 1e6:.0f}", *(f"{t:.3f}" for t in (*times, ours)), f"{ours / times[0]:.2f}"]
-        )
-    header = [
-        "op",
-        "shape",
-        "pass",
-        "MB",
-        "MB again",
-        "MFLOP",
-        *(f"{p}, ms" for p in PATHS),
-        "measured",
-        "over one pass",
+        sizes = [found.bytes(PATHS[0]) / MB, found.again / MB]
+        line = [*name(row), *(f"{size:.1f}" for size in sizes), f"{found.flops / 1e6:.0f}"]
+        body.append([*line, *(f"{t:.3f}" for t in (*times, ours)), f"{ours / times[0]:.2f}"])
+    header = [*NAME, "MB", "MB again", "MFLOP", *(f"{p}, ms" for p in PATHS), "measured", "over one pass"]
+    return f"predicted and measured times\n{table(header, body)}"
+
+
+def report_counters(rows: list[dict]) -> str:
+    """The bytes that passed the memory beside those that the model predicts; what is written is so in one pass."""
+    body = []
+    for row in rows:
+        found, counted = Traffic(**row["model"]), row["counted"]
+        least, most = found.read, found.read + found.again
+        sizes = [least, found.again, counted["read"], found.written, counted["written"]]
+        line = [*name(row), *(f"{size / MB:.2f}" for size in sizes)]
+        ratios = [counted["read"] / least, counted["read"] / most, counted["written"] / found.written]
+        body.append([*line, *(f"{ratio:.2f}" for ratio in ratios)])
+    header = [*NAME, "read, MB", "and again", "counted", "written, MB", "counted"]
+    header += ["read: over one pass", "over two passes", "written: over one pass"]
+    return f"predicted and counted bytes\n{table(header, body)}"
+
+
+def time_them(todo: list[tuple[str, Shape, str]], args: argparse.Namespace, device: Cpu | Cuda) -> list[dict]:
+    """Rows with the times of ours and what the machine reaches beside them."""
+    args.peers, rows = [], []
+    for op, shape, dtype in progress(todo, "model"):
+        measured = ops.measure(op, shape, dtype, args, device)
+        on = machine(device, measured[0]["S"])
+        rows += [{**row, "machine": on._asdict()} for row in measured if row["ms"]]
+    return rows
+
+
+def count_them(todo: list[tuple[str, Shape, str]], args: argparse.Namespace, device: Cpu | Cuda) -> list[dict]:
+    """Rows with the bytes that pass the device's memory: by a GPU's counters, or by a simulated cache."""
+    cases = [Counted(op, shape, which, dtype) for op, shape, dtype in todo for which in args.passes]
+    try:
+        counted = ncu.counters(cases, args.backends[0]) if device.type == "cuda" else callgrind(cases)
+    except (FileNotFoundError, RuntimeError) as why:
+        raise SystemExit(f"--counters: {why}") from None
+    return [
+        {"op": op, "name": str(shape), "shape": shape._asdict(), "dtype": dtype, "pass": which}
+        | {"model": traffic(op, which, shape, dtype)._asdict(), "counted": counted[str(case)]}
+        for case in cases
+        for op, shape, which, dtype in [case]
     ]
-    return f"predicted and measured, fp32\n{table(header, body)}"
 
 
 def run(args: argparse.Namespace) -> int:
     """`bench model`"""
     device: Cpu | Cuda = Cuda() if args.device == "cuda" else Cpu()
-    args.backends, args.peers = ops.backends_for(args.backends, device), []
-    todo = [(op, s) for suite in args.suite for op in args.ops for s in shapes_of(op, SUITES[suite])]
-    todo = [(op, shape) for op, shape in todo if args.shapes in str(shape)]
-    rows = []
-    for op, shape in progress(todo, "model"):
-        measured = ops.measure(op, shape, "fp32", args, device)
-        on = machine(device, measured[0]["S"])
-        rows += [{**row, "machine": on._asdict()} for row in measured if row["ms"]]
+    args.backends = ops.backends_for(args.backends, device)
+    todo = [(op, shape, dtype) for (op, shape), dtype in product(ops.chosen(args, device), args.dtypes)]
+    rows, text, file = (
+        (count_them, report_counters, "counters.json") if args.counters else (time_them, report, "model.json")
+    )
+    result = {"system": system(), "commit": commit(), "rows": rows(todo, args, device)}
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "model.json").write_text(json.dumps({"system": system(), "commit": commit(), "rows": rows}, indent=1))
-    print(json.dumps(rows) if args.json else report(rows))
+    (args.out / file).write_text(json.dumps(result, indent=1))
+    print(json.dumps(result) if args.json else text(result["rows"]))
     return 0

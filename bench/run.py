@@ -13,6 +13,7 @@ import torch
 
 from bench import attention, common, gpu, networks, ops, plot, predict, render, scaling, stages
 from bench.common import HERE, SHAPES, Target, commit, target_table
+from bench.devices import Cuda, slug
 from bench.work import every_op
 from dla_kernels.__main__ import system
 
@@ -45,7 +46,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads")
     parser.add_argument("--no-compile", action="store_true", help="targets: without torch.compile, which takes minutes")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument("--out", type=Path, help="targets and scaling: folder for results (default: bench/results/cpu)")
+    parser.add_argument(
+        "--out", type=Path, help="folder for the results of all but ops (default: bench/results/<device>)"
+    )
+    parser.add_argument(
+        "--counters",
+        action="store_true",
+        help="model: the bytes that pass the memory instead of times; by a GPU's counters (ncu), on a CPU by a "
+        "simulated cache (valgrind)",
+    )
     parser.add_argument("--check", action="store_true", help="render: write nothing; exit 1 if the page is stale")
     ops.add_arguments(parser, every_op())
     args = parser.parse_args()
@@ -53,7 +62,7 @@ def arguments() -> argparse.Namespace:
         args.what = "ops"
     args.suite = args.suite or (["cifar", "imagenet"] if args.what == "model" else ["smoke"])
     args.ops = args.ops or every_op()
-    args.out = args.out or HERE / "results" / "cpu"
+    args.passes = args.passes or ["forward", "backward" if args.what == "model" else "both"]
     return args
 
 
@@ -68,6 +77,7 @@ def main() -> None:
     args.device = where.device
     if args.what == "render":
         raise SystemExit(render.main(args.check))
+    args.out = args.out or HERE / "results" / ("cpu" if args.device == "cpu" else slug(Cuda().name))
     if args.device == "cpu":
         common.restart_with_allocator()
     torch.set_num_threads(args.threads)

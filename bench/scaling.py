@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     if args.peers == ["eager", "copy"]:
         args.peers = ["eager", "compile", "copy"]
     if args.no_compile:
-        args.peers.remove("compile")
+        args.peers = [peer for peer in args.peers if peer != "compile"]
     todo = [(axis, BASE._replace(**{axis: n})) for axis, values in AXES.items() for n in values]
     todo = [(axis, shape) for axis, shape in todo if args.shapes in str(shape)]
     rows = []

@@ -117,6 +117,16 @@ def pack(cell: Cell, weights: Sequence[Tensor]) -> Any:
     return PROJECTIONS[cell.projection](*weights)
 
 
+def torch_lstm(weights: dla.Dense) -> torch.nn.LSTM:
+    """torch's LSTM, cuDNN's on a GPU, of the function that our scan computes with the LSTM cell."""
+    C = weights.wy.shape[1]
+    lstm = torch.nn.LSTM(C, C).to(weights.wy.device, weights.wy.dtype)
+    with torch.no_grad():
+        for parameter, w in zip(lstm.parameters(), (weights.wy, weights.wh, weights.by, weights.bh)):
+            parameter.copy_(w)
+    return lstm
+
+
 def filters(shape: Shape, dtype: torch.dtype, device: str) -> list[Tensor]:
     """q, k and v of a layer."""
     C, K = shape.C, filter_width(shape.C)

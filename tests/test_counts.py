@@ -9,11 +9,10 @@ import torch
 
 import dla_kernels as dla
 from bench import counts, model
-from bench.work import work_of
 from dla_kernels.backends import BACKENDS
 
 BUDGETS = {name: costs for name, costs in json.loads(counts.BUDGETS.read_text()).items() if name != "launches"}
-CASES = list(counts.todo())
+CASES = counts.budgeted()
 EXACT = ("calls", "allocations", "saved bytes")
 # Another compiler, or another size of cache, by which blocks are cut, moves some instructions.
 MORE = 1.15
@@ -21,21 +20,21 @@ ANEW = "if that is meant, run: python -m bench.counts --write"
 
 
 def test_there_is_a_budget_for_everything():
-    assert list(BUDGETS) == [counts.key(*case) for case in CASES]
+    assert list(BUDGETS) == [str(case) for case in CASES]
 
 
-@pytest.mark.parametrize(("op", "shape", "which"), CASES, ids=lambda x: str(x))
-def test_calls_allocations_and_saved_bytes(op, shape, which):
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_calls_allocations_and_saved_bytes(case):
     """No call into torch, no allocation and no kept tensor more than there was, and none less unnoticed."""
     torch.use_deterministic_algorithms(False)  # filling fresh memory would count
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        found = counts.counted(work_of(op, shape), which, dla)
+        found = counts.counted(case.work(), case.which, dla)
     finally:
         torch.set_num_threads(threads)
-    name = counts.key(op, shape, which)
-    assert found == {what: BUDGETS[name][what] for what in EXACT if what in BUDGETS[name]}, ANEW
+    budget = BUDGETS[str(case)]
+    assert found == {what: budget[what] for what in EXACT if what in budget}, ANEW
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +44,7 @@ def watched():
     if platform.machine() != "x86_64":
         pytest.skip("the budgets are for x86-64")
     assert BACKENDS["cpu"].available
-    return counts.callgrind()
+    return counts.callgrind(CASES)
 
 
 @pytest.mark.slow
@@ -68,10 +67,11 @@ SCRATCH = {"light_step": 150, "base_step": 55, "layer_update": 20, "depthwise": 
 def test_the_model_knows_the_bytes_that_pass_the_cache(watched, shape):
     """From empty caches: those of one pass where all maps fit; where they do not, up to those of two."""
     small = shape == counts.SHAPES[0]
-    for op, at, which in CASES:
+    for case in CASES:
+        op, at, which, _ = case
         if at.HW != shape.HW or op in ROWS_ALONE:
             continue
-        costs, expected = watched[counts.key(op, at, which)], model.traffic(op, which, at)
+        costs, expected = watched[str(case)], model.traffic(op, which, at)
         again = 0 if small else expected.again
         scratch = SCRATCH.get(op, 10) * 4 * at.T * at.B * at.C * (at.T if op == "base_step" else 1)
         name = f"{op} {which}: {costs['read']} read, {costs['written']} written, expected {expected}"

@@ -1,5 +1,6 @@
 """The traffic model against figures worked out by hand, and the runner that times ops by choice."""
 
+import contextlib
 import csv
 import json
 import math
@@ -9,11 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import dla_kernels as dla
-from bench import model, ops, predict, run, scaling
+from bench import counts, model, ncu, ops, predict, run, scaling
 from bench.common import Shape
-from bench.devices import Cpu
+from bench.devices import Calls, Cpu
 from bench.suites import SUITES, shapes_of
 from bench.work import PASSES, every_op, work_of
 
@@ -176,6 +178,83 @@ def test_predictions_stand_beside_measurements(monkeypatch, capsys, tmp_path):
     assert code == 0
     assert "over one pass" in printed.out
     assert len(json.loads((tmp_path / "model.json").read_text())["rows"]) == 4
+
+
+# ---- counted bytes ----
+
+CASES = [counts.Counted(op, SHAPE, which, "bf16") for op in ("mix", "gap") for which in ("forward", "backward")]
+# What stands for Nsight Compute: two kernels in the first range, none in the last, one in each other.
+NCU = """
+import json, pathlib, sys
+options = dict(zip(sys.argv[1:], sys.argv[2:]))
+assert options["--metrics"] == "dram__bytes_read.sum,dram__bytes_write.sum" and "--csv" in options
+assert options["-m"] == "bench.ncu" and sys.argv[-3:-1] == ["--watched", "cuda"]
+names = [f"{op} T{T}-B{B}-C{C}-HW{HW}x{HW}-r{r} {dtype} {which}" for op, (T, B, C, HW, r), which, dtype in
+         json.loads(sys.argv[-1])]
+lines = ["==PROF== Connected to process 7"]
+lines += ['"ID","Kernel Name","Context","dram__bytes_read.sum","dram__bytes_write.sum"', '"","","","byte","byte"']
+lines += [f'"{i}","{name}","1","1,000,000","2,000"' for i, name in enumerate([names[0], *names[:-1]])]
+pathlib.Path(options["--log-file"]).write_text("\\n".join(lines) + "\\n")
+"""
+
+
+def stand_in_for_ncu(monkeypatch, tmp_path, program):
+    tool = tmp_path / "ncu"
+    tool.write_text(f"#!{sys.executable}\n{program}")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+
+
+def test_counters_of_a_gpu_are_summed_over_kernels(monkeypatch, tmp_path):
+    stand_in_for_ncu(monkeypatch, tmp_path, NCU)
+    found = list(ncu.counters(CASES).values())
+    once = {"read": 1_000_000, "written": 2_000}
+    assert found == [{what: 2 * n for what, n in once.items()}, once, once, {"read": 0, "written": 0}]
+
+
+def test_what_ncu_says_is_passed_on(monkeypatch, tmp_path):
+    denied = NCU.replace("==PROF== Connected to process 7", "==ERROR== ERR_NVGPUCTRPERM - no permission")
+    stand_in_for_ncu(monkeypatch, tmp_path, denied)
+    with pytest.raises(RuntimeError, match="ERR_NVGPUCTRPERM"):
+        ncu.counters(CASES)
+    stand_in_for_ncu(monkeypatch, tmp_path, NCU.replace("byte\"'", "Kbyte\"'"))
+    with pytest.raises(RuntimeError, match="got it in Kbyte"):
+        ncu.counters(CASES)
+    stand_in_for_ncu(monkeypatch, tmp_path, NCU.replace("lines += [", "[]; _ = ["))
+    with pytest.raises(RuntimeError, match="got those of none"):
+        ncu.counters(CASES)
+
+
+def test_each_call_has_a_range_of_its_own(monkeypatch):
+    """The process that ncu watches, on a CPU: each range holds one call, forward or backward, in its own thread."""
+    seen = []
+
+    @contextlib.contextmanager
+    def named(name):
+        with Calls() as calls:
+            yield
+        seen.append((name, calls.count))
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda.profiler, "profile", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda.nvtx, "range", named)
+    try:
+        ncu.run_under_ncu("cpu", CASES[:2], device="cpu")
+        assert not torch._C._is_multithreading_enabled()
+    finally:
+        torch.autograd.set_multithreading_enabled(True)
+    assert seen == [(str(case), 1) for case in CASES[:2]]
+
+
+def test_counted_bytes_stand_beside_predictions(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(predict, "callgrind", lambda cases: {str(c): {"read": 20000, "written": 2560} for c in cases})
+    options = ["--suite", "smoke", "--ops", "mix", "--shapes", "T3", "--passes", "backward", "--out", str(tmp_path)]
+    code, printed = run_bench(monkeypatch, capsys, "model", "--counters", *options)
+    assert code == 0
+    (row,) = json.loads((tmp_path / "counters.json").read_text())["rows"]
+    read, again = S + M + 3 * ROW, 2 * M
+    assert (row["model"]["read"], row["model"]["again"]) == (read, again)
+    assert printed.out.splitlines()[-1].split()[-3:-1] == [f"{20000 / n:.2f}" for n in (read, read + again)]
 
 
 def test_calls_are_those_that_compute():
