@@ -29,14 +29,16 @@ std::tuple<Tensor, Tensor> depthwise(const Tensor& x_in, const Tensor& v) {
     const MapView<T> value = empty_maps(xs, out)[0];
     const Tensor y = empty<A>({2, B, C});
     const Matrix<A> taps = tap_rows<A>(v, C);
-    for_each_plane(1, B, C, [&](int64_t, int64_t b, int64_t c0, int64_t c1) {
-      const Plane<T> to = sample(value, b).channels(c0, c1);
-      StencilArgs<T> args{};
-      args.x = sample(x, b).channels(c0, c1), args.taps = taps.rows.right(c0);
-      args.out = to, args.W = W;
-      map_leaves<T>().mean(args.x, write<A>(y) + b * C + c0);
-      map_leaves<T>().stencil(args);
-      map_leaves<T>().mean({to.data, to.C, to.HW, to.sc, to.sp}, write<A>(y) + (B + b) * C + c0);
+    for_each_plane(1, B, C, [&](int64_t, int64_t b, int64_t begin, int64_t end) {
+      for_few_channels(x, 2, begin, end, [&](int64_t c0, int64_t c1) {
+        const Plane<T> to = sample(value, b).channels(c0, c1);
+        StencilArgs<T> args{};
+        args.x = sample(x, b).channels(c0, c1), args.taps = taps.rows.right(c0);
+        args.out = to, args.W = W;
+        map_leaves<T>().mean(args.x, write<A>(y) + b * C + c0);
+        map_leaves<T>().stencil(args);
+        map_leaves<T>().mean({to.data, to.C, to.HW, to.sc, to.sp}, write<A>(y) + (B + b) * C + c0);
+      });
     });
     restore_layout({x_in}, out);
     return {out[0], y};
@@ -62,14 +64,16 @@ std::tuple<Tensor, Tensor> depthwise_bwd(const Tensor& dvalue, const Tensor& dy_
     for (int k = 0; k < 9; ++k) std::copy_n(taps[k], C, turned[8 - k]);
     const A* dy = read<A>(dy_held);
     for (int64_t i = 0; i < 2 * B * C; ++i) share[0][i] = dy[i] / A(x.HW);
-    for_each_plane(1, B, C, [&](int64_t, int64_t b, int64_t c0, int64_t c1) {
-      const A* e_in = share[B + b] + c0;
-      StencilArgs<T> args{};
-      args.x = sample(grads.views[0], b).channels(c0, c1), args.taps = turned.rows.right(c0);
-      args.e_in = e_in, args.e = share[b] + c0;
-      args.out = sample(dx, b).channels(c0, c1), args.W = W;
-      map_leaves<T>().correlate(args.x, e_in, sample(x, b).channels(c0, c1), W, sums.rows.from(b * 9).right(c0));
-      map_leaves<T>().stencil(args);
+    for_each_plane(1, B, C, [&](int64_t, int64_t b, int64_t begin, int64_t end) {
+      for_few_channels(x, 3, begin, end, [&](int64_t c0, int64_t c1) {
+        const A* e_in = share[B + b] + c0;
+        StencilArgs<T> args{};
+        args.x = sample(grads.views[0], b).channels(c0, c1), args.taps = turned.rows.right(c0);
+        args.e_in = e_in, args.e = share[b] + c0;
+        args.out = sample(dx, b).channels(c0, c1), args.W = W;
+        map_leaves<T>().correlate(args.x, e_in, sample(x, b).channels(c0, c1), W, sums.rows.from(b * 9).right(c0));
+        map_leaves<T>().stencil(args);
+      });
     });
     std::fill_n(dv[0], 9 * C, A(0));
     for (int64_t b = 0; b < B; ++b)

@@ -142,16 +142,19 @@ std::tuple<Tensor, Tensors, Tensor, Tensors> light_step(const Tensors& maps, con
       const Matrix<A> h = cell.scan(b0, nb, cell.hoist(nb, y.from(b0)), context->start, all);
       if (num_maps == 2) cell.refresh(nb, cell.hoist(nb, y.from(B + b0)), h.rows, all.c_at(0, b0), d.rows.from(b0));
     };
-    const auto filter = [&](int64_t b, int64_t c0, int64_t c1) {
-      const Matrix<A> taps = layer.own_taps(gate[b], c0, c1, false);
-      const Matrix<A> taps_before = layer.taps_before(d[b], c0, c1, false);
-      StencilArgs<T> args{};
-      args.x = sample(layer.x, b).channels(c0, c1), args.taps = taps.rows;
-      if (num_maps == 2) args.before = sample(layer.before(), b).channels(c0, c1), args.taps_before = taps_before.rows;
-      args.rows_before = layer.rows_before;
-      args.out = sample(o, b).channels(c0, c1), args.W = layer.W;
-      map_leaves<T>().stencil(args);
-      moments.take(o, b, c0, c1);
+    const auto filter = [&](int64_t b, int64_t begin, int64_t end) {
+      for_few_channels(o, 3, begin, end, [&](int64_t c0, int64_t c1) {
+        const Matrix<A> taps = layer.own_taps(gate[b], c0, c1, false);
+        const Matrix<A> taps_before = layer.taps_before(d[b], c0, c1, false);
+        StencilArgs<T> args{};
+        args.x = sample(layer.x, b).channels(c0, c1), args.taps = taps.rows;
+        if (num_maps == 2)
+          args.before = sample(layer.before(), b).channels(c0, c1), args.taps_before = taps_before.rows;
+        args.rows_before = layer.rows_before;
+        args.out = sample(o, b).channels(c0, c1), args.W = layer.W;
+        map_leaves<T>().stencil(args);
+        moments.take(o, b, c0, c1);
+      });
     };
 
     if (layer.by_samples()) {
@@ -210,16 +213,18 @@ std::tuple<Tensors, Tensors, Tensors, Tensors> light_step_bwd(const Tensor& dout
     if (context) step.emplace(context->cell, B, true, false);
     if (context && num_maps == 2) refresh.emplace(context->cell, B, false, true);
 
-    const auto correlate = [&](int64_t b, int64_t c0, int64_t c1) {
-      const Plane<const T> of = sample(g, b).channels(c0, c1);
-      const auto at = [c0](const Matrix<A>& sums, int64_t row) { return sums.rows.from(row).right(c0); };
-      map_leaves<T>().correlate(of, nullptr, sample(layer.x, b).channels(c0, c1), layer.W, at(with_x, b * 9));
-      if (rows == 0) return;
-      const Plane<const T> before = sample(layer.before(), b).channels(c0, c1);
-      if (rows == 9)
-        map_leaves<T>().correlate(of, nullptr, before, layer.W, at(with_before, b * 9));
-      else
-        map_leaves<T>().dot(of, before, with_before[b] + c0);
+    const auto correlate = [&](int64_t b, int64_t begin, int64_t end) {
+      for_few_channels(g, 3, begin, end, [&](int64_t c0, int64_t c1) {
+        const Plane<const T> of = sample(g, b).channels(c0, c1);
+        const auto at = [c0](const Matrix<A>& sums, int64_t row) { return sums.rows.from(row).right(c0); };
+        map_leaves<T>().correlate(of, nullptr, sample(layer.x, b).channels(c0, c1), layer.W, at(with_x, b * 9));
+        if (rows == 0) return;
+        const Plane<const T> before = sample(layer.before(), b).channels(c0, c1);
+        if (rows == 9)
+          map_leaves<T>().correlate(of, nullptr, before, layer.W, at(with_before, b * 9));
+        else
+          map_leaves<T>().dot(of, before, with_before[b] + c0);
+      });
     };
     const auto attend = [&](int64_t b0, int64_t nb) {
       for (int64_t i = 0; i < num_maps; ++i) std::fill_n(dy[i * B + b0], nb * C, A(0));
@@ -256,28 +261,34 @@ std::tuple<Tensors, Tensors, Tensors, Tensors> light_step_bwd(const Tensor& dout
       for (int64_t i = 0; i < num_maps; ++i)
         for (int64_t j = 0; j < nb * C; ++j) dy[i * B + b0][j] /= A(layer.x.HW);
     };
-    const auto filter = [&](int64_t i, int64_t b, int64_t c0, int64_t c1) {
-      const Plane<const T> of = sample(g, b).channels(c0, c1);
-      const Plane<T> to = sample(dx[i], b).channels(c0, c1);
-      const Matrix<A> taps = i ? layer.taps_before(d[b], c0, c1, true) : layer.own_taps(gate[b], c0, c1, true);
-      const A* e = dy[i * B + b] + c0;
-      if (i && rows == 1) return map_leaves<T>().scale(of, taps[0], e, to, false);
-      StencilArgs<T> args{};
-      args.x = of, args.taps = taps.rows, args.e = e, args.out = to, args.W = layer.W;
-      map_leaves<T>().stencil(args);
+    const auto filter = [&](int64_t b, int64_t begin, int64_t end) {
+      for_few_channels(g, 3, begin, end, [&](int64_t c0, int64_t c1) {
+        const Plane<const T> of = sample(g, b).channels(c0, c1);
+        for (int64_t i = 0; i < num_maps; ++i) {
+          const Plane<T> to = sample(dx[i], b).channels(c0, c1);
+          const Matrix<A> taps = i ? layer.taps_before(d[b], c0, c1, true) : layer.own_taps(gate[b], c0, c1, true);
+          const A* e = dy[i * B + b] + c0;
+          if (i && rows == 1) {
+            map_leaves<T>().scale(of, taps[0], e, to, false);
+            continue;
+          }
+          StencilArgs<T> args{};
+          args.x = of, args.taps = taps.rows, args.e = e, args.out = to, args.W = layer.W;
+          map_leaves<T>().stencil(args);
+        }
+      });
     };
 
     if (layer.by_samples()) {
       Blocks(B, layer.bytes(1 + num_maps)).run([&](int64_t b0, int64_t nb) {
         for (int64_t b = b0; b < b0 + nb; ++b) correlate(b, 0, C);
         attend(b0, nb);
-        for (int64_t b = b0; b < b0 + nb; ++b)
-          for (int64_t i = 0; i < num_maps; ++i) filter(i, b, 0, C);
+        for (int64_t b = b0; b < b0 + nb; ++b) filter(b, 0, C);
       });
     } else {
       for_each_plane(1, B, C, [&](int64_t, auto... at) { correlate(at...); });
       layer.blocks(attend);
-      for_each_plane(num_maps, B, C, filter);
+      for_each_plane(1, B, C, [&](int64_t, auto... at) { filter(at...); });
     }
 
     // Over the samples, in their order.

@@ -40,5 +40,14 @@ void for_each_plane(int64_t T, int64_t B, int64_t C, F f) {
   });
 }
 
+// Calls f(c0, c1) for a few channels at a time, so that what f reads of them twice is in cache the second time;
+// `planes` is how many planes f touches of a channel. Interleaved maps have all channels side by side: all at once.
+template <class T, class F>
+void for_few_channels(const MapView<T>& map, int64_t planes, int64_t begin, int64_t end, F f) {
+  const int64_t few = cache_bytes() / 2 / (planes * map.HW * int64_t(sizeof(T)));
+  const int64_t step = map.interleaved ? end - begin : std::max<int64_t>(few, 1);
+  for (int64_t c0 = begin; c0 < end; c0 += step) f(c0, std::min(end, c0 + step));
+}
+
 }  // namespace cpu
 }  // namespace dla

@@ -30,11 +30,13 @@ std::tuple<Tensor, Tensors> mix(const Tensors& values, const Tensor& coef_in, bo
     Tensors out;
     const MapView<T> o = empty_maps(first, out)[0];
     const Moments<T> moments(wanted, B, C, o.HW);
-    for_each_plane(1, B, C, [&](int64_t, int64_t b, int64_t c0, int64_t c1) {
-      std::vector<Plane<const T>> planes;
-      for (const auto& view : all.views) planes.push_back(sample(view, b).channels(c0, c1));
-      map_leaves<T>().mix(planes.data(), M, {read<A>(coef) + b * C + c0, B * C}, sample(o, b).channels(c0, c1));
-      moments.take(o, b, c0, c1);
+    for_each_plane(1, B, C, [&](int64_t, int64_t b, int64_t begin, int64_t end) {
+      for_few_channels(o, 2, begin, end, [&](int64_t c0, int64_t c1) {
+        std::vector<Plane<const T>> planes;
+        for (const auto& view : all.views) planes.push_back(sample(view, b).channels(c0, c1));
+        map_leaves<T>().mix(planes.data(), M, {read<A>(coef) + b * C + c0, B * C}, sample(o, b).channels(c0, c1));
+        moments.take(o, b, c0, c1);
+      });
     });
     restore_layout({values[0]}, out);
     return {out[0], moments.finish()};
@@ -59,13 +61,9 @@ std::tuple<Tensors, Tensor> mix_bwd(const Tensor& dout, const Tensors& later, co
     const Tensor dcoef = empty<A>({M, B, C});
     const bool stream = bytes_of(to, B) > kStreamBytes;
     for_each_plane(1, B, C, [&](int64_t, int64_t b, int64_t begin, int64_t end) {
-      // Not too many channels at a time, so that dout stays in cache while all M maps pass by.
-      const int64_t few = std::max<int64_t>(cache_bytes() / 4 / (g.HW * int64_t(sizeof(T))), 1);
-      const int64_t step = g.interleaved ? end - begin : few;
-      for (int64_t c0 = begin; c0 < end; c0 += step) {
-        const int64_t c1 = std::min(end, c0 + step);
+      for_few_channels(g, 2, begin, end, [&](int64_t c0, int64_t c1) {
         const Plane<const T> of = sample(g, b).channels(c0, c1);
-        for (int64_t m = 0; m < M; ++m) {
+        for (int64_t m = 0; m < M; ++m) {  // dout stays in cache while all maps pass by
           const int64_t at = (m * B + b) * C + c0;
           const A* share = read<A>(coef) + at;
           const Plane<T> dvalue = sample(to[m], b).channels(c0, c1);
@@ -76,7 +74,7 @@ std::tuple<Tensors, Tensor> mix_bwd(const Tensor& dout, const Tensors& later, co
             map_leaves<T>().add_scaled(sample(from_later.views[m], b).channels(c0, c1), of, share, nullptr, false,
                                        dvalue, stream);
         }
-      }
+      });
     });
     restore_layout(values, dvalues);
     return {dvalues, dcoef};

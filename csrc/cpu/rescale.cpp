@@ -65,15 +65,12 @@ std::tuple<Tensors, Tensor> rescale_bwd(const Tensors& dout, const Tensors& xs, 
     const Tensor dd = empty<A>({d.size(0), B, C});
     const bool stream = bytes_of(dx, B) > kStreamBytes;
     for_each_plane(xs.size(), B, C, [&](int64_t t, int64_t b, int64_t begin, int64_t end) {
-      // Not too many planes at a time, so that the second reading of dout finds them in cache.
-      const int64_t few = cache_bytes() / 8 / (x.views[t].HW * int64_t(sizeof(T)));
-      const int64_t step = x.views[t].interleaved ? end - begin : std::max<int64_t>(few, 1);
-      for (int64_t c0 = begin; c0 < end; c0 += step) {
-        const int64_t c1 = std::min(end, c0 + step), row = (t * B + b) * C + c0;
+      for_few_channels(x.views[t], 4, begin, end, [&](int64_t c0, int64_t c1) {
+        const int64_t row = (t * B + b) * C + c0;
         const auto grad = sample(dy.views[t], b).channels(c0, c1);
         map_leaves<T>().dot(grad, sample(x.views[t], b).channels(c0, c1), write<A>(dd) + row);
         map_leaves<T>().scale(grad, read<A>(d) + row, nullptr, sample(dx[t], b).channels(c0, c1), stream);
-      }
+      });
     });
     restore_layout(xs, dxs);
     return {dxs, dd};
