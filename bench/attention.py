@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 import dla_kernels as dla
-from bench.common import Target, interleaved, medians_ms
+from bench.common import Target, holds, interleaved, medians_ms
 from bench.devices import Saved
 from bench.published import base_stage_by_copying
 from dla_kernels import reference
 from dla_kernels.attention import filter_width
+from dla_kernels.cells import accumulate_dtype
 from dla_kernels.terminal import progress, table
 from dla_kernels.verify import Case, parity, random_weights
 
@@ -30,6 +31,11 @@ class Row(NamedTuple):
     C: int
     HW: int
     T: int = 1
+    r: int = 0  # as published for C where it is 0
+
+    @property
+    def R(self) -> int:
+        return max(1, self.C // (self.r or (4 if self.C <= 256 else 16)))
 
     def __str__(self) -> str:
         return f"{f'T{self.T}-' if self.T > 1 else ''}B{self.B}-C{self.C}-HW{self.HW}x{self.HW}"
@@ -50,8 +56,8 @@ def attention(C: int) -> dla.Attention:
     return dla.Attention(torch.randn(K) * C**-0.25, torch.randn(K) * C**-0.25, torch.randn(C, 1, 3, 3) / 3)
 
 
-def cell_weights(C: int) -> dla.Split:
-    return dla.Split(*random_weights(CELL, C, C // 4 if C <= 256 else C // 16))
+def cell_weights(row: Row) -> dla.Split:
+    return dla.Split(*random_weights(CELL, row.C, row.R))
 
 
 def leaves_of(tensors: tuple[Tensor, ...]) -> list[Tensor]:
@@ -60,17 +66,17 @@ def leaves_of(tensors: tuple[Tensor, ...]) -> list[Tensor]:
 
 class Layer:
     """A DLA-L layer in the middle of a stage, as the published code has it: with the convolution e. Its maps in
-    ``dtype``, all else in fp32."""
+    ``dtype``, all else in that of the arithmetic."""
 
     def __init__(self, row: Row, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
         torch.manual_seed(0)
-        B, C, HW, _ = row
+        B, C, HW, _, _ = row
         generator = torch.Generator(device).manual_seed(0)
         x, o_prev, self.do = (
             torch.randn(B, C, HW, HW, dtype=dtype, device=device, generator=generator) for _ in range(3)
         )
         lam, e, c = torch.randn(C), torch.randn(C, 1, 3, 3) / 3, torch.randn(B, C)
-        small = [w.to(device) for w in (*attention(C), lam, e, c, *cell_weights(C))]
+        small = [w.to(device, accumulate_dtype(dtype)) for w in (*attention(C), lam, e, c, *cell_weights(row))]
         self.heads, self.buffers = max(1, C // D), [torch.zeros_like(x) for _ in range(2)]
         self.tensors = (x, o_prev, *small)
         self.leaves = leaves_of(self.tensors)
@@ -97,15 +103,16 @@ class Layer:
 
 
 class Stage:
-    """T layers of DLA-B, their maps in ``dtype``, all else in fp32."""
+    """T layers of DLA-B, their maps in ``dtype``, all else in that of the arithmetic."""
 
     def __init__(self, row: Row, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
         torch.manual_seed(0)
-        B, C, HW, T = row
+        B, C, HW, T, _ = row
         self.heads, self.T = max(1, C // D), T
         maps = [torch.randn(B, C, HW, HW).to(dtype) for _ in range(T)]
         small = [t for _ in range(T) for t in attention(C)]
-        self.tensors = tuple(x.to(device) for x in (*maps, *small, *cell_weights(C)))
+        weights = [w.to(accumulate_dtype(dtype)) for w in (*small, *cell_weights(row))]
+        self.tensors = tuple(x.to(device) for x in (*maps, *weights))
         self.leaves = leaves_of(self.tensors)
         self.dos = [torch.randn_like(x) for x in self.tensors[:T]]
 
@@ -186,10 +193,10 @@ def measure_stage(row: Row, rounds: int) -> dict:
 
 
 def measure(rounds: int, with_compile: bool, wanted: str = "") -> dict:
-    layers = [row for row in LAYERS if wanted in str(row)]
+    layers = [row for row in LAYERS if holds(str(row), wanted)]
     return {
         "layers": [measure_layer(row, rounds, with_compile) for row in progress(layers, "light_step")],
-        "stages": [measure_stage(STAGE, max(3, rounds // 3))] if wanted in str(STAGE) else [],
+        "stages": [measure_stage(STAGE, max(3, rounds // 3))] if holds(str(STAGE), wanted) else [],
     }
 
 

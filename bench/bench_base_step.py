@@ -7,7 +7,7 @@ from bench.work import Work, benchmarks
 
 
 def work(shape, dtype, device):
-    stage = Stage(Row(shape.B, shape.C, shape.HW, shape.T), dtype, device)
+    stage = Stage(Row(shape.B, shape.C, shape.HW, shape.T, shape.r), dtype, device)
 
     def call(f, t):
         return stage.call(partial(base_stage, base_step=f.base_step), t)

@@ -5,7 +5,7 @@ from bench.work import Work, benchmarks
 
 
 def work(shape, dtype, device):
-    layer = Layer(Row(shape.B, shape.C, shape.HW), dtype, device)
+    layer = Layer(Row(shape.B, shape.C, shape.HW, r=shape.r), dtype, device)
     return Work("light_step", shape, 2, layer.tensors, lambda f, t: layer.call(f.light_step, t))
 
 

@@ -24,9 +24,10 @@ from torch import Tensor
 import dla_kernels as dla
 from dla_kernels import reference
 from dla_kernels.terminal import table
-from dla_kernels.verify import Case, parity
+from dla_kernels.verify import Case, largest_error, parity
 
 HERE = Path(__file__).parent
+LATEST = HERE / "results" / "latest"  # where results go unless told otherwise; what is published lies beside it
 ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(4 << 30), "MALLOC_MMAP_THRESHOLD_": str(4 << 30)}
 
 
@@ -112,16 +113,26 @@ class Inputs:
             dla.layer_update(self.buffers, self.weights, inplace=True)
 
 
-def check_parity(inputs: Inputs) -> tuple[float, float]:
-    """(error, allowed) of layer_update, outputs and gradients, on these very inputs."""
+def check_parity(inputs: Inputs) -> dict[str, tuple[float, float]]:
+    """(error, allowed) of all that is timed, outputs and gradients, on these very inputs."""
     T = inputs.shape.T
 
-    def call(f, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        out, states = f.layer_update(tensors[:T], dla.Joint(*tensors[T:]))
+    def update(f, t: Sequence[Tensor], **options) -> Sequence[Tensor]:
+        out, states = f.layer_update(t[:T], dla.Joint(*t[T:]), **options)
         return (*out, *states)
 
-    case = Case("layer_update", dla.PAPER_DSU, (*inputs.xs, *inputs.weights), call)
-    return parity(case, "cpu", torch.float32)
+    def scan(f, t: Sequence[Tensor]) -> Sequence[Tensor]:
+        return f.scan(t[0], dla.Joint(*t[1:]))
+
+    whole = (*inputs.xs, *inputs.weights)
+    with torch.no_grad():
+        copies = [x.clone() for x in whole]
+        inplace = largest_error(update(dla, copies, inplace=True), update(dla, whole))
+    return {
+        "layer_update": parity(Case("layer_update", dla.PAPER_DSU, whole, update), "cpu"),
+        "scan": parity(Case("scan", dla.PAPER_DSU, (inputs.y, *inputs.weights), scan), "cpu"),
+        "layer_update in place": (inplace, 0.0),  # the same bits
+    }
 
 
 def interleaved(candidates: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -140,6 +151,11 @@ def interleaved(candidates: dict[str, Callable[[], object]], rounds: int) -> dic
 
 def medians_ms(seconds: dict[str, list[float]]) -> dict[str, float]:
     return {name: 1e3 * statistics.median(times) for name, times in seconds.items()}
+
+
+def holds(name: str, parts: str) -> bool:
+    """Whether one of the comma-separated parts is in a name."""
+    return any(part in name for part in parts.split(","))
 
 
 class Target(NamedTuple):

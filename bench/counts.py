@@ -1,8 +1,8 @@
 """What a call costs, counted instead of timed: a shared machine cannot blur it.
 
 Instructions of the CPU kernels and the bytes that pass a simulated cache, by valgrind's callgrind; calls into torch,
-allocations and bytes kept for the backward pass, by torch; launches of the CUDA kernels. `bench/budgets.json` holds
-what they may be; `python -m bench.counts --write` makes it anew.
+allocations and bytes that stay alive, those for the backward pass among them, by torch; launches of the CUDA kernels.
+`bench/budgets.json` holds what they may be; `python -m bench.counts --write` makes it anew.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 
 from bench.common import HERE, Shape
-from bench.devices import Calls, Saved, memory_changes
+from bench.devices import Call, Calls, memory_changes
 from bench.suites import shapes_of
 from bench.work import DTYPES, Work, every_op, work_of
 from dla_kernels.terminal import progress
@@ -60,20 +62,31 @@ def budgeted() -> list[Counted]:
     return [Counted(op, shape, which) for op in every_op() for shape in shapes_of(op, SHAPES) for which in PASSES]
 
 
-def counted(work: Work, which: str, f: Any) -> dict[str, int]:
-    """Calls into torch and allocations of one call, and what a forward pass keeps for the backward pass."""
-    saved = Saved((*work.tensors, *work.leaves))
-    if which == "forward":
-        with torch.enable_grad(), saved:
-            held = work.call(f, work.leaves)
-    run = work.run(which, f)
-    run()
+IN_PLACE = ("rescale", "layer_update")
+
+
+def costs(call: Call) -> dict[str, int]:
+    """Calls into torch, allocations, and the bytes that are alive after the call: outputs, and what autograd keeps."""
+    call()
     with Calls() as calls:
-        run()
-    found = {"calls": calls.count, "allocations": sum(change > 0 for change in memory_changes(run))}
+        call()
+    alive: list[object] = []
+    changes = memory_changes(lambda: alive.append(call()))
+    return {"calls": calls.count, "allocations": sum(c > 0 for c in changes), "alive": sum(changes)}
+
+
+def counted(work: Work, which: str, f: Any) -> dict[str, int]:
+    """The costs of a pass; of the forward pass also when it is recorded for a backward pass, and in place."""
+    found = costs(work.run(which, f))
     if which == "forward":
-        found["saved bytes"] = sum(saved.sizes)
-        del held
+        with torch.enable_grad():
+            recorded = costs(lambda: work.call(f, work.leaves))
+        found |= {f"recorded {what}": n for what, n in recorded.items()}
+    if which == "forward" and work.op in IN_PLACE:
+        own = [x.clone() for x in work.tensors]
+        inplace = SimpleNamespace(**{work.op: partial(getattr(f, work.op), inplace=True)})
+        with torch.no_grad():
+            found |= {f"in place {what}": n for what, n in costs(lambda: work.call(inplace, own)).items()}
     return found
 
 
@@ -156,6 +169,7 @@ def callgrind(cases: Sequence[Counted], isa: str = "x86-64-v3") -> dict[str, dic
         command += ["--D1=32768,8,64", "--I1=32768,8,64", f"--callgrind-out-file={out}", f"--log-file={log}"]
         command += [sys.executable, "-m", "bench.counts", "--watched", str(library), json.dumps(cases)]
         environment = os.environ | {"DLA_KERNELS_ISA": isa, "TRITON_INTERPRET": "0", "DLA_KERNELS_SIMT": "0"}
+        environment["DLA_KERNELS_L2"] = str(CACHE)  # by which the kernels cut their blocks
         environment.pop("DLA_KERNELS_POISON", None)  # with which the tests fill scratch memory
         done = subprocess.run(command, env=environment, cwd=HERE.parent, check=False)  # shows its progress
         if done.returncode:

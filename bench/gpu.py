@@ -23,7 +23,7 @@ import torch
 
 import dla_kernels as dla
 from bench import gpu_attention, gpu_report, plot
-from bench.common import HERE, Shape, commit
+from bench.common import LATEST, Shape, commit
 from bench.devices import Call, Cuda, StandIn, slug
 from bench.gpu_clock import medians_and_spreads, reason, sampled
 from bench.gpu_inputs import DTYPES, REHEARSAL, ROWS, Inputs, Set, layer_update_parity, scan_parity
@@ -204,7 +204,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--stand-in", action="store_true", help="tiny rows on the CPU: rehearses, measures nothing")
-    parser.add_argument("--out", type=Path, help="folder for the results (default: bench/results/<device>)")
+    parser.add_argument("--out", type=Path, help="folder for the results (default: bench/results/latest/<device>)")
     args = parser.parse_args(argv)
     args.dtypes = args.dtypes.split(",")
     if not set(args.dtypes) <= set(DTYPES):
@@ -229,7 +229,7 @@ def merged(kind: str, new: list[dict], earlier: list[dict]) -> list[dict]:
 
 def run(args: argparse.Namespace, device: Cuda | StandIn, log: Log) -> tuple[int, dict, str]:
     """(exit status, results, report)"""
-    out = args.out or HERE / "results" / slug(device.name)
+    out = args.out or LATEST / slug(device.name)
     result: dict[str, Any] = {"system": device.facts(), "commit": commit(), "rows": [], "layers": []}
     earlier = json.loads((out / "bench.json").read_text()) if args.add and (out / "bench.json").exists() else {}
     measures = {"rows": (measure, brief), "layers": (gpu_attention.measure, gpu_attention.brief)}
@@ -257,11 +257,8 @@ def run(args: argparse.Namespace, device: Cuda | StandIn, log: Log) -> tuple[int
     if not text:
         return 1, result, "nothing was measured"
     timed = [r for r in everything["rows"] if r["ms"] and r["dtype"] == args.dtypes[0]]
-    try:
-        if timed:
-            plot.speedups(timed, out / "bench.png")
-    except ImportError as why:
-        log(f"no plot: {why}")
+    if timed:
+        plot.drawn(plot.speedups, timed, out / "bench.png")
     wrong = [row for kind in measures for row in result[kind] if not row["ms"]]
     return int(bool(wrong)), everything, f"{text}\n\nwritten: {out}"
 

@@ -1,8 +1,9 @@
 """What an op must move and compute, from its equations alone: the model that measured figures are held against.
 
-Bytes count each tensor once that is read or written. ``again`` are those that the equations want a second time, since
-pooling has to be over before maps can be rescaled: where a sample (for a norm, the whole batch) stays in cache, on a
-GPU on the chip, they cost nothing, the path of one pass; elsewhere they count, the path of two passes.
+Bytes count each tensor once that is read or written. ``again`` are those that the equations want a second time: pooling
+has to be over before maps can be rescaled, and sums over pixels before the gradients that hold them. Where a sample
+(for a norm, the whole batch) stays in cache, on a GPU on the chip, they cost nothing, the path of one pass; elsewhere
+they count, the path of two passes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import NamedTuple
 
 from bench.common import Shape
 from bench.work import CELLS, DTYPES
+from dla_kernels.attention import filter_width
 from dla_kernels.cells import Cell, accumulate_dtype, weight_shapes
 
 PATHS = ("one pass", "two passes")
@@ -64,7 +66,9 @@ def traffic(op: str, which: str, shape: Shape, dtype: str = "fp32") -> Traffic:
     S, rows = T * M, T * row
     taps, forward = 9 * C * exact, which == "forward"
 
-    cell = CELLS.get(op)
+    if op == "base_step":
+        return base_stage(which, shape, dtype)
+    cell, K = CELLS.get(op), filter_width(C)
     weights = num_states = 0
     y = h = pair = 0.0
     if cell:
@@ -75,7 +79,7 @@ def traffic(op: str, which: str, shape: Shape, dtype: str = "fp32") -> Traffic:
     if op == "gap":
         return Traffic(S, rows, flops=T * pixels) if forward else Traffic(rows, rows)  # an expanded view
     if op == "rescale":
-        return Traffic(S + rows, S, 0, T * pixels) if forward else Traffic(2 * S + rows, S + rows, S, 3 * T * pixels)
+        return Traffic(S + rows, S, 0, T * pixels) if forward else Traffic(2 * S + rows, S + rows, 0, 3 * T * pixels)
     if op == "scan":
         saved = num_states * rows
         if forward:
@@ -93,37 +97,45 @@ def traffic(op: str, which: str, shape: Shape, dtype: str = "fp32") -> Traffic:
         return Traffic(2 * S + kept + weights, S + weights, S, flops + 4 * T * pixels)
     if op == "depthwise":
         if forward:
-            return Traffic(M + taps, M + 2 * row, M, (TAPS + 2) * pixels)
-        return Traffic(2 * M + 2 * row + taps, M + taps, M, 2 * TAPS * pixels)
+            return Traffic(M + taps, M + 2 * row, 0, (TAPS + 2) * pixels)
+        return Traffic(2 * M + 2 * row + taps, M + taps, 0, 2 * (TAPS + 1) * pixels)
     if op == "attend":
         past = (T - 1) * row
         if forward:
-            return Traffic(row + 4 * past, 3 * rows, flops=6 * T * B * C)
-        return Traffic(row + 4 * past + 3 * rows, row + 4 * past, flops=18 * T * B * C)
+            return Traffic(row + 4 * past, 3 * rows, 0, (4 * K + 5 * T - 2) * B * C)
+        return Traffic(row + 4 * past + 3 * rows, row + 4 * past, 0, (12 * K + 17 * T - 6) * B * C)
     if op == "mix":
-        return (
-            Traffic(S + rows, M, 0, 2 * T * pixels)
-            if forward
-            else Traffic(S + M + rows, S + rows, (T - 1) * M, 4 * T * pixels)
-        )
-    if op == "norm_add":
-        return Traffic(2 * M, M, 0, 4 * pixels) if forward else Traffic(2 * M, M, 2 * M, 9 * pixels)
-    if op == "light_step":
-        flops = y + h + pair + y + pair + (2 if forward else 4) * TAPS * pixels
         if forward:
-            return Traffic(2 * M + 2 * taps + weights, M + (2 + num_states) * row, 2 * M, flops)
-        return Traffic(3 * M + 2 * taps + weights, 2 * M + 2 * taps + weights, M, flops)
-    assert op == "base_step", op
-    return base_stage(which, shape, dtype, T * (y + h + pair), 2 * (y + h))
+            return Traffic(S + rows, M, 0, 2 * T * pixels)
+        return Traffic(S + M + rows, S + rows, 0, 3 * T * pixels)
+    if op == "norm_add":
+        return Traffic(2 * M, M, 0, 4 * pixels) if forward else Traffic(2 * M, M, 2 * M, 10 * pixels)
+    assert op == "light_step", op
+    filters, state = 2 * taps + weights, num_states * row
+    flops = 2 * (y + h + pair) + ((2 if forward else 4) * TAPS + 2) * pixels
+    if forward:
+        return Traffic(2 * M + filters + state, M + 2 * row + state, 2 * M, flops)
+    return Traffic(3 * M + filters + 2 * row + 2 * state, 2 * M + filters + state, M, flops)
 
 
-def base_stage(which: str, shape: Shape, dtype: str, scans: float, refresh: float) -> Traffic:
-    """Of T layers of DLA-B, each with its value, its mix over all values so far and its refresh of the earlier."""
+def base_stage(which: str, shape: Shape, dtype: str) -> Traffic:
+    """Of T layers of DLA-B. Each has its value, its mix over all values so far, a scan of its mean, and a refresh of
+    the keys and means of the earlier layers."""
+    T, B, C, HW, _ = shape
+    cell, exact, pixels = CELLS["base_step"], accumulate_dtype(DTYPES[dtype]).itemsize, B * C * HW**2
+    weights = exact * sum(math.prod(size) for size in weight_shapes(cell, C, shape.R).values())
+    row, M = B * C * exact, pixels * DTYPES[dtype].itemsize
+    y, h, pair = (B * n for n in Products.of(cell, C, shape.R))
     parts = []
-    for t in range(1, shape.T + 1):
-        upto = shape._replace(T=t)
-        parts += [traffic(op, which, upto, dtype) for op in ("depthwise", "attend", "mix")]
-        if which == "backward" and t < shape.T:  # the values' gradients so far, from the layers behind
-            parts.append(Traffic(t * shape.S / shape.T / 4 * DTYPES[dtype].itemsize, 0))
-        parts.append(Traffic(0, 0, 0, (t - 1) * refresh))
-    return Traffic(0, 0, 0, scans).plus(*parts)
+    for t in range(1, T + 1):
+        parts += [traffic(op, which, shape._replace(T=t), dtype) for op in ("depthwise", "attend", "mix")]
+        refreshed, after = 2 * (t - 1), int(t > 1)  # rows; whether there is anything to refresh
+        taken, given = (2 + refreshed + after) * row, (1 + refreshed) * row
+        flops = y + h + pair + refreshed * (y + pair) + after * h
+        if which == "forward":
+            parts.append(Traffic(taken + weights, given, 0, flops))
+            continue
+        parts.append(Traffic(taken + given + weights, taken + weights, 0, BACKWARD * flops))
+        if t < T:  # the values' gradients so far, from the layers behind
+            parts.append(Traffic(t * M, 0, 0, t * pixels))
+    return Traffic(0, 0).plus(*parts)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import dla_kernels as dla
-from bench.common import Target, interleaved, medians_ms
+from bench.common import Target, holds, interleaved, medians_ms
 from bench.devices import Cpu
 from bench.published import base_step_by_copying
 from dla_kernels.nn import DLABase
@@ -99,7 +99,7 @@ def names() -> list[str]:
 
 
 def measure(rounds: int, wanted: str = "") -> list[dict]:
-    depths = [depth for depth, name in zip(DEPTHS, names()) if wanted in name]
+    depths = [depth for depth, name in zip(DEPTHS, names()) if holds(name, wanted)]
     return [measure_depth(depth, rounds) for depth in progress(depths, "networks")]
 
 

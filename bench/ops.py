@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import product
@@ -21,17 +22,17 @@ import torch
 import dla_kernels as dla
 from bench import model, plot
 from bench.bench_scan import work as scan_work
-from bench.common import Shape, commit
+from bench.common import Shape, commit, holds
 from bench.devices import Call, Cpu, Cuda
 from bench.gpu_clock import medians_and_spreads, reason, sampled
 from bench.gpu_inputs import copies_needed
 from bench.suites import BATCHES, SUITES, shapes_of
 from bench.work import DTYPES, PASSES, Work, torch_lstm, work_of
 from dla_kernels import reference
-from dla_kernels.__main__ import system
+from dla_kernels.__main__ import at_least_one, system
 from dla_kernels.backends import BACKENDS
 from dla_kernels.terminal import progress, table
-from dla_kernels.verify import functions, parity
+from dla_kernels.verify import functions, largest_error, parity
 
 PEERS = ("eager", "compile", "graph", "lstm", "copy")
 MB = 1e6
@@ -49,14 +50,15 @@ def backends_for(asked: list[str], device: Cpu | Cuda) -> list[str]:
     return names
 
 
-class Lstm:
-    """torch.nn.LSTM in place of a scan with the LSTM cell."""
-
-    def __init__(self, *weights: torch.Tensor) -> None:
-        self.module = torch_lstm(dla.Dense(*weights))
-
-    def scan(self, y: torch.Tensor, weights: Any, cell: Any) -> tuple[torch.Tensor]:
-        return (self.module(y)[0],)
+def lstms(shape: Shape, dtype: torch.dtype, device: str) -> tuple[Work, Work]:
+    """Our scan with the LSTM cell, and torch.nn.LSTM of the same weights; h alone, as the latter has no other c."""
+    cell = dla.Cell("lstm")
+    y, *weights = scan_work(shape, dtype, device, cell=cell).tensors
+    ours = Work("scan", shape, 0, [y, *weights], lambda f, t: f.scan(t[0], dla.Dense(*t[1:]), cell=cell)[:1], cell)
+    module = torch_lstm(dla.Dense(*weights))
+    theirs = Work("scan", shape, 0, [y, *module.parameters()], lambda f, t: module(t[0])[:1], cell)
+    theirs.leaves = [y.clone().requires_grad_(), *module.parameters()]
+    return ours, theirs
 
 
 def sets_of(work: Work, device: Cpu | Cuda) -> list[Work]:
@@ -84,14 +86,14 @@ def candidates(works: list[Work], which: str, args: argparse.Namespace, device: 
         yield "eager graph", lambda: device.captured(calls(reference))
     if "compile" in args.peers:
         torch._dynamo.reset()
-        # Each shape is compiled for itself, as a user who calls it in a loop would have it.
+        # Each shape is compiled for itself, as a user who calls it in a loop would have it, and each layer of a stage.
+        torch._dynamo.config.recompile_limit = 64
         compiled = torch.compile(getattr(reference, op), dynamic=False)
         yield "compile", partial(calls, SimpleNamespace(**{op: compiled}))
     if "lstm" in args.peers and op == "scan":
-        shape, dtype = works[0].shape, works[0].tensors[0].dtype
-        work = scan_work(shape, dtype, device.type, cell=dla.Cell("lstm"))
-        yield f"{args.backends[0]} lstm", partial(calls, functions(args.backends[0]), [work])
-        yield "torch lstm", partial(calls, Lstm(*work.tensors[1:]), [work])
+        ours, theirs = lstms(works[0].shape, works[0].tensors[0].dtype, device.type)
+        yield f"{args.backends[0]} lstm", partial(calls, functions(args.backends[0]), [ours])
+        yield "torch lstm", partial(calls, None, [theirs])
     if "copy" in args.peers:
         yield "copy", lambda: [one.copy for one in works]
 
@@ -99,7 +101,12 @@ def candidates(works: list[Work], which: str, args: argparse.Namespace, device: 
 def measure(op: str, shape: Shape, dtype: str, args: argparse.Namespace, device: Cpu | Cuda) -> list[dict]:
     """A row for each pass."""
     works = sets_of(work_of(op, shape, DTYPES[dtype], device.type), device)
-    checks = {name: parity(works[0].case, name, DTYPES[dtype]) for name in args.backends}
+    checks = {name: parity(works[0].case, name) for name in args.backends}
+    if "lstm" in args.peers and op == "scan":
+        ours, theirs = lstms(shape, works[0].tensors[0].dtype, device.type)
+        checks[f"{args.backends[0]} lstm"] = parity(ours.case, args.backends[0])
+        difference = largest_error(theirs.call(None, theirs.tensors), ours.call(reference, ours.tensors))
+        checks["torch lstm"] = difference, 1e-4  # the same function, in whatever precision torch chooses
     wrong = {name: check for name, check in checks.items() if not check[0] <= check[1]}
     rows = []
     for which in args.passes:
@@ -203,7 +210,7 @@ def chosen(args: argparse.Namespace, device: Cpu | Cuda) -> list[tuple[str, Shap
         batch = args.batch or (BATCHES.get(suite) if device.type == "cuda" else None)
         if batch:
             shapes = tuple(shape._replace(B=batch) for shape in shapes)
-        todo |= dict.fromkeys((op, shape) for shape in shapes_of(op, shapes) if args.shapes in str(shape))
+        todo |= dict.fromkeys((op, shape) for shape in shapes_of(op, shapes) if holds(str(shape), args.shapes))
     if not todo:
         raise SystemExit(f"--shapes: no shape of {', '.join(args.suite)} holds {args.shapes!r}")
     return list(todo)
@@ -213,15 +220,19 @@ def run(args: argparse.Namespace) -> int:
     """0, or 1 if an op was off."""
     device: Cpu | Cuda = Cuda() if args.device == "cuda" else Cpu()
     args.backends = backends_for(args.backends, device)
-    work = list(product(chosen(args, device), args.dtypes))
-    rows = [row for (op, shape), dtype in progress(work, "bench") for row in measure(op, shape, dtype, args, device)]
+    rows: list[dict] = []
+    try:
+        for (op, shape), dtype in progress(list(product(chosen(args, device), args.dtypes)), "bench"):
+            rows += measure(op, shape, dtype, args, device)
+    except KeyboardInterrupt:
+        print("\ninterrupted: these are the rows so far", file=sys.stderr)
     result = {"system": system() | device.facts(), "commit": commit(), "rows": rows}
     if args.csv:
         with open(args.csv, "w", newline="") as file:
             header, body = lines(rows)
             csv.writer(file).writerows([header, *body])
     if args.plot:
-        plot.ops(rows, args.plot)
+        plot.drawn(plot.ops, rows, args.plot)
     if args.json:
         print(json.dumps(result))
     else:
@@ -244,22 +255,17 @@ def add_arguments(parser: argparse.ArgumentParser, every_op: list[str]) -> None:
 
     group = parser.add_argument_group("ops by choice, instead of the targets (with --suite or --ops)")
 
-    def add(flag: str, known: Any, default: list[str] | None, text: str) -> None:
-        group.add_argument(flag, type=some_of(known), default=default, metavar="A,B", help=text)
+    def add(flag: str, known: Any, text: str) -> None:
+        group.add_argument(flag, type=some_of(known), metavar="A,B", help=text)
 
-    add("--suite", SUITES, None, f"shapes: {', '.join(SUITES)} (default: smoke)")
-    add("--ops", every_op, None, f"of {', '.join(every_op)} (default: all)")
-    add("--dtypes", DTYPES, ["fp32"], "of the maps (default: fp32)")
-    add("--backends", BACKENDS, [], "default: the one that backend=None chooses")
-    add(
-        "--passes",
-        PASSES,
-        [],
-        "forward, backward, both as one (default: forward,both; of the model: forward,backward)",
-    )
-    text = f"of {', '.join(PEERS)} (default: eager,copy); graph: eager in a CUDA graph, lstm: torch.nn.LSTM beside scan"
-    add("--peers", PEERS, ["eager", "copy"], text)
-    group.add_argument("--batch", type=int, help="B in place of the suite's")
-    group.add_argument("--seconds", type=float, default=2.0, help="timing of one row, about (default 2)")
+    add("--suite", SUITES, f"shapes: {', '.join(SUITES)} (default: smoke; model: cifar,imagenet)")
+    add("--ops", every_op, f"of {', '.join(every_op)} (default: all)")
+    add("--dtypes", DTYPES, "of the maps (default: fp32)")
+    add("--backends", BACKENDS, "default: the one that backend=None chooses")
+    add("--passes", PASSES, "forward, backward, both as one (default: forward,both; model: forward,backward)")
+    text = f"of {', '.join(PEERS)} (default: eager,copy; scaling: eager,compile,copy); "
+    add("--peers", PEERS, text + "graph: eager in a CUDA graph, lstm: torch.nn.LSTM beside scan")
+    group.add_argument("--batch", type=at_least_one, help="B in place of the suite's")
+    group.add_argument("--seconds", type=float, help="timing of one row, about (default 2)")
     group.add_argument("--csv", type=Path, metavar="FILE", help="a line for each candidate")
     group.add_argument("--plot", type=Path, metavar="FILE", help="the times as a picture")

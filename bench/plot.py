@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 COLOURS = {
@@ -29,6 +31,16 @@ def axes_of(count: int, nrows: int = 1, **options: object) -> tuple:
     import matplotlib.pyplot as plt
 
     return plt.subplots(nrows, count, layout="constrained", squeeze=False, **options)
+
+
+def drawn(draw: Callable[[list[dict], Path], None], rows: list[dict], path: Path) -> bool:
+    """Whether the picture could be drawn: figures are not lost for want of matplotlib."""
+    try:
+        draw(rows, path)
+    except ImportError as why:
+        print(f"no picture: {why}", file=sys.stderr)
+        return False
+    return True
 
 
 def speedups(rows: list[dict], path: Path, tag: dict[str, str] | None = None) -> None:

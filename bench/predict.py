@@ -38,9 +38,9 @@ def predicted_ms(found: Traffic, machine: Machine, path: str) -> float:
     return found.bytes(path) / machine.bytes_per_ms + found.flops / machine.flops_per_ms
 
 
-def machine(device: Cpu | Cuda, S: float) -> Machine:
-    """A copy of S bytes and a matrix product, on this device."""
-    x = torch.randn(max(1, int(S) // 4), device=device.type)
+def machine(device: Cpu | Cuda, moved: float) -> Machine:
+    """A copy that moves so many bytes, read and written, and a matrix product, on this device."""
+    x = torch.randn(max(1, int(moved) // 8), device=device.type)
     to, a = torch.empty_like(x), torch.randn(1024, 1024, device=device.type)
     calls = {"copy": lambda: to.copy_(x), "product": lambda: a @ a}
     for call in calls.values():
@@ -83,9 +83,10 @@ def time_them(todo: list[tuple[str, Shape, str]], args: argparse.Namespace, devi
     """Rows with the times of ours and what the machine reaches beside them."""
     args.peers, rows = [], []
     for op, shape, dtype in progress(todo, "model"):
-        measured = ops.measure(op, shape, dtype, args, device)
-        on = machine(device, measured[0]["S"])
-        rows += [{**row, "machine": on._asdict()} for row in measured if row["ms"]]
+        for row in ops.measure(op, shape, dtype, args, device):
+            if row["ms"]:
+                on = machine(device, Traffic(**row["model"]).bytes(PATHS[0]))
+                rows.append({**row, "machine": on._asdict()})
     return rows
 
 
@@ -113,7 +114,6 @@ def run(args: argparse.Namespace) -> int:
         (count_them, report_counters, "counters.json") if args.counters else (time_them, report, "model.json")
     )
     result = {"system": system(), "commit": commit(), "rows": rows(todo, args, device)}
-    args.out.mkdir(parents=True, exist_ok=True)
     (args.out / file).write_text(json.dumps(result, indent=1))
     print(json.dumps(result) if args.json else text(result["rows"]))
     return 0

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
 
 from bench import attention, common, gpu, networks, ops, plot, predict, render, scaling, stages
-from bench.common import HERE, SHAPES, Target, commit, target_table
+from bench.common import LATEST, SHAPES, Target, commit, target_table
 from bench.devices import Cuda, slug
 from bench.work import every_op
-from dla_kernels.__main__ import system
+from dla_kernels.__main__ import at_least_one, system
 
 WHAT = {
     "targets": "the rows that have targets, what docs/performance.md shows (the default)",
@@ -33,37 +34,53 @@ def verdict(checks: list[tuple[str, Target]]) -> str:
     )
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m dla_kernels bench", description=__doc__)
-    parser.add_argument(
-        "what", nargs="?", choices=WHAT, default="targets", help="; ".join(map(": ".join, WHAT.items()))
+EVERYWHERE = ("shapes", "rounds", "threads", "json")
+BY_CHOICE = ("suite", "ops", "dtypes", "backends", "passes", "batch", "seconds")
+# The options that each of WHAT listens to; it refuses the others.
+OPTIONS = {
+    "targets": (*EVERYWHERE, "no_compile", "out"),
+    "ops": (*EVERYWHERE, *BY_CHOICE, "peers", "csv", "plot"),
+    "scaling": (*EVERYWHERE, "no_compile", "out", "backends", "peers", "seconds"),
+    "model": (*EVERYWHERE, *BY_CHOICE, "out", "counters"),
+    "render": ("check",),
+}
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m dla_kernels bench", description=__doc__, argument_default=argparse.SUPPRESS
     )
+    parser.add_argument("what", nargs="?", choices=WHAT, default=None, help="; ".join(map(": ".join, WHAT.items())))
     parser.add_argument("--device", choices=("cpu", "cuda"), help="what to measure (default: cuda where there is one)")
-    parser.add_argument(
-        "--shapes", default="", metavar="TEXT", help="only rows whose name holds TEXT, e.g. C256, resnet56"
-    )
-    parser.add_argument("--rounds", type=int, default=31, help="interleaved rounds (default 31)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads")
-    parser.add_argument("--no-compile", action="store_true", help="targets: without torch.compile, which takes minutes")
+    parser.add_argument("--shapes", metavar="A,B", help="only rows whose name holds one of these, e.g. C256,resnet56")
+    parser.add_argument("--rounds", type=at_least_one, help="interleaved rounds (default 31)")
+    parser.add_argument("--threads", type=at_least_one, help="torch threads")
+    parser.add_argument("--no-compile", action="store_true", help="without torch.compile, which takes minutes")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument(
-        "--out", type=Path, help="folder for the results of all but ops (default: bench/results/<device>)"
-    )
+    text = "folder for the results of all but ops (default: bench/results/latest/<device>)"
+    parser.add_argument("--out", type=Path, help=text)
     parser.add_argument(
         "--counters",
         action="store_true",
         help="model: the bytes that pass the memory instead of times; by a GPU's counters (ncu), on a CPU by a "
-        "simulated cache (valgrind)",
+        "simulated cache (valgrind: half an hour for all)",
     )
     parser.add_argument("--check", action="store_true", help="render: write nothing; exit 1 if the page is stale")
     ops.add_arguments(parser, every_op())
-    args = parser.parse_args()
-    if args.what == "targets" and (args.suite or args.ops):
-        args.what = "ops"
-    args.suite = args.suite or (["cifar", "imagenet"] if args.what == "model" else ["smoke"])
-    args.ops = args.ops or every_op()
-    args.passes = args.passes or ["forward", "backward" if args.what == "model" else "both"]
-    return args
+    given = vars(parser.parse_args(argv))
+    what = given.pop("what") or ("ops" if {"suite", "ops"} & set(given) else "targets")
+    if unheard := set(given) - set(OPTIONS[what]) - {"device"}:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(unheard))
+        parser.error(f"{flags}: not for {what}, which takes --{', --'.join(OPTIONS[what]).replace('_', '-')}")
+    defaults = {
+        **{"shapes": "", "rounds": 31, "threads": torch.get_num_threads(), "seconds": 2.0, "batch": None},
+        **dict.fromkeys(("no_compile", "json", "counters", "check"), False),
+        **dict.fromkeys(("out", "csv", "plot"), None),
+        **{"suite": ["cifar", "imagenet"] if what == "model" else ["smoke"], "ops": every_op(), "dtypes": ["fp32"]},
+        **{"passes": ["forward", "backward" if what == "model" else "both"], "backends": []},
+        **{"peers": ["eager", "compile", "copy"] if what == "scaling" else ["eager", "copy"]},
+    }
+    return argparse.Namespace(**{"what": what, **defaults, **given})
 
 
 def main() -> None:
@@ -73,35 +90,45 @@ def main() -> None:
     chosen = any(word.partition("=")[0] in (*WHAT, "--suite", "--ops") for word in rest)
     if where.device == "cuda" and not chosen:
         raise SystemExit(gpu.main(rest))  # its targets have options of their own
-    args = arguments()
+    args = arguments(rest)
     args.device = where.device
     if args.what == "render":
         raise SystemExit(render.main(args.check))
-    args.out = args.out or HERE / "results" / ("cpu" if args.device == "cpu" else slug(Cuda().name))
+    args.out = args.out or LATEST / ("cpu" if args.device == "cpu" else slug(Cuda().name))
+    try:  # what cannot be written is to be known before anything is timed
+        for path in (args.csv, args.plot):
+            if path:
+                path.open("a").close()
+        if "out" in OPTIONS[args.what]:
+            args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as why:
+        raise SystemExit(str(why)) from None
     if args.device == "cpu":
         common.restart_with_allocator()
     torch.set_num_threads(args.threads)
     runners = {"targets": run_targets, "ops": ops.run, "scaling": scaling.run, "model": predict.run}
-    raise SystemExit(runners[args.what](args))
+    try:
+        raise SystemExit(runners[args.what](args))
+    except KeyboardInterrupt:
+        print("\ninterrupted: nothing was written", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def run_targets(args: argparse.Namespace) -> int:
     known = [*map(str, (*SHAPES, *attention.LAYERS, attention.STAGE)), *networks.names()]
-    if not any(args.shapes in name for name in known):
+    if not any(common.holds(name, args.shapes) for name in known):
         raise SystemExit(f"--shapes: expected a part of one of {', '.join(known)}, got {args.shapes!r}")
     rows = stages.run(args.rounds, not args.no_compile, args.shapes)
     inside = attention.measure(args.rounds, not args.no_compile, args.shapes)
     whole = networks.measure(max(3, args.rounds // 4), args.shapes)
     result = {"system": system(), "commit": commit(), "allocator": common.ALLOCATOR}
     result |= {"rows": rows, "attention": inside, "networks": whole}
-    args.out.mkdir(parents=True, exist_ok=True)
     parts = [stages.report(rows), attention.report(inside), networks.report(whole), verdict(render.cpu_targets(result))]
     text = "\n\n".join(part for part in parts if part)
     (args.out / "bench.json").write_text(json.dumps(result, indent=1))
     (args.out / "bench.txt").write_text(text + "\n")
     written = ["bench.json", "bench.txt"]
-    if rows:
-        plot.speedups(rows, args.out / "bench.png")
+    if rows and plot.drawn(plot.speedups, rows, args.out / "bench.png"):
         written.append("bench.png")
     if args.json:
         print(json.dumps(result))

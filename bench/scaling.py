@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench import model, ops, plot
-from bench.common import Shape, commit
+from bench.common import Shape, commit, holds
 from bench.devices import Cpu, Cuda
 from dla_kernels.__main__ import system
 from dla_kernels.terminal import progress, table
@@ -33,11 +33,14 @@ class Fit(NamedTuple):
     off: float  # the largest relative distance of a measured point
 
     def __str__(self) -> str:
-        return f"{1e3 * self.fixed:.0f} us + S^{self.power:.2f}"
+        return f"{1e3 * self.fixed:.0f} us + S^{self.power:.2f} +-{100 * self.off:.0f}%"
 
 
 def fit(sizes: list[float], ms: list[float]) -> Fit:
-    """Of least relative squares. Fixed and each by their normal equations, the power by trying."""
+    """Of least relative squares: fixed and each by their normal equations, the power by trying.
+
+    A call of any size costs the fixed part, so that is at most the cheapest call.
+    """
     best = None
     for power in (n / 20 for n in range(4, 41)):
         x = [(s / max(sizes)) ** power for s in sizes]
@@ -46,8 +49,9 @@ def fit(sizes: list[float], ms: list[float]) -> Fit:
         uu, vv, uv = (sum(a * b for a, b in zip(*pair)) for pair in ((u, u), (v, v), (u, v)))
         det = uu * vv - uv * uv
         fixed, each = ((vv * sum(u) - uv * sum(v)) / det, (uu * sum(v) - uv * sum(u)) / det) if det > 0 else (0, 0)
-        if fixed < 0 or each < 0:
-            fixed, each = 0.0, sum(v) / vv
+        if not 0 <= fixed <= min(ms) or each < 0:
+            fixed = min(ms) if fixed > min(ms) else 0.0
+            each = max(0.0, (sum(v) - fixed * uv) / vv)
         off = [abs((fixed + each * a) / t - 1) for a, t in zip(x, ms)]
         if best is None or sum(o * o for o in off) < best[0]:
             best = sum(o * o for o in off), Fit(fixed, each / max(sizes) ** power, power, max(off))
@@ -69,6 +73,10 @@ def floor_ms(row: dict, path: str = "one pass") -> float:
     return model.Traffic(**row["model"]).bytes(path) / (ops.copy_gbs(row) or math.nan) / 1e6
 
 
+def times(rows: list[dict], name: str) -> list[float]:
+    return [row["ms"][name] for row in rows]
+
+
 def summary(rows: list[dict]) -> str:
     body = []
     for axis in AXES:
@@ -76,22 +84,25 @@ def summary(rows: list[dict]) -> str:
             line = [row for row in rows if row["axis"] == axis and row["pass"] == which]
             if len(line) < 3:
                 continue
-            sizes = [float(row["S"]) for row in line]
-            named = {name: [row["ms"][name] for row in line] for name in line[0]["ms"] if name != "copy"}
-            ours = next(iter(named))
-            fits = {name: fit(sizes, ms) for name, ms in named.items()}
-            cells = [axis, which, *map(str, fits.values())]
-            for name, ms in named.items():
-                if name != ours:
-                    at = crossing(sizes, named[ours], ms)
-                    ratios = sorted(b / a for a, b in zip(named[ours], ms))
-                    cells.append(f"{ratios[0]:.1f}-{ratios[-1]:.1f}x" + (f", even at {at / 1e6:.2g} MB" if at else ""))
+            names = [name for name in line[0]["ms"] if name != "copy"]
+            measured = {name: [row for row in line if name in row["ms"]] for name in names}
+            fits = [fit([float(row["S"]) for row in at], times(at, name)) for name, at in measured.items()]
+            cells = [axis, which, *map(str, fits)]
+            ours = names[0]
+            for name in names[1:]:
+                at = measured[name]
+                even = crossing([float(row["S"]) for row in at], times(at, ours), times(at, name))
+                ratios = sorted(b / a for a, b in zip(times(at, ours), times(at, name)))
+                cells.append(
+                    f"{ratios[0]:.1f}-{ratios[-1]:.1f}x, {f'even at {even / 1e6:.2g} MB' if even else 'never even'}"
+                )
             body.append(cells)
     if not body:
         return "too few points"
     names = [name for name in rows[0]["ms"] if name != "copy"]
     header = ["axis", "pass", *names, *(f"{name} / {names[0]}" for name in names[1:])]
-    title = f"{OP} around {BASE}: ms = fixed + each S^power, S the bytes of the maps; and the range of the speedup"
+    title = f"{OP} around {BASE}: ms = fixed + each S^power, S the bytes of the maps, and how far off that is at most;"
+    title += "\nthen the range of the speedup over each axis, and where it passes 1"
     return f"{title}\n{table(header, body)}"
 
 
@@ -100,10 +111,14 @@ def picture(rows: list[dict], path: Path, tag: dict[str, str] | None = None) -> 
     for which, line in zip(PASSES, panels):
         for axis, panel in zip(AXES, line):
             points = [row for row in rows if row["axis"] == axis and row["pass"] == which]
+            if not points:
+                continue
             at = [row["shape"][axis] for row in points]
-            for name in points[0]["ms"] if points else ():
+            for name in points[0]["ms"]:
                 if name != "copy":
-                    panel.plot(at, [row["ms"][name] for row in points], "o-", color=plot.COLOURS.get(name), label=name)
+                    there = [row for row in points if name in row["ms"]]
+                    where = [row["shape"][axis] for row in there]
+                    panel.plot(where, times(there, name), "o-", color=plot.COLOURS.get(name), label=name)
             panel.plot(at, [floor_ms(row) for row in points], "k:", label="floor: one pass at a copy's bandwidth")
             panel.set(xscale="log", yscale="log", xlabel=axis, title=f"{OP}, {which}", ylabel="ms")
             panel.set_xticks(at, at)
@@ -116,22 +131,21 @@ def run(args: argparse.Namespace) -> int:
     """`bench scaling`: measures, and writes scaling.json and scaling.png into --out."""
     device: Cpu | Cuda = Cuda() if args.device == "cuda" else Cpu()
     args.backends, args.passes = ops.backends_for(args.backends, device), list(PASSES)
-    if args.peers == ["eager", "copy"]:
-        args.peers = ["eager", "compile", "copy"]
     if args.no_compile:
         args.peers = [peer for peer in args.peers if peer != "compile"]
     todo = [(axis, BASE._replace(**{axis: n})) for axis, values in AXES.items() for n in values]
-    todo = [(axis, shape) for axis, shape in todo if args.shapes in str(shape)]
+    todo = [(axis, shape) for axis, shape in todo if holds(str(shape), args.shapes)]
+    if not todo:
+        raise SystemExit(f"--shapes: none of those around {BASE} holds {args.shapes!r}")
     rows = []
     for axis, shape in progress(todo, "scaling"):
-        rows += [{**row, "axis": axis} for row in ops.measure(OP, shape, args.dtypes[0], args, device)]
+        rows += [{**row, "axis": axis} for row in ops.measure(OP, shape, "fp32", args, device)]
     wrong = [note for row in rows for note in row["notes"] if note.startswith("parity")]
     if wrong:
         print(ops.report(rows, args.backends))
         return 1
     result = {"system": system() | device.facts(), "commit": commit(), "rows": rows}
-    args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "scaling.json").write_text(json.dumps(result, indent=1))
-    picture(rows, args.out / "scaling.png")
-    print(json.dumps(result) if args.json else f"{summary(rows)}\n\nwritten: {args.out}/scaling.json, scaling.png")
+    written = ["scaling.json", *["scaling.png"] * plot.drawn(picture, rows, args.out / "scaling.png")]
+    print(json.dumps(result) if args.json else f"{summary(rows)}\n\nwritten: {args.out}/{', '.join(written)}")
     return 0

@@ -47,9 +47,10 @@ def candidates(inputs: Inputs, with_compile: bool) -> dict[str, dict[str, object
 
 def measure(shape: Shape, rounds: int, with_compile: bool) -> dict:
     inputs = Inputs(shape)
-    error, allowed = common.check_parity(inputs)
-    if not error <= allowed:
-        raise SystemExit(f"{shape}: layer_update is off by {error:.3g}, allowed {allowed:.3g}; not timing a wrong op")
+    checks = common.check_parity(inputs)
+    for op, (error, allowed) in checks.items():
+        if not error <= allowed:
+            raise SystemExit(f"{shape}: {op} is off by {error:.3g}, allowed {allowed:.3g}; not timing a wrong op")
     named = {"copy/copy": inputs.copy}
     for op, by_name in candidates(inputs, with_compile).items():
         named |= {f"{op}/{name}": call for name, call in by_name.items()}
@@ -58,7 +59,7 @@ def measure(shape: Shape, rounds: int, with_compile: bool) -> dict:
         "shape": shape._asdict(),
         "name": str(shape),
         "S": shape.S,
-        "parity": {"error": error, "allowed": allowed},
+        "parity": {op: {"error": error, "allowed": allowed} for op, (error, allowed) in checks.items()},
         "ms": common.medians_ms(seconds),
         "seconds": seconds,
     }
@@ -119,5 +120,5 @@ def report(rows: list[dict]) -> str:
 
 
 def run(rounds: int, with_compile: bool, wanted: str) -> list[dict]:
-    shapes = [shape for shape in SHAPES if wanted in str(shape)]
+    shapes = [shape for shape in SHAPES if common.holds(str(shape), wanted)]
     return [measure(shape, rounds, with_compile) for shape in progress(shapes, "bench")]

@@ -17,7 +17,7 @@ from bench.common import Shape
 from dla_kernels import reference
 from dla_kernels.attention import filter_width
 from dla_kernels.cells import PROJECTIONS, Cell, accumulate_dtype
-from dla_kernels.verify import Case, random_weights
+from dla_kernels.verify import Case, parity, random_weights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 PASSES = ("forward", "backward", "both")
@@ -139,7 +139,7 @@ def heads(shape: Shape) -> int:
 
 
 def benchmarks(work: Callable[..., Work]) -> Callable:
-    """A test for pytest-benchmark: ours beside the eager reference at every shape, with the peers of the runner."""
+    """A test for pytest-benchmark: ours beside the eager reference, at the shapes of two suites."""
     import pytest
 
     from bench.suites import SUITES, shapes_of
@@ -152,6 +152,10 @@ def benchmarks(work: Callable[..., Work]) -> Callable:
     @pytest.mark.parametrize("shape", shapes, ids=str)
     def test(benchmark: Any, shape: Shape, peer: str, which: str) -> None:
         torch.manual_seed(0)
-        benchmark(work(shape, torch.float32, "cpu").run(which, {"eager": reference, "ours": dla}[peer]))
+        timed = work(shape, torch.float32, "cpu")
+        if peer == "ours":
+            error, allowed = parity(timed.case, "cpu")
+            assert error <= allowed, f"{op} is off by {error:.3g}, allowed {allowed:.3g}: not timed"
+        benchmark(timed.run(which, {"eager": reference, "ours": dla}[peer]))
 
     return test

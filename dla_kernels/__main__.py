@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -86,7 +87,13 @@ def run_bench(args: argparse.Namespace) -> int:
     if not BENCH.exists():
         print(f"the benchmarks are part of the repository, not of the installed package: no {BENCH}", file=sys.stderr)
         return 1
-    return subprocess.call([sys.executable, "-m", "bench.run", *args.options], cwd=BENCH.parent.parent)
+    path = os.pathsep.join([str(BENCH.parent.parent), os.environ.get("PYTHONPATH", "")])  # files are the caller's
+    try:
+        return subprocess.call(
+            [sys.executable, "-m", "bench.run", *args.options], env=os.environ | {"PYTHONPATH": path}
+        )
+    except KeyboardInterrupt:
+        return 130  # the benchmark has said so
 
 
 def at_least_one(text: str) -> int:

@@ -174,13 +174,20 @@ def largest_error(got: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
     return float(torch.tensor(errors).max()) if all(e == e for e in errors) else float("nan")
 
 
-def parity(case: Case, backend: str, dtype: torch.dtype) -> tuple[float, float]:
-    """(error, allowed) of outputs and gradients on ``backend`` at ``dtype``."""
-    tensors = [x.to(dtype) for x in case.tensors]
+def parity(case: Case, backend: str, dtype: torch.dtype | None = None) -> tuple[float, float]:
+    """(error, allowed) of outputs, with and without gradients asked for, and of gradients.
+
+    At ``dtype``; without one, the tensors are as they are, and the first is of the lowest precision.
+    """
+    tensors = [x.to(dtype or x.dtype) for x in case.tensors]
+    dtype = tensors[0].dtype
 
     def error_of(f: Any, tensors: Sequence[Tensor]) -> float:
         truth = outputs_and_gradients(case, reference, [x.double() for x in tensors])
-        return largest_error(outputs_and_gradients(case, f, tensors), truth)
+        with torch.no_grad():
+            inferred = case.call(f, tensors)
+        got = [*inferred, *outputs_and_gradients(case, f, tensors)]
+        return largest_error(got, [*truth[: len(inferred)], *truth])
 
     error = error_of(functions(backend), tensors)
     if dtype == torch.float64:

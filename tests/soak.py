@@ -1,22 +1,22 @@
 """Puts the ops under what users do to them, for minutes: `make soak`, or `python -m tests.soak --minutes 1`.
 
 Random shapes, layouts, dtypes, cells and backends against the reference; threads that call at once; DataLoader
-workers; interrupts; memory that runs out. It prints the seed that repeats a run, and how many cases failed.
+workers; interrupts; memory that runs out. It prints how many cases failed, and for each the command that repeats it:
+a random case or one of low memory alone, otherwise the part, since no one can repeat what threads and signals did.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -24,7 +24,7 @@ import dla_kernels as dla
 from dla_kernels.backends import BACKENDS
 from dla_kernels.terminal import table
 
-from .calls import check_parity, named, outcome
+from .calls import check_parity, cotangents_for, outcome
 from .cases import (
     CELLS,
     DTYPES,
@@ -39,30 +39,12 @@ from .cases import (
     state_forms,
 )
 from .conftest import COMPILED, Served
+from .memory import MALLOC, Outcome, low_memory
+from .tally import Tally, command
 from .tolerances import assert_same_bits
 
 SOME = Shape.parse("T4-B6-C33-R8-HW14x14")
-
-
-class Tally:
-    """Cases and failures of one kind; a failure is told at once."""
-
-    def __init__(self, what: str) -> None:
-        self.what, self.cases, self.failures = what, 0, 0
-
-    def check(self, name: str, case: Callable[[], object]) -> None:
-        self.cases += 1
-        try:
-            case()
-        except Exception as error:
-            self.failures += 1
-            print(f"FAILED {self.what}: {name}\n{''.join(traceback.format_exception(error))}", flush=True)
-
-    def expect(self, name: str, holds: bool) -> None:
-        self.cases += 1
-        if not holds:
-            self.failures += 1
-            print(f"FAILED {self.what}: {name}", flush=True)
+THREADS = 4
 
 
 # ---- random cases ----
@@ -97,62 +79,71 @@ def parity(rng: random.Random, backend: Served) -> tuple[str, Callable[[], None]
     return name, case
 
 
-def random_cases(rng: random.Random, backends: list[Served], seconds: float) -> Iterator[Tally]:
-    for backend in backends:
-        tally, until = Tally(f"parity, {backend.name}"), time.monotonic() + seconds / len(backends)
-        while time.monotonic() < until:
-            tally.check(*parity(rng, backend))
-            if sys.stderr.isatty():
-                print(f"\r{tally.what}: {tally.cases} cases", end="", file=sys.stderr)
+def drawn_case(seed: int, number: int, backend: Served) -> tuple[str, Callable[[], None]]:
+    """A case has random numbers of its own: it is the same however many came before it, and for which backends."""
+    return parity(random.Random(f"{seed} {backend.name} {number}"), backend)
+
+
+def random_cases(tally: Tally, backend: Served, seed: int, numbers: Iterable[int], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    for number in numbers:
+        if time.monotonic() > until:
+            break
+        again = command("--backends", backend.name, "--seed", seed, "--case", number)
+        tally.check(*drawn_case(seed, number, backend), again=again)
         if sys.stderr.isatty():
-            print("\r" + " " * 40 + "\r", end="", file=sys.stderr)
-        yield tally
+            print(f"\r{tally.what}: {tally.cases} cases", end="", file=sys.stderr)
+    if sys.stderr.isatty():
+        print("\r" + " " * 40 + "\r", end="", file=sys.stderr)
 
 
 # ---- the same call from many places ----
 
 
-def calls_for(backend: Served) -> dict[str, Callable[[], dict[str, torch.Tensor]]]:
+def calls_for(backend: Served, seed: int = 0) -> dict[str, Callable[[], Outcome]]:
     """Each op, forward and backward, as a call whose outcome is always the same."""
     calls = {}
-    for op in OPS:
-        torch.manual_seed(len(calls))
-        cell = CELLS[len(calls) % len(CELLS)]
+    for i, op in enumerate(OPS):
+        torch.manual_seed(100 * seed + i)
+        cell = CELLS[i % len(CELLS)]
         inputs = inputs_of(op, SOME, cell, torch.float32, device=backend.device)
+        cotangents = cotangents_for(op, inputs, **options_of(op, cell))
         options = {**options_of(op, cell), "backend": backend.name}
-        outputs = outcome(getattr(dla, op), inputs, **options)
-        torch.manual_seed(0)
-        cotangents = {name: torch.randn_like(x) for name, x in outputs.items()}
         calls[op] = lambda op=op, i=inputs, c=cotangents, o=options: outcome(getattr(dla, op), i, c, **o)
     return calls
 
 
-def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+def same(ours: Outcome, theirs: Outcome) -> None:
     assert ours.keys() == theirs.keys()
+    assert theirs, "there is nothing to compare"
     for name in theirs:
         assert_same_bits(ours[name], theirs[name], name)
 
 
-def threads(backend: Served, rounds: int = 25) -> Tally:
-    """All ops from four threads at once, in another order each."""
-    tally, calls = Tally(f"threads at once, {backend.name}"), calls_for(backend)
-    alone = {op: call() for op, call in calls.items()}
-    lock = threading.Lock()
+def threads(tally: Tally, backend: Served, rounds: int = 25) -> None:
+    """Four threads, each with inputs of its own: all in one op at once, and then each in any op."""
+    calls = [calls_for(backend, seed) for seed in range(THREADS)]
+    alone = [{op: call() for op, call in own.items()} for own in calls]
+    together = threading.Barrier(THREADS, timeout=60)
+    before = tally.cases
 
-    def work(seed: int) -> None:
-        rng = random.Random(seed)
+    def check(i: int, op: str) -> None:
+        tally.check(f"{op} in thread {i}", lambda: same(calls[i][op](), alone[i][op]))
+
+    def work(i: int) -> None:
+        rng = random.Random(i)
+        for r in range(rounds):
+            together.wait()
+            check(i, OPS[r % len(OPS)])
         for _ in range(rounds):
-            op = rng.choice(list(calls))
-            found = calls[op]()
-            with lock:
-                tally.check(op, lambda: same(found, alone[op]))  # noqa: B023
+            check(i, rng.choice(OPS))
 
-    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    workers = [threading.Thread(target=work, args=(i,), name=f"soak {i}") for i in range(THREADS)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    return tally
+    tally.expect("every call of every thread came back", tally.cases - before == 2 * rounds * THREADS)
 
 
 class Updated(torch.utils.data.Dataset):
@@ -167,141 +158,182 @@ class Updated(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.xs)
 
-    def __getitem__(self, i: int) -> torch.Tensor:
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        """(the sample, who made it)"""
         out, _ = dla.layer_update(list(self.xs[i]), self.weights, backend="cpu")
-        return torch.stack(out)
+        return torch.stack(out), os.getpid()
 
 
-def forked_workers() -> Tally:
+def forked_workers(tally: Tally) -> None:
     """DataLoader workers forked from a process that has used all its threads."""
-    tally, samples = Tally("forked DataLoader workers, cpu"), Updated()
-    alone = [samples[i] for i in range(len(samples))]
+    samples, came = Updated(), 0
+    alone = [samples[i][0] for i in range(len(samples))]
     loader = torch.utils.data.DataLoader(samples, num_workers=2, multiprocessing_context="fork", timeout=60)
-    for i, (found,) in enumerate(loader):
+    for i, ((found,), (pid,)) in enumerate(loader):
         tally.check(f"sample {i}", lambda: assert_same_bits(found, alone[i]))  # noqa: B023
-    tally.expect("every sample came", tally.cases == len(samples))
-    return tally
+        tally.expect(f"sample {i} is of another process", pid != os.getpid())
+        came += 1
+    tally.expect("every sample came", came == len(samples))
 
 
-def interrupts(backend: Served, seconds: float) -> Tally:
+class Alarm(KeyboardInterrupt):
+    """An interrupt of our own making: the user's Ctrl-C still ends the run."""
+
+
+def ring(*_: object) -> None:
+    raise Alarm
+
+
+def is_interrupted(call: Callable[[], object], after: float) -> bool:
+    """Whether an alarm ended the call, repeated until it rings. One in a finalizer is lost: hence a limit."""
+    until = time.monotonic() + after + 1
+    try:
+        signal.setitimer(signal.ITIMER_REAL, after)
+        try:
+            while time.monotonic() < until:
+                call()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except Alarm:
+        return True
+    return False
+
+
+def interrupts(tally: Tally, backend: Served, seconds: float) -> None:
     """Ctrl-C at any moment: the next calls are right, in this thread and for the same tensors."""
-    tally, calls = Tally(f"interrupted calls, {backend.name}"), calls_for(backend)
+    calls = calls_for(backend)
     alone = {op: call() for op, call in calls.items()}
     rng, until, interrupted = random.Random(0), time.monotonic() + seconds, 0
-    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    before = signal.signal(signal.SIGALRM, ring)
+
+    def case(op: str) -> None:
+        nonlocal interrupted
+        interrupted += is_interrupted(calls[op], rng.uniform(1e-5, 2e-3))
+        same(calls[op](), alone[op])
+
     try:
         while time.monotonic() < until:
-            op = rng.choice(list(calls))
-            try:
-                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 2e-3))
-                while True:
-                    calls[op]()
-            except KeyboardInterrupt:
-                interrupted += 1
-            tally.check(op, lambda: same(calls[op](), alone[op]))  # noqa: B023
+            op = rng.choice(OPS)
+            tally.check(op, lambda: case(op))  # noqa: B023
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     tally.expect("calls were interrupted", interrupted > 0)
-    return tally
 
 
-# ---- memory that runs out ----
+# ---- all of it ----
 
 
-def address_space() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[0]) * resource.getpagesize()
-
-
-def low_memory() -> Tally:
-    """Each op with less and less memory to be had: it raises, or is right, and its inputs stay as they were."""
-    tally, raised = Tally("low memory, cpu"), 0
-    shape = Shape.parse("T3-B8-C64-R16-HW64x64")  # outputs of 8 MB each: the allocator asks the system for them
-    for i, op in enumerate(OPS):
-        torch.manual_seed(i)
-        inputs = inputs_of(op, shape, CELLS[i], torch.float32)
-        options = {**options_of(op, CELLS[i]), "backend": "cpu"}
-        kept = {name: x.clone() for name, x in named("", inputs)}
-        function = getattr(dla, op)
-        alone = outcome(function, inputs, **options)  # also starts the threads, which need memory of their own
-        for megabytes in (0, 1, 2, 4, 9, 18, 36, 72):
-            limit = address_space() + (megabytes << 20)
-            error: Exception | None = None
-            found: dict[str, torch.Tensor] = {}
-            resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-            try:
-                found = outcome(function, inputs, **options)
-            except (RuntimeError, MemoryError) as why:
-                error = why
-            finally:
-                resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-            raised += error is not None
-            name = f"{op} with {megabytes} MB more"
-            tally.check(name, lambda: same(dict(named("", inputs)), kept))  # noqa: B023
-            if error is None:
-                tally.check(name, lambda: same(found, alone))  # noqa: B023
-            tally.check(f"{name}, then with enough", lambda: same(outcome(function, inputs, **options), alone))  # noqa: B023
-    tally.expect("memory ran out for most ops", raised >= len(OPS))
-    return tally
-
-
-def in_its_own_process(part: str) -> Tally:
+def in_its_own_process(tally: Tally, part: str, case: str | None = None) -> None:
     """A part that may end its process."""
-    # Large blocks come from the system and go back to it at once, so that a limit is felt.
-    environment = os.environ | {
-        "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
-        "TRITON_INTERPRET": "0",
-        "DLA_KERNELS_SIMT": "0",
-    }
-    command = [sys.executable, "-m", "tests.soak", "--part", part]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    tally = Tally(f"{part.replace('_', ' ')}, cpu")
+    environment = os.environ | {"TRITON_INTERPRET": "0", "DLA_KERNELS_SIMT": "0"}
+    if part == "low_memory":
+        environment |= MALLOC
+    line = [sys.executable, "-m", "tests.soak", "--part", part, "--here", *(["--case", case] if case else [])]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
     counts = done.stdout.splitlines()[-1:] if done.returncode == 0 else []
     if counts:
-        tally.cases, tally.failures = map(int, counts[0].split())
+        cases, failures = map(int, counts[0].split())
+        tally.cases += cases
+        tally.failures += failures
         print("".join(f"{line}\n" for line in done.stdout.splitlines()[:-1]), end="")
     else:
-        tally.cases = tally.failures = 1
-        print(f"FAILED {part}: it ended with {done.returncode}\n{done.stderr[-3000:]}")
-    return tally
+        tally.expect(f"it ended with {done.returncode}\n{done.stdout}{done.stderr[-3000:]}", False)
 
 
-def soak(seed: int, seconds: float, backends: list[Served]) -> list[Tally]:
-    rng = random.Random(seed)
-    tallies = list(random_cases(rng, backends, 0.8 * seconds))
+def part_here(part: str, case: str | None) -> None:
+    """One of the parts that have a process of their own; prints its counts last."""
+    tally = Tally(f"{part.replace('_', ' ')}, cpu", command("--part", part))
+    if part == "forked_workers":
+        forked_workers(tally)
+    elif case is None:
+        low_memory(tally)
+    else:
+        *way, how, room = case.split()
+        low_memory(tally, [" ".join(way)], [(how == "warm", int(room))])
+    print(tally.cases, tally.failures)
+
+
+OWN_PROCESS = ("forked_workers", "low_memory")
+PARTS = ("parity", "threads", "interrupts", *OWN_PROCESS)
+
+
+def soak(
+    tallies: list[Tally],
+    seed: int,
+    seconds: float,
+    backends: list[Served],
+    parts: Iterable[str] = PARTS,
+    case: str | None = None,
+) -> None:
+    """Adds to ``tallies`` as it goes, so that they hold what was done if it is interrupted."""
+
+    def begun(what: str, part: str, *options: str) -> Tally:
+        tallies.append(Tally(what, command("--part", part, *options)))
+        return tallies[-1]
+
+    if "parity" in parts:
+        for backend in backends:
+            tally = begun(f"parity, {backend.name}", "parity")
+            numbers = itertools.count() if case is None else [int(case)]
+            random_cases(tally, backend, seed, numbers, 0.8 * seconds / len(backends))
     for backend in backends:
-        tallies.append(threads(backend))
-        tallies.append(interrupts(backend, 0.1 * seconds / len(backends)))
+        named = ("--backends", backend.name)
+        if "threads" in parts:
+            threads(begun(f"threads at once, {backend.name}", "threads", *named), backend)
+        if "interrupts" in parts:
+            tally = begun(f"interrupted calls, {backend.name}", "interrupts", *named)
+            interrupts(tally, backend, 0.1 * seconds / len(backends))
     if any(backend.device == "cpu" for backend in backends):
-        tallies += [in_its_own_process("forked_workers"), in_its_own_process("low_memory")]
-    return tallies
+        for part in OWN_PROCESS:
+            if part in parts:
+                in_its_own_process(begun(f"{part.replace('_', ' ')}, cpu", part), part, case)
+
+
+def served(asked: str) -> list[Served]:
+    """The backends of these names; all real ones without."""
+    names = asked.split(",") if asked else [b.name for b in BACKENDS.values() if not b.only_by_name]
+    if unknown := [name for name in names if name not in BACKENDS]:
+        raise ValueError(f"no {', '.join(unknown)}; there are {', '.join(BACKENDS)}")
+    found = [served for served in COMPILED if served.name in names]
+    missing = set(names) - {served.name for served in found} if asked or not found else ()
+    if missing:
+        raise ValueError(f"{', '.join(sorted(missing))} is not available here; see: python -m dla_kernels info")
+    return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=3.0, help="about (default 3)")
+    parser.add_argument("--minutes", type=float, default=3.0, help="of random cases and interrupts, about (default 3)")
     parser.add_argument("--seed", type=int, default=None, help="of an earlier run, to repeat its cases in their order")
     parser.add_argument(
         "--backends", default="", metavar="A,B", help=f"of {', '.join(BACKENDS)} (default: all real ones)"
     )
-    parser.add_argument("--part", choices=("forked_workers", "low_memory"), help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=PARTS, help="this alone")
+    parser.add_argument("--case", help="this case alone, as a failure tells it")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.part:
-        tally = {"forked_workers": forked_workers, "low_memory": low_memory}[args.part]()
-        print(tally.cases, tally.failures)
+    if args.here:
+        part_here(args.part, args.case)
         return 0
-    asked = args.backends.split(",") if args.backends else [b.name for b in BACKENDS.values() if not b.only_by_name]
-    backends = [served for served in COMPILED if served.name in asked]
-    if not backends:
-        parser.error(f"--backends: none of {', '.join(asked)} is available; see: python -m dla_kernels info")
+    try:
+        backends = served(args.backends)
+    except ValueError as error:
+        parser.error(f"--backends: {error}")
+    part = args.part or (args.case and "parity")
+    if args.case and part == "parity" and (len(backends) > 1 or args.seed is None):
+        parser.error("--case: name its --seed and its one backend too")
     seed = args.seed if args.seed is not None else random.SystemRandom().randrange(2**31)
     print(f"seed {seed}", flush=True)
-    tallies = soak(seed, 60 * args.minutes, backends)
+    tallies: list[Tally] = []
+    stopped = False
+    try:
+        soak(tallies, seed, 60 * args.minutes, backends, [part] if part else PARTS, args.case)
+    except KeyboardInterrupt:
+        stopped = True
     print(table(("what", "cases", "failures"), [(t.what, t.cases, t.failures) for t in tallies]))
     cases, failures = (sum(getattr(t, name) for t in tallies) for name in ("cases", "failures"))
-    print(f"{cases} cases, {failures} failures, seed {seed}")
-    return int(failures > 0)
+    print(f"{cases} cases, {failures} failures, seed {seed}{', interrupted' if stopped else ''}")
+    return 130 if stopped else int(failures > 0)
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def test_a_stage_equals_one_that_copies_gradients_included(backend, cell, T, C, 
 def test_memory_that_autograd_holds(backend, T):
     if interpreted(backend) and T > 6:
         pytest.skip("so many layers take the interpreter long, and autograd holds the same whoever computes")
-    stage = Stage(Row(2, 32, 16, T), backend.device)
+    stage = Stage(Row(2, 32, 16, T), device=backend.device)
     held = stage.maps_held(partial(base_stage, base_step=partial(dla.base_step, backend=backend.name)))
     assert T <= held <= T + 3
 

@@ -1,5 +1,6 @@
 """What a call costs, counted: within the budgets of bench/budgets.json, and where the traffic model has it."""
 
+import gc
 import json
 import platform
 import shutil
@@ -9,12 +10,14 @@ import torch
 
 import dla_kernels as dla
 from bench import counts, model
+from bench.devices import memory_changes
+from bench.work import every_op, work_of
 from dla_kernels.backends import BACKENDS
 
 BUDGETS = {name: costs for name, costs in json.loads(counts.BUDGETS.read_text()).items() if name != "launches"}
 CASES = counts.budgeted()
-EXACT = ("calls", "allocations", "saved bytes")
-# Another compiler, or another size of cache, by which blocks are cut, moves some instructions.
+BY_CALLGRIND = ("instructions", "read", "written")
+# Another compiler moves some instructions.
 MORE = 1.15
 ANEW = "if that is meant, run: python -m bench.counts --write"
 
@@ -24,7 +27,7 @@ def test_there_is_a_budget_for_everything():
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_calls_allocations_and_saved_bytes(case):
+def test_calls_allocations_and_bytes_alive(case):
     """No call into torch, no allocation and no kept tensor more than there was, and none less unnoticed."""
     torch.use_deterministic_algorithms(False)  # filling fresh memory would count
     threads = torch.get_num_threads()
@@ -34,7 +37,21 @@ def test_calls_allocations_and_saved_bytes(case):
     finally:
         torch.set_num_threads(threads)
     budget = BUDGETS[str(case)]
-    assert found == {what: budget[what] for what in EXACT if what in budget}, ANEW
+    assert found == {what: n for what, n in budget.items() if what not in BY_CALLGRIND}, ANEW
+
+
+@pytest.mark.parametrize("op", every_op())
+def test_nothing_outlives_its_results(op):
+    """No cycle of references keeps memory until the garbage collector comes by."""
+    work = work_of(op, counts.SHAPES[0])
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(2):  # the first call keeps what is made once
+            changes = memory_changes(lambda: bool(work.call(dla, work.leaves)))
+    finally:
+        gc.enable()
+    assert changes and sum(changes) == 0
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +75,10 @@ def test_instructions_are_within_the_budget(watched):
 
 
 ROWS_ALONE = ("gap", "scan", "refresh", "attend")  # no maps, or gradients that are expanded views
-# What the model leaves out, in rows [B, C]: filters of each sample and the sums that are their gradients, gates.
-SCRATCH = {"light_step": 150, "base_step": 55, "layer_update": 20, "depthwise": 22}
+# What the model leaves out, in rows [B, C]: filters of each sample and the sums that are their gradients, gates; and
+# weights, which each block of samples reads again.
+SCRATCH = {"light_step": 220, "base_step": 55, "layer_update": 20, "depthwise": 22}
+TWICE = ("layer_update", "norm_add")  # where the large maps certainly pass the cache twice
 
 
 @pytest.mark.slow
@@ -75,7 +94,7 @@ def test_the_model_knows_the_bytes_that_pass_the_cache(watched, shape):
         again = 0 if small else expected.again
         scratch = SCRATCH.get(op, 10) * 4 * at.T * at.B * at.C * (at.T if op == "base_step" else 1)
         name = f"{op} {which}: {costs['read']} read, {costs['written']} written, expected {expected}"
-        assert expected.read <= 1.01 * costs["read"], name
+        assert expected.read + (again if op in TWICE else 0) <= 1.01 * costs["read"], name
         assert costs["read"] <= 1.03 * (expected.read + again) + scratch, name
         assert expected.written <= 1.01 * costs["written"], name
         assert costs["written"] <= 1.03 * expected.written + scratch, name

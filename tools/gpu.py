@@ -11,7 +11,7 @@ Stages, each with a budget of seconds; one that runs out is stopped, and the nex
   rest       all other tests, but for the compile gates of other chips, which `make test` runs anywhere
   compile    some rows of the benchmarks again, beside torch.compile(mode="max-autotune")
 
-Results go to bench/results/<device>/: bench.json, bench.txt, gpu.json, gpu.txt, and with gpu.log all of it
+Results go to bench/results/latest/<device>/: bench.json, bench.txt, gpu.json, gpu.txt, and with gpu.log all of it
 to $OUT where that is set. Exit status: 0 passed, 1 a stage failed, 2 tests were cut short.
 """
 
@@ -252,7 +252,9 @@ class Stages:
         if status != 0:
             raise SystemExit("no CUDA device to work on")
         self.session.facts = json.loads(lines[-1])
-        self.session.results = (self.session.args.results or HERE / "bench" / "results") / self.session.facts["slug"]
+        self.session.results = (
+            self.session.args.results or HERE / "bench" / "results" / "latest"
+        ) / self.session.facts["slug"]
         status, lines = self.session.run([self.python, "-m", "dla_kernels", "info"], 60)
         if not self.rehearse and not any(re.match(r"cuda +yes", line) for line in lines):
             raise SystemExit("the CUDA backend is not available")  # and its tests would pass by being none
@@ -337,7 +339,7 @@ def arguments() -> argparse.Namespace:
         "--budget", action="append", default=[], metavar="STAGE=SECONDS", help="of one stage; repeatable"
     )
     parser.add_argument("--grace", type=float, default=8, help="seconds between Ctrl-C and kill (default 8)")
-    parser.add_argument("--results", type=Path, help="instead of bench/results")
+    parser.add_argument("--results", type=Path, help="instead of bench/results/latest")
     parser.add_argument("--rehearse", action="store_true", help="every step on a machine without a GPU, tiny")
     args = parser.parse_args()
     args.stages = args.stages.split(",")

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 
 #include <unistd.h>
 
@@ -19,13 +20,14 @@ void parallel_for(int64_t n, F f) {  // f(begin, end)
 
 inline int64_t num_threads() { return torch::stable::get_num_threads(); }
 
-// Three quarters of a core's second-level cache: what a block may hope to keep there.
+// Three quarters of a core's second-level cache: what a block may hope to keep there. DLA_KERNELS_L2 is its size in
+// bytes where somebody else knows better, such as a simulated cache.
 inline int64_t cache_bytes() {
   static const int64_t bytes = [] {
+    const char* given = std::getenv("DLA_KERNELS_L2");
+    long size = given ? std::atol(given) : 0;
 #ifdef _SC_LEVEL2_CACHE_SIZE
-    const long size = sysconf(_SC_LEVEL2_CACHE_SIZE);
-#else
-    const long size = 0;  // macOS and musl do not tell
+    if (size <= 0) size = sysconf(_SC_LEVEL2_CACHE_SIZE);  // macOS and musl do not tell
 #endif
     return (size > 0 ? int64_t(size) : 1 << 20) / 4 * 3;
   }();

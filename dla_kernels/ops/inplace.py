@@ -43,7 +43,10 @@ def check_inplace(xs: Sequence[Tensor]) -> None:
 
 
 def mark_written(xs: Sequence[Tensor]) -> None:
-    """Tells autograd, as torch's own in-place ops do, so that it refuses to use what it had saved."""
+    """Tells autograd, as torch's own in-place ops do, so that it refuses to use what it had saved.
+
+    Before the kernel writes: one that fails on the way may have written already.
+    """
     if not torch.compiler.is_compiling():  # compiled code keeps track of mutations by itself
         torch.autograd.graph.increment_version([x for x in xs if not x.is_inference()])
 

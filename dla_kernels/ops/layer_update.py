@@ -40,7 +40,8 @@ def layer_update(
     xs: T maps [B, C, H, W] that share dtype, device, B and C; H and W may differ.
     weights: Joint, Split or Dense, as ``cell.projection`` says.
     state: what the first layer starts from, as in ``scan``.
-    inplace: write the maps where they are; under ``torch.no_grad()`` only.
+    inplace: write the maps where they are; under ``torch.no_grad()`` only. If memory runs out on the way, it raises,
+        and some samples are refreshed and others are not.
     Returns the T refreshed maps, each with the dtype and memory layout of its input, and the states
     of all layers as ``scan`` returns them.
     """
@@ -59,8 +60,8 @@ def layer_update(
     if inplace:
         dtype = accumulate_dtype(xs[0].dtype)
         states = [xs[0].new_empty((len(xs), B, C), dtype=dtype) for _ in cell.state_names]
-        kernels(chosen).layer_update_(list(xs), states, w, start, cell.rule)
         mark_written(xs)
+        kernels(chosen).layer_update_(list(xs), states, w, start, cell.rule)
         return list(xs), tuple(states)
     if needs_grad(xs, w, start):
         spec = _Spec(chosen, cell, len(xs), len(w), len(start))

@@ -77,16 +77,18 @@ def norm_add(
                 x, o, gamma, beta, running, moments=moments, momentum=momentum, eps=eps, relu=relu, keep=keep
             )
     by_batch = moments is not None
-    if moments is not None and running is not None:
-        move(running, moments, momentum, o.numel() // C)
     statistics = torch.stack(running) if moments is None else moments  # type: ignore[arg-type]
     gamma, beta, by = accumulated([gamma, beta, statistics], o)
     keeps = [] if keep is None else accumulated([keep.detach()], o)
     if o.shape[0] == 0:
         by = torch.zeros_like(by)  # of nothing, but gradients of zero have to come of it
     if needs_grad([x, o, gamma, beta]):
-        return _NormAdd.apply(_Spec(chosen, eps, relu, by_batch), x, o, gamma, beta, by.detach(), *keeps)
-    return kernels(chosen).norm_add(x, o, by, gamma, beta, keeps, eps, relu)
+        out = _NormAdd.apply(_Spec(chosen, eps, relu, by_batch), x, o, gamma, beta, by.detach(), *keeps)
+    else:
+        out = kernels(chosen).norm_add(x, o, by, gamma, beta, keeps, eps, relu)
+    if moments is not None and running is not None:
+        move(running, moments, momentum, o.numel() // C)  # last, so that a call that fails moves nothing
+    return out
 
 
 class _Spec(NamedTuple):

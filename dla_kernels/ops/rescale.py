@@ -30,8 +30,8 @@ def rescale(xs: Sequence[Tensor], d: Tensor, *, inplace: bool = False, backend: 
         return reference.rescale(xs, d, inplace=inplace)
     (d,) = accumulated([d], xs[0])
     if inplace:
-        kernels(chosen).rescale_(list(xs), d)
         mark_written(xs)
+        kernels(chosen).rescale_(list(xs), d)
         return list(xs)
     if needs_grad(xs, [d]):
         return list(_Rescale.apply(chosen, d, *xs))

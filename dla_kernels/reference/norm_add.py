@@ -30,13 +30,14 @@ def norm_add(
     if moments is None and running is not None:
         mean, var = (r.to(dtype) for r in running)
     normed = F.batch_norm(o.to(dtype), mean, var, gamma.to(dtype), beta.to(dtype), mean is None, eps=eps)
-    if moments is not None and running is not None:
-        move(running, moments, momentum, o.numel() // o.shape[1])
     if relu:
         normed = normed.relu()
     if keep is not None:
         normed = normed * keep.detach().to(dtype)[:, None, None, None]
-    return (x.to(dtype) + normed).to(x.dtype)
+    out = (x.to(dtype) + normed).to(x.dtype)
+    if moments is not None and running is not None:
+        move(running, moments, momentum, o.numel() // o.shape[1])
+    return out
 
 
 def move(running: tuple[Tensor, Tensor], moments: Tensor, momentum: float, count: int) -> None:
