@@ -46,7 +46,7 @@ OPTIONS = {
 }
 
 
-def arguments(argv: list[str]) -> argparse.Namespace:
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m dla_kernels bench", description=__doc__, argument_default=argparse.SUPPRESS
     )

@@ -128,7 +128,9 @@ class Cell:
 
 
 PAPER_DSU = Cell("dsu", output="context", projection="joint")
+"""The DSU as the DLA paper has it: one joint bottleneck; its output is the context c."""
 RELEASED_DSU = Cell("dsu", output="sigmoid", projection="split")
+"""The DSU as the published code has it: two bottlenecks, all biased; its output is sigmoid(c)."""
 
 # Every rule once, for tests, verify and docs.
 ALL_RULES = tuple(
