@@ -1,11 +1,16 @@
 """The same bits from run to run, on any number of threads, and whatever else is in the batch."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 import dla_kernels as dla
+from dla_kernels.backends import BACKENDS
 
 from .calls import cotangents_for, mapped, outcome
 from .cases import (
@@ -24,6 +29,8 @@ from .cases import (
 )
 from .interpreter import some
 from .tolerances import assert_same_bits
+
+ROOT = Path(__file__).parent.parent
 
 # Nine samples: a block and one more. The large maps do not fit a core's cache, the wide weights neither.
 BATCH = Shape.parse("T3-B9-C65-R21-HW5x3,8x8,1x1")
@@ -168,3 +175,35 @@ def test_nor_on_where_weights_begin_in_memory(backend, op, cell):
     for other in results[1:]:
         for name, x in results[0].items():
             assert_same_bits(other[name], x, name)
+
+
+# ---- caches ----
+
+DIGESTS = """
+import hashlib, torch
+from tests.calls import cotangents_for, outcome
+from tests.cases import FEW_CELLS, OPS, Shape, inputs_of, options_of
+import dla_kernels as dla
+for op in OPS:
+    torch.manual_seed(0)
+    inputs = inputs_of(op, Shape.parse("T3-B9-C65-R21-HW17x14"), FEW_CELLS[0], torch.float32)
+    options = options_of(op, FEW_CELLS[0])
+    found = outcome(getattr(dla, op), inputs, cotangents_for(op, inputs, **options), backend="cpu", **options)
+    for name, x in found.items():
+        print(op, name, hashlib.sha256(x.detach().contiguous().numpy()).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_the_size_of_the_cache_decides_no_bit():
+    """It decides how many samples, channels and weights go together."""
+    assert BACKENDS["cpu"].available
+
+    def digests(size):
+        environment = os.environ | {"DLA_KERNELS_L2": str(size), "TRITON_INTERPRET": "0", "DLA_KERNELS_SIMT": "0"}
+        command = [sys.executable, "-c", DIGESTS]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+
+    small, large = digests(4 << 10), digests(64 << 20)
+    assert len(small.splitlines()) > 50
+    assert small == large
