@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import dla_kernels as dla
-from bench.common import Target, holds, interleaved, medians_ms
+from bench.common import MB, Target, holds, interleaved, medians_ms
 from bench.devices import Saved
 from bench.published import base_stage_by_copying
 from dla_kernels import reference
@@ -19,7 +19,6 @@ from dla_kernels.cells import accumulate_dtype
 from dla_kernels.terminal import progress, table
 from dla_kernels.verify import Case, parity, random_weights
 
-MB = 1e6
 D = 32  # channels per head, as in the published networks
 CELL = dla.RELEASED_DSU
 

@@ -27,6 +27,7 @@ from dla_kernels.terminal import table
 from dla_kernels.verify import Case, largest_error, parity
 
 HERE = Path(__file__).parent
+MB = 1e6
 LATEST = HERE / "results" / "latest"  # where results go unless told otherwise; what is published lies beside it
 ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(4 << 30), "MALLOC_MMAP_THRESHOLD_": str(4 << 30)}
 

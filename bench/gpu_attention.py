@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from bench.attention import Layer, Row, layer_parity
-from bench.common import Target, target_table
+from bench.common import MB, Target, target_table
 from bench.devices import Call, Cuda, StandIn
 from bench.gpu_clock import Build, medians_and_spreads, reason, sampled
 from bench.gpu_inputs import DTYPES, copies_needed, triton_on
@@ -18,7 +18,6 @@ from dla_kernels import reference
 from dla_kernels.terminal import table
 from dla_kernels.verify import functions
 
-MB = 1e6
 IMAGENET = (Row(256, 256, 56), Row(256, 512, 28), Row(256, 1024, 14), Row(256, 2048, 7))
 LAYERS = (*IMAGENET, Row(128, 64, 32), Row(128, 128, 16), Row(128, 256, 8))
 REHEARSAL = (Row(2, 8, 3),)  # for the stand-in

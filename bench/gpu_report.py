@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from bench import gpu_attention
-from bench.common import Shape, Target, target_table
+from bench.common import MB, Shape, Target, target_table
 from bench.gpu_inputs import PASSES
 from dla_kernels.terminal import table
 
-MB = 1e6
 OURS = ("copy", "ours", "ours graph", "triton", "triton graph")
 PEERS = ("eager", "eager graph", "compile", "compile graph")
 ORDER = (*OURS, *PEERS, "ours lstm", "cudnn lstm")

@@ -51,6 +51,10 @@ class Products(NamedTuple):
         return cls(one, one, 0)
 
 
+def weight_bytes(cell: Cell, shape: Shape, itemsize: int) -> int:
+    return itemsize * sum(math.prod(size) for size in weight_shapes(cell, shape.C, shape.R).values())
+
+
 TAPS = 2 * 9  # operations of a 3x3 filter for a pixel
 BACKWARD = 3  # times the products of a forward pass: again, then the gradients of inputs and of weights
 
@@ -72,7 +76,7 @@ def traffic(op: str, which: str, shape: Shape, dtype: str = "fp32") -> Traffic:
     weights = num_states = 0
     y = h = pair = 0.0
     if cell:
-        weights = exact * sum(math.prod(size) for size in weight_shapes(cell, C, shape.R).values())
+        weights = weight_bytes(cell, shape, exact)
         num_states = len(cell.state_names)
         y, h, pair = (B * n * (1 if forward else BACKWARD) for n in Products.of(cell, C, shape.R))
 
@@ -123,7 +127,7 @@ def base_stage(which: str, shape: Shape, dtype: str) -> Traffic:
     the keys and means of the earlier layers."""
     T, B, C, HW, _ = shape
     cell, exact, pixels = CELLS["base_step"], accumulate_dtype(DTYPES[dtype]).itemsize, B * C * HW**2
-    weights = exact * sum(math.prod(size) for size in weight_shapes(cell, C, shape.R).values())
+    weights = weight_bytes(cell, shape, exact)
     row, M = B * C * exact, pixels * DTYPES[dtype].itemsize
     y, h, pair = (B * n for n in Products.of(cell, C, shape.R))
     parts = []

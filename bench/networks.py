@@ -11,13 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import dla_kernels as dla
-from bench.common import Target, holds, interleaved, medians_ms
+from bench.common import MB, Target, holds, interleaved, medians_ms
 from bench.devices import Cpu
 from bench.published import base_step_by_copying
 from dla_kernels.nn import DLABase
 from dla_kernels.terminal import progress, table
 
-MB = 1e6
 BATCH, SIZE = 32, 32
 DEPTHS = (56, 110)
 LIMITS = {"dla_light": 0.5, "dla_base": 0.25}  # of the eager tax

@@ -22,7 +22,7 @@ import torch
 import dla_kernels as dla
 from bench import model, plot
 from bench.bench_scan import work as scan_work
-from bench.common import Shape, commit, holds
+from bench.common import MB, Shape, commit, holds
 from bench.devices import Call, Cpu, Cuda
 from bench.gpu_clock import medians_and_spreads, reason, sampled
 from bench.gpu_inputs import copies_needed
@@ -35,7 +35,6 @@ from dla_kernels.terminal import progress, table
 from dla_kernels.verify import functions, largest_error, parity
 
 PEERS = ("eager", "compile", "graph", "lstm", "copy")
-MB = 1e6
 
 
 def backends_for(asked: list[str], device: Cpu | Cuda) -> list[str]:

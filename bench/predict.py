@@ -11,14 +11,13 @@ from typing import NamedTuple
 import torch
 
 from bench import ncu, ops
-from bench.common import Shape, commit
+from bench.common import MB, Shape, commit
 from bench.counts import Counted, callgrind
 from bench.devices import Cpu, Cuda
 from bench.model import PATHS, Traffic, traffic
 from dla_kernels.__main__ import system
 from dla_kernels.terminal import progress, table
 
-MB = 1e6
 NAME = ("op", "shape", "dtype", "pass")
 
 

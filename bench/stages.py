@@ -8,11 +8,9 @@ import torch
 
 import dla_kernels as dla
 from bench import common
-from bench.common import SHAPES, Inputs, Shape, Target
+from bench.common import MB, SHAPES, Inputs, Shape, Target
 from dla_kernels import reference
 from dla_kernels.terminal import progress, table
-
-MB = 1e6
 
 
 def candidates(inputs: Inputs, with_compile: bool) -> dict[str, dict[str, object]]:
