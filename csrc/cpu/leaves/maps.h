@@ -4,7 +4,7 @@
 #pragma once
 
 #include "../leaves.h"
-#include "simd.h"
+#include "long_sums.h"
 
 namespace dla {
 namespace cpu {
@@ -63,29 +63,15 @@ template <class Term, int kV, class T, class Y>
 DLA_HOST_DEVICE void sum_pixels(Plane<const T> x, Y y, int64_t c, int rest, accumulate_t<T>* sums) {
   using A = accumulate_t<T>;
   using V = Vec<A>;
-  // A channel has one chain of additions here, so it is folded at three levels: 32 pixels, 32 times 32,
-  // and the rest.
-  constexpr int64_t kFew = 32, kMany = kFew * kFew;
   const int lanes = kV == 1 ? rest : 0;
-  const auto zero = [](V* sum) {
-    for (int v = 0; v < kV; ++v) sum[v] = A(0);
-  };
-  const auto add = [](const V* from, V* to) {
-    for (int v = 0; v < kV; ++v) to[v] += from[v];
-  };
-  V few[kV], many[kV], all[kV];
-  zero(all), zero(many);
-  for (int64_t p = 0; p < x.HW;) {
-    zero(few);
-    for (const int64_t end = p + kFew < x.HW ? p + kFew : x.HW; p < end; ++p)
-      for (int v = 0; v < kV; ++v) {
-        const int64_t j = c + v * V::kLanes;
-        few[v] = Term::add(few[v], read(x.data + p * x.sp + j, lanes), y(p, j, lanes));
-      }
-    add(few, many);
-    if (p % kMany == 0 || p == x.HW) add(many, all), zero(many);
-  }
-  for (int v = 0; v < kV; ++v) write(sums + c + v * V::kLanes, all[v], lanes);
+  LongSums<kV, A> sum;
+  sum.run(x.HW, [&](int64_t p) __attribute__((always_inline)) {
+    for (int v = 0; v < kV; ++v) {
+      const int64_t j = c + v * V::kLanes;
+      sum.few[v] = Term::add(sum.few[v], read(x.data + p * x.sp + j, lanes), y(p, j, lanes));
+    }
+  });
+  for (int v = 0; v < kV; ++v) write(sums + c + v * V::kLanes, sum.all[v], lanes);
 }
 
 // One sum per channel. run(c) gives the other operand of a planar channel, pixel that of interleaved ones.

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../leaves.h"
-#include "simd.h"
+#include "long_sums.h"
 
 namespace dla {
 namespace cpu {
@@ -13,7 +13,7 @@ void masked_sums(Plane<const T> dout, Plane<const T> o, NormRows<accumulate_t<T>
                  accumulate_t<T>* sum_off) {
   using A = accumulate_t<T>;
   using V = Vec<A>;
-  constexpr int64_t kFew = 64;  // vectors or pixels whose sums are taken by themselves: long sums stay exact
+  constexpr int64_t kFew = 64;  // vectors whose sums are taken by themselves: long sums stay exact
   const auto masked = [&norm](V g, V x, V a, V b) __attribute__((always_inline)) {
     return norm.relu ? relu_grad(multiply_add(x, a, b), g) : g;
   };
@@ -21,17 +21,13 @@ void masked_sums(Plane<const T> dout, Plane<const T> o, NormRows<accumulate_t<T>
     for (int64_t c = 0; c < o.C; c += V::kLanes) {
       const int lanes = o.C - c < V::kLanes ? int(o.C - c) : 0;
       const V a = read(norm.a + c, lanes), b = read(norm.b + c, lanes), mean = read(norm.mean + c, lanes);
-      V all = A(0), all_off = A(0);
-      for (int64_t p = 0; p < o.HW;) {
-        V some = A(0), some_off = A(0);
-        for (const int64_t end = p + kFew < o.HW ? p + kFew : o.HW; p < end; ++p) {
-          const V x = read(o.data + p * o.sp + c, lanes);
-          const V dz = masked(read(dout.data + p * dout.sp + c, lanes), x, a, b);
-          some += dz, some_off = multiply_add(dz, x - mean, some_off);
-        }
-        all += some, all_off += some_off;
-      }
-      write(sum + c, all, lanes), write(sum_off + c, all_off, lanes);
+      LongSums<2, A> sums;
+      sums.run(o.HW, [&](int64_t p) __attribute__((always_inline)) {
+        const V x = read(o.data + p * o.sp + c, lanes);
+        const V dz = masked(read(dout.data + p * dout.sp + c, lanes), x, a, b);
+        sums.few[0] += dz, sums.few[1] = multiply_add(dz, x - mean, sums.few[1]);
+      });
+      write(sum + c, sums.all[0], lanes), write(sum_off + c, sums.all[1], lanes);
     }
     return;
   }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "../leaves.h"
+#include "long_sums.h"
 #include "strip.h"
 
 namespace dla {
@@ -128,34 +129,29 @@ void correlate(Plane<const T> dout, const accumulate_t<T>* e, Plane<const T> x, 
   using A = accumulate_t<T>;
   using V = Vec<A>;
   const int64_t H = x.HW / W, C = x.C;
-  constexpr int kRows = 8;  // so many rows' sums are taken by themselves: long sums stay exact
   if (x.sc == 1 && dout.sc == 1) {
     for (int64_t c = 0; c < C; c += V::kLanes) {
       const auto run = [&](auto tail) __attribute__((always_inline)) {
         const int lanes = decltype(tail)::value ? int(C - c) : 0;
         const V shift = e ? read(e + c, lanes) : V(A(0));
-        V all[9];
-        for (int k = 0; k < 9; ++k) all[k] = A(0);
-        for (int64_t i = 0; i < H;) {
-          V some[9];
-          for (int k = 0; k < 9; ++k) some[k] = A(0);
-          for (const int64_t end = i + kRows < H ? i + kRows : H; i < end; ++i)
-            for (int64_t j = 0; j < W; ++j) {
-              const V g = read(dout.data + (i * W + j) * dout.sp + c, lanes) + shift;
-              for_neighbours(i, j, H, W, [&](int k, int64_t p) __attribute__((always_inline)) {
-                some[k] = multiply_add(g, read(x.data + p * x.sp + c, lanes), some[k]);
-              });
-            }
-          for (int k = 0; k < 9; ++k) all[k] += some[k];
-        }
-        for (int k = 0; k < 9; ++k) write(sums[k] + c, all[k], lanes);
+        LongSums<9, A> sum;
+        int64_t i = 0, j = 0;
+        sum.run(x.HW, [&](int64_t p) __attribute__((always_inline)) {
+          const V g = read(dout.data + p * dout.sp + c, lanes) + shift;
+          for_neighbours(i, j, H, W, [&](int k, int64_t at) __attribute__((always_inline)) {
+            sum.few[k] = multiply_add(g, read(x.data + at * x.sp + c, lanes), sum.few[k]);
+          });
+          if (++j == W) j = 0, ++i;
+        });
+        for (int k = 0; k < 9; ++k) write(sums[k] + c, sum.all[k], lanes);
       };
       c + V::kLanes <= C ? run(Constant<0>()) : run(Constant<1>());
     }
     return;
   }
-  // Of a channel, its lanes apart: so far, and of its last few strips, which are taken by themselves like the rows.
-  constexpr int kStrips = 32;
+  // Of a channel, its lanes apart: so far, and of its last few strips. So many strips' sums are taken by themselves,
+  // and of a strip so many rows': long sums stay exact.
+  constexpr int kStrips = 32, kRows = 8;
   V total[9], few[9];
   int strips = 0;
   const auto move = [](V* from, V* to) __attribute__((always_inline)) {
