@@ -53,3 +53,26 @@ def test_says_what_was_expected_and_what_came(wrong):
     }[wrong]
     with pytest.raises(ValueError, match=words):
         dla.attend(**inputs | {"past": past}, heads=2)
+
+
+def test_gradients_beside_a_share_near_one_are_exact():
+    """They are of the size of the small shares, and so are their errors, on the CPU; plain PyTorch and the other
+    backends take the mean from nearly itself, with errors of the size of the large one."""
+    inputs = inputs_of(OP, Shape.parse("T3-B2-C16-HW1x1"), None, torch.float32)
+    y, q, past = inputs["y"], inputs["q"], list(inputs["past"][:2])
+    query = reference.attention.across_channels(y, q)
+    past[0][0] = query * (40 / query.square().sum(-1, keepdim=True))  # a score of 10
+    past[0][1:] = 0
+    g = torch.randn(past[0].shape[0] + 1, *y.shape)
+
+    def dq(backend, *tensors):
+        y, q, k, *past, g = tensors
+        coef, *_ = dla.attend(y, q, k, past, heads=1, backend=backend)
+        return torch.autograd.grad(coef, q, g)[0].double()
+
+    tensors = (y, q.requires_grad_(), torch.zeros_like(q), *past, g)
+    exact = dq("reference", *(x.double() for x in tensors))
+    off = {name: (dq(name, *tensors) - exact).abs().max() / exact.abs().max() for name in ("cpu", "reference")}
+    eps = torch.finfo(torch.float32).eps
+    assert off["cpu"] < 50 * eps
+    assert off["reference"] > 200 * eps  # so the case is one

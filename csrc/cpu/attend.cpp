@@ -67,11 +67,16 @@ class Attend {
     const Matrix<A> keys(M + 1, C), scale(M + 1, C), dq_row(1, C), dscores(M + 1, C);
     const Sample s = sample(b, keys.rows, scale.rows);
     for (int64_t c = 0; c < C; c += D) {
-      A mean = 0;
+      // Shares add up to one: what all scores' gradients have in common cancels. That of the largest share is taken off
+      // first, or, with a share near one, the mean would be taken from nearly itself.
+      int64_t top = 0;
       for (int64_t m = 0; m <= M; ++m) {
         dscores[m][c] = dot(D, dcoef[m] + c, scale[m] + c);
-        mean += s.shares[m][c] * dscores[m][c];
+        if (s.shares[m][c] > s.shares[top][c]) top = m;
       }
+      const A at_top = dscores[top][c];
+      A mean = 0;
+      for (int64_t m = 0; m <= M; ++m) dscores[m][c] -= at_top, mean += s.shares[m][c] * dscores[m][c];
       for (int64_t m = 0; m <= M; ++m) std::fill_n(dscores[m] + c, D, s.shares[m][c] * (dscores[m][c] - mean) * root_);
     }
     std::fill_n(dq_row[0], C, A(0));
