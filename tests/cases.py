@@ -12,6 +12,7 @@ from dla_kernels.cells import ALL_RULES, PROJECTIONS, Cell, accumulate_dtype, we
 OPS = ("gap", "scan", "refresh", "rescale", "layer_update", "depthwise", "attend", "mix", "light_step", "base_step")
 STEPS = ("light_step", "base_step")
 OPS_WITH_CELL = ("scan", "refresh", "layer_update", *STEPS)
+OPS_WITH_MAPS = tuple(op for op in OPS if op not in ("scan", "refresh", "attend"))
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -155,7 +156,24 @@ FEW_CELLS = [
 
 
 def cell_name(cell):
-    return f"{cell.rule}-{cell.projection}"
+    return f"{cell.rule}-{cell.projection}" if cell else "no-cell"
+
+
+def with_cells(ops, cells):
+    """Each op with each of the cells, or with None where it takes no cell."""
+    return [(op, cell) for op in ops for cell in (cells if op in OPS_WITH_CELL else [None])]
+
+
+def with_layouts(ops, layouts):
+    """Each op with each of the layouts, or with the first where it takes no maps."""
+    return [(op, layout) for op in ops for layout in (layouts if op in OPS_WITH_MAPS else layouts[:1])]
+
+
+def case_name(value):
+    """Of a parameter: what the parts of a test's name are made of."""
+    if value is None or isinstance(value, Cell):
+        return cell_name(value)
+    return dtype_name(value) if isinstance(value, torch.dtype) else str(value)
 
 
 def state_forms(cell):

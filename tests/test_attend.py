@@ -12,19 +12,20 @@ from .cases import SHAPES, Shape, dtype_name, inputs_of
 OP = "attend"
 ROWS = (torch.float64, torch.float32)
 PASTS = {"first": 0, "without a cell": 2, "refreshed": 3}
+SHAPE_AND_PAST = [(shape, past) for shape in SHAPES for past in PASTS]
+SHAPE_AND_PAST += [(Shape.parse("T36-B2-C64-HW1x1"), past) for past in PASTS if PASTS[past]]
 
 
-@pytest.mark.parametrize("past", PASTS)
+@pytest.mark.parametrize(("shape", "past"), SHAPE_AND_PAST, ids=str)
 @pytest.mark.parametrize("dtype", ROWS, ids=dtype_name)
-@pytest.mark.parametrize("shape", [*SHAPES, Shape.parse("T36-B2-C64-HW1x1")], ids=str)
-def test_every_shape(backend, shape, dtype, past):
+def test_parity_at_every_shape(backend, shape, dtype, past):
     inputs = inputs_of(OP, shape, None, dtype, device=backend.device)
     inputs["past"] = inputs["past"][: PASTS[past]]
     check_parity(OP, backend, inputs, shape.longest_sum, heads=1)
 
 
 @pytest.mark.parametrize(("C", "D"), [(64, 16), (64, 32), (64, 64), (6, 1), (2048, 32)])
-def test_heads(backend, C, D):
+def test_parity_with_any_number_of_heads(backend, C, D):
     shape = Shape.parse(f"T3-B2-C{C}-HW1x1")
     for dtype in ROWS:
         check_parity(
@@ -42,7 +43,7 @@ def test_large_scores_do_not_overflow(backend):
 
 
 @pytest.mark.parametrize("wrong", ["tensor", "one", "rows", "d"])
-def test_says_what_was_expected_and_what_came(wrong):
+def test_errors_say_what_was_expected_and_what_came(wrong):
     inputs = inputs_of(OP, Shape.parse("T2-B2-C6-HW1x1"), None, torch.float32)
     keys, scale, d = inputs["past"]
     past, words = {

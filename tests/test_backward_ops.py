@@ -53,7 +53,7 @@ def cell(request):
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["state", "no-state"])
-def test_scan_bwd(backend, cell, given, shape=MIDDLE):
+def test_scan_bwd_equals_autograd(backend, cell, given, shape=MIDDLE):
     i = Inputs(cell, shape, backend, full_form(cell) if given else None)
     states = i.reference("scan", i.y)
     arriving = [torch.randn_like(s) for s in states]
@@ -62,7 +62,7 @@ def test_scan_bwd(backend, cell, given, shape=MIDDLE):
     assert_close(shape, [dy, *dweights, *dstate], exact)
 
 
-def test_refresh_bwd(backend, cell, shape=MIDDLE):
+def test_refresh_bwd_equals_autograd(backend, cell, shape=MIDDLE):
     i = Inputs(cell, shape, backend, full_form(cell))
     d = i.reference("refresh", i.y)
     arriving = torch.randn_like(d)
@@ -73,7 +73,7 @@ def test_refresh_bwd(backend, cell, shape=MIDDLE):
 
 @pytest.mark.parametrize("with_dstates", [True, False], ids=["dstates", "no-dstates"])
 @pytest.mark.parametrize("given", [True, False], ids=["state", "no-state"])
-def test_layer_update_bwd(backend, cell, given, with_dstates, shape=MIDDLE):
+def test_layer_update_bwd_equals_autograd(backend, cell, given, with_dstates, shape=MIDDLE):
     i = Inputs(cell, shape, backend, full_form(cell) if given else None)
     out, states = i.reference("layer_update", i.xs)
     dout = [torch.randn_like(x) for x in out]
@@ -86,15 +86,15 @@ def test_layer_update_bwd(backend, cell, given, with_dstates, shape=MIDDLE):
 
 
 @pytest.mark.parametrize("few", FEW_CELLS, ids=cell_name)
-def test_every_shape(backend, few):
+def test_backward_operators_equal_autograd_at_every_shape(backend, few):
     for shape in SHAPES[:4] if interpreted(backend) else [*SHAPES, WIDE[few.projection]]:
-        test_scan_bwd(backend, few, True, shape)
-        test_refresh_bwd(backend, few, shape)
-        test_layer_update_bwd(backend, few, True, True, shape)
+        test_scan_bwd_equals_autograd(backend, few, True, shape)
+        test_refresh_bwd_equals_autograd(backend, few, shape)
+        test_layer_update_bwd_equals_autograd(backend, few, True, True, shape)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_rescale_bwd(backend, shape):
+def test_rescale_bwd_equals_autograd(backend, shape):
     xs = [x.requires_grad_() for x in maps(shape, DOUBLE, device=backend.device)]
     d = rows(shape, DOUBLE, backend.device).requires_grad_()
     out = dla.reference.rescale(xs, d)

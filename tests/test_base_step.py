@@ -49,7 +49,7 @@ def test_lazy_scales_equal_copies_gradients_included(cell, T, size):
 
 
 @pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
-def test_twelve_layers(cell):
+def test_twelve_layers_equal_copies_and_keep_their_values(cell):
     shape = Shape.parse("T12-B2-C8-R3-HW3x3")
     given, w = layers(shape), cell_weights(cell, shape)
     out, stage = lazily(given, w, heads=2, cell=cell)
@@ -90,7 +90,7 @@ def test_every_cell_in_a_step_from_every_state(backend, cell, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("layout", LAYOUT_NAMES)
-def test_every_layout(backend, layout, dtype):
+def test_parity_in_every_layout(backend, layout, dtype):
     inputs = inputs_of(OP, MIDDLE, FEW_CELLS[1], dtype, layout=layout, device=backend.device)
     check_parity(OP, backend, inputs, MIDDLE.longest_sum, cell=FEW_CELLS[1], heads=1)
 
@@ -117,7 +117,7 @@ def test_a_stage_equals_one_that_copies_gradients_included(backend, cell, T, C, 
 
 
 @pytest.mark.parametrize("T", [2, 6, 12, 36])
-def test_memory_that_autograd_holds(backend, T):
+def test_autograd_holds_about_one_map_for_each_layer(backend, T):
     if interpreted(backend) and T > 6:
         pytest.skip("so many layers take the interpreter long, and autograd holds the same whoever computes")
     stage = Stage(Row(2, 32, 16, T), device=backend.device)
@@ -125,18 +125,18 @@ def test_memory_that_autograd_holds(backend, T):
     assert T <= held <= T + 3
 
 
-def test_copying_holds_far_more():
+def test_by_copying_autograd_holds_a_map_for_each_pair_of_layers():
     """What the figures above are compared with."""
     assert Stage(Row(2, 32, 16, 12)).maps_held(by_copying) >= 12 * 13 / 2
 
 
-def test_moments(backend):
+def test_moments_are_those_of_the_output(backend):
     inputs = inputs_of(OP, MIDDLE, dla.PAPER_DSU, torch.float32, device=backend.device)
     o, _, moments = dla.base_step(**inputs, heads=1, moments=True, backend=backend.name)
     check_moments(moments, o)
 
 
-def test_says_what_was_expected_and_what_came():
+def test_errors_say_what_was_expected_and_what_came():
     inputs = inputs_of(OP, Shape.parse("T2-B2-C6-R3-HW2x3"), dla.PAPER_DSU, torch.float32)
     with pytest.raises(ValueError, match=r"x: expected shape .* like stage.values.0., got"):
         dla.base_step(**inputs | {"x": torch.ones(2, 6, 4, 4)}, heads=2)

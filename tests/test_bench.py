@@ -23,7 +23,7 @@ BF16_MB = {  # design section 7, in the order of its rows
 
 
 @pytest.mark.parametrize("row", gpu_inputs.ROWS[:8], ids=str)
-def test_bytes_of_a_row(row):
+def test_map_bytes_of_a_row_are_those_of_the_design(row):
     assert gpu_inputs.map_bytes(row, "bf16") / 1e6 == pytest.approx(BF16_MB[row[:3]], abs=0.6)
     assert gpu_inputs.map_bytes(row, "fp32") == 2 * gpu_inputs.map_bytes(row, "bf16")
 
@@ -51,7 +51,7 @@ def test_inputs_rotate_past_three_times_the_cache(size, free, copies):
         ("NVIDIA", "gpu"),
     ],
 )
-def test_slug(name, folder):
+def test_a_device_name_becomes_a_folder_name(name, folder):
     assert devices.slug(name) == folder
 
 
@@ -73,7 +73,7 @@ def row_of(shape, **ms):
     }
 
 
-def test_targets():
+def test_targets_follow_from_times_bytes_and_launches():
     row = row_of(Shape(6, 256, 1024, 14, 16), forward__ours=6.0, forward__ours_graph=5.0, forward__eager_graph=10.0)
     row["ms"] |= {"forward+backward/ours graph": 15.0, "forward+backward/eager": 15.0, "forward+backward/compile": 18.0}
     found = {target.name: target for target in gpu_report.targets(row, full_gbs=4500.0)}
@@ -95,7 +95,7 @@ def test_targets():
 @pytest.mark.parametrize(
     ("shape", "limit"), [((12, 128, 64, 32, 4), 3.0), ((12, 8, 64, 32, 4), 5.0), ((3, 256, 256, 56, 16), 1.3)]
 )
-def test_how_much_faster_than_the_best_peer(shape, limit):
+def test_the_limit_over_the_best_peer_depends_on_the_row(shape, limit):
     assert gpu_report.peer_limit(Shape(*shape)) == limit
 
 
@@ -234,7 +234,7 @@ def test_bench_goes_to_the_gpu_where_asked(monkeypatch):
     assert (stop.value.code, asked) == (0, [["--rows", "C64"]])
 
 
-def test_networks_pay_their_tax():
+def test_the_tax_of_attention_is_relative_to_the_plain_network():
     row = networks.measure_depth(20, rounds=1, batch=2, size=8)
     kinds = ["plain", "dla_light/ours", "dla_light/eager", "dla_base/ours", "dla_base/eager", "dla_base/copying"]
     assert list(row["ms"]) == list(row["peak_bytes"]) == kinds

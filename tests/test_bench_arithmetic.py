@@ -27,12 +27,12 @@ ROW = {
 # ---- tables ----
 
 
-def test_bandwidths():
+def test_bandwidth_is_bytes_over_time():
     assert (ops.gbs(ROW, "cpu"), ops.copy_gbs(ROW)) == (pytest.approx(3.2), pytest.approx(4.0))
     assert ops.copy_gbs({**ROW, "ms": {"cpu": 2.5}}) is None
 
 
-def test_costs():
+def test_costs_of_a_row_are_in_the_units_of_the_table():
     """Spread in percent; the best peer's time over ours; GB/s and of a copy's; MB, ours and eager; calls."""
     assert ops.costs_of(ROW, ["cpu"]) == ["4", "1.60x", "3.2", "0.80", "2.5", "9.0", "2 / 7"]
     alone = {**ROW, "ms": {"cpu": 2.5}, "calls": {}, "peak_bytes": {}}
@@ -45,7 +45,7 @@ def test_the_faster_of_plain_and_captured_counts():
     assert ops.costs_of(row, ["cpu"])[:4] == ["50", "3.00x", "8.0", "2.00"]
 
 
-def test_lines_of_the_csv():
+def test_the_csv_has_a_line_for_each_candidate():
     header, body = ops.lines([ROW])
     assert [dict(zip(header[4:], line[4:])) for line in body] == [
         dict(zip(header[4:], line.split(",")))
@@ -60,7 +60,7 @@ def test_lines_of_the_csv():
     assert {tuple(line[:4]) for line in body} == {("mix", "T3", "fp32", "forward")}
 
 
-def test_a_line_of_the_report():
+def test_the_report_has_a_line_for_each_row_and_its_notes():
     title, header, _, line, *rest = ops.report([ROW], ["cpu"]).splitlines()
     assert title == "mix, ms"
     costs = "ours +-% speedup GB/s of copy MB eager MB calls"
@@ -72,7 +72,7 @@ def test_a_line_of_the_report():
 # ---- statistics ----
 
 
-def test_medians_and_spreads():
+def test_medians_and_spreads_are_those_of_quartiles():
     """Between quartiles, at a quarter and three quarters of n + 1 samples, in whatever order they came."""
     found = gpu_clock.medians_and_spreads({"odd": [8.0, 1.0, 16.0, 2.0, 4.0], "even": [1, 2, 3, 10], "one": [7.0]})
     assert found == {
@@ -81,7 +81,7 @@ def test_medians_and_spreads():
     }
 
 
-def test_medians_in_milliseconds():
+def test_medians_are_in_milliseconds():
     assert common.medians_ms({"ours": [0.25, 4.0, 0.5], "copy": [0.5, 0.25]}) == {"ours": 500.0, "copy": 375.0}
 
 

@@ -98,7 +98,7 @@ def test_a_converted_network_is_what_it_was_until_trained(make, attention):
 
 
 @pytest.mark.parametrize("attention", ["dla_light", "dla_base", "mrla_light", "mrla_base"])
-def test_and_then_learns(attention):
+def test_every_added_parameter_of_a_converted_network_learns(attention):
     net = dla.convert(TheirNet(), attention)
     x = torch.randn(4, 3, 16, 16)
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
@@ -174,7 +174,7 @@ def test_converted_networks_compile_and_copy():
     assert torch.equal(fresh(x), expected)
 
 
-def test_it_goes_where_the_network_is():
+def test_added_attention_has_the_dtype_and_mode_of_the_network():
     net = dla.convert(TheirNet().to(torch.float64).eval(), drop_path=0.1)
     assert {p.dtype for p in net.parameters()} == {torch.float64}
     assert not any(m.training for m in net.modules())
@@ -201,6 +201,6 @@ def test_a_block_called_by_itself_leaves_nothing_in_a_copy():
     assert [kept.outputs for kept in again.layer2.shortcuts if kept] == [{}]
 
 
-def test_ours_are_not_converted():
+def test_networks_of_this_package_are_refused():
     with pytest.raises(TypeError, match="ours have attention by name: see create_model"):
         dla.convert(dla.create_model("resnet18"))

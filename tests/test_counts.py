@@ -27,7 +27,7 @@ def test_there_is_a_budget_for_everything():
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_calls_allocations_and_bytes_alive(case):
+def test_calls_allocations_and_bytes_alive_are_those_of_the_budget(case):
     """No call into torch, no allocation and no kept tensor more than there was, and none less unnoticed."""
     torch.use_deterministic_algorithms(False)  # filling fresh memory would count
     threads = torch.get_num_threads()

@@ -91,7 +91,7 @@ def problem_of(place, cell, backward=False):
 
 
 @pytest.mark.slow
-def test_the_places_are_what_they_are_called(tmp_path):
+def test_each_simulated_device_makes_the_plan_it_stands_for(tmp_path):
     plans = Plans(tmp_path)
     for name, place in PLACES.items():
         plan = plans(problem_of(place, JOINT), place.device.described._replace(samples=place.samples))
@@ -130,7 +130,7 @@ def accumulated(dtype):
 
 @pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
 @pytest.mark.parametrize("op", ["scan", "refresh"])
-def test_its_parts_are_right(where, op, cell):
+def test_scan_and_refresh_are_right(where, op, cell):
     inputs = inputs_of(op, where.shape, cell, torch.float32)
     check_parity(op, SIMULATED, inputs, where.shape.longest_sum, cell=cell)
 

@@ -7,14 +7,15 @@ import torch
 
 import dla_kernels as dla
 from bench.counts import BUDGETS
-from dla_kernels.backends import SIMT
+from dla_kernels.backends import BACKENDS, SIMT
 
 from .calls import cotangents_for, named
-from .cases import FEW_CELLS, MIDDLE, OPS, OPS_WITH_CELL, cell_name, inputs_of, options_of
+from .cases import FEW_CELLS, MIDDLE, OPS, case_name, inputs_of, options_of, with_cells
 
+pytestmark = pytest.mark.skipif(not BACKENDS["cuda"].available, reason=f"no CUDA backend: {BACKENDS['cuda'].reason}")
+DEVICE = BACKENDS["cuda"].device_types[0]
 # Forward, backward. The gradient of gap is an expanded view; base_step is five ops.
 LAUNCHES = {op: tuple(counts) for op, counts in json.loads(BUDGETS.read_text())["launches"].items()}
-CASES = [(op, cell) for op in OPS for cell in FEW_CELLS if op in OPS_WITH_CELL or cell is FEW_CELLS[0]]
 
 
 def count(call):
@@ -30,11 +31,9 @@ def count(call):
     return sum(event.count for event in profile.key_averages() if "dla::cuda::" in event.key), result
 
 
-@pytest.mark.parametrize(("op", "cell"), CASES, ids=lambda x: x if isinstance(x, str) else cell_name(x))
-def test_launches(backend, op, cell):
-    if backend.name != "cuda":
-        pytest.skip("counts CUDA launches")
-    inputs = inputs_of(op, MIDDLE, cell, torch.float32, device=backend.device)
+@pytest.mark.parametrize(("op", "cell"), with_cells(OPS, FEW_CELLS), ids=case_name)
+def test_each_op_launches_as_many_kernels_as_budgeted(op, cell):
+    inputs = inputs_of(op, MIDDLE, cell, torch.float32, device=DEVICE)
     options = options_of(op, cell)
     cotangents = list(cotangents_for(op, inputs, **options).values())
     for _, x in named("", inputs):
@@ -46,28 +45,22 @@ def test_launches(backend, op, cell):
     assert (forward, backward) == LAUNCHES[op]
 
 
-def test_launches_of_norm_add(backend):
-    if backend.name != "cuda":
-        pytest.skip("counts CUDA launches")
-    x, o = (torch.randn(3, 5, 4, 4, device=backend.device, requires_grad=True) for _ in range(2))
-    gamma, beta = (torch.ones(5, device=backend.device, requires_grad=True) for _ in range(2))
-    moments = torch.ones(2, 5, device=backend.device)
+def test_norm_add_launches_as_many_kernels_as_budgeted():
+    x, o = (torch.randn(3, 5, 4, 4, device=DEVICE, requires_grad=True) for _ in range(2))
+    gamma, beta = (torch.ones(5, device=DEVICE, requires_grad=True) for _ in range(2))
+    moments = torch.ones(2, 5, device=DEVICE)
     forward, out = count(lambda: dla.norm_add(x, o, gamma, beta, None, moments=moments, backend="cuda"))
     backward, _ = count(lambda: torch.autograd.grad(out.sum(), [x, o, gamma, beta]))
     assert (forward, backward) == LAUNCHES["norm_add"]
 
 
-def test_in_place_launches_once(backend):
-    if backend.name != "cuda":
-        pytest.skip("counts CUDA launches")
-    inputs = inputs_of("layer_update", MIDDLE, dla.PAPER_DSU, torch.float32, device=backend.device)
+def test_layer_update_in_place_launches_once():
+    inputs = inputs_of("layer_update", MIDDLE, dla.PAPER_DSU, torch.float32, device=DEVICE)
     with torch.no_grad():
         assert count(lambda: dla.layer_update(**inputs, inplace=True, backend="cuda"))[0] == 1
 
 
-def test_more_layers_than_one_launch_takes(backend):
-    if backend.name != "cuda":
-        pytest.skip("the CUDA backend has this limit")
-    xs = [torch.ones(1, 2, 1, 1, device=backend.device)] * 257
+def test_more_layers_than_one_launch_takes_are_refused():
+    xs = [torch.ones(1, 2, 1, 1, device=DEVICE)] * 257
     with pytest.raises(RuntimeError, match="xs: expected at most 256 layers in one launch on CUDA, got 257"):
         dla.gap(xs, backend="cuda")

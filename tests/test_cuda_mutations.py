@@ -167,7 +167,7 @@ def test_a_barrier_left_out_is_noticed(programs, site):
 
 
 @pytest.mark.parametrize("name", sorted(REDUNDANT))
-def test_and_what_is_called_redundant_is(programs, name):
+def test_a_redundant_barrier_left_out_changes_nothing(programs, name):
     (number,) = [site.number for site in SITES if site.name == name]
     assert printed(programs("plain", "skip", number, SEEDS // 4)) == ["not caught"]
 

@@ -186,7 +186,7 @@ def test_the_order_of_sums_does_not_depend_on_the_batch(plans, problem, device, 
     ],
     ids=lambda p: f"{p.projection}-T{p.T}-B{p.B}-C{p.C}-R{p.R}",
 )
-def test_nor_where_sharing_a_tile_makes_room_for_the_weights(plans, problem):
+def test_sharing_a_tile_to_make_room_for_weights_keeps_the_order_of_sums(plans, problem):
     """With more samples fewer layers are exchanged at once: less memory in all, and the weights just fit."""
     groups = blocks_per_tile(plans, problem, H200, [1, problem.B])
     assert len(groups) == 1, f"blocks per tile and B are {groups}"
@@ -222,7 +222,7 @@ def plan_of_row(plans, name, backward, projection="joint", itemsize=2):
 @BOTH_PASSES
 @BOTH_DSUS
 @pytest.mark.parametrize("name", ["CIFAR C128", "CIFAR C256", "C1024 T6"])
-def test_these_rows_are_on_chip(plans, name, projection, backward):
+def test_rows_of_128_to_1024_channels_are_on_chip(plans, name, projection, backward):
     _, plan = plan_of_row(plans, name, backward, projection)
     assert plan["path"] == "on-chip", plan
 
@@ -243,7 +243,7 @@ def test_cifar_forward_needs_no_workspace(plans, name, itemsize, projection):
 
 
 @pytest.mark.parametrize("name", ["CIFAR C128", "CIFAR C256", "C1024 T6"])
-def test_half_of_the_second_reading_finds_its_maps(plans, name):
+def test_maps_in_flight_take_at_most_twice_the_l2_cache(plans, name):
     """Of all samples in flight, forward, in bf16."""
     problem, plan = plan_of_row(plans, name, backward=False)
     assert plan["in_flight"] * plan["samples"] * problem.sample_bytes <= 2 * H200.l2, plan
@@ -251,7 +251,7 @@ def test_half_of_the_second_reading_finds_its_maps(plans, name):
 
 @BOTH_PASSES
 @pytest.mark.parametrize("name", CIFAR | IMAGENET)
-def test_without_clusters_every_row_is_one_blocks(plans, name, backward):
+def test_without_clusters_every_tile_has_one_block(plans, name, backward):
     T, B, C, HW, R = (CIFAR | IMAGENET)[name]
     problem = Problem(backward, "joint", 3, T, B, C, R, T * C * HW * 2)
     for device, limit in ((REAL["a100"], 1 << 30), (H200, 1)):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 import dla_kernels as dla
 
 from .calls import check_parity, cotangents_for, outcome
-from .cases import DTYPES, LAYOUT_NAMES, SHAPES, Shape, dtype_name, inputs_of, lay_out
+from .cases import DTYPES, LAYOUTS, SHAPES, Shape, dtype_name, inputs_of, lay_out
 from .interpreter import some
 from .tolerances import allowed_error, assert_same_bits, error, largest
 
@@ -19,14 +19,14 @@ BORDERS = ["1x1", "1x9", "9x1", "2x2", "3x5", "7x7", "4x16", "5x17", "33x6", "10
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_every_shape(backend, shape, dtype):
+def test_parity_at_every_shape(backend, shape, dtype):
     inputs = inputs_of("depthwise", shape, None, dtype, device=backend.device)
     check_parity("depthwise", backend, inputs, shape.longest_sum)
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("size", BORDERS)
-def test_every_border(backend, size, layout):
+def test_parity_at_every_border(backend, size, layout):
     for C in some(backend, (1, 3, 18), 1):
         shape = Shape.parse(f"T1-B2-C{C}-HW{size}")
         for dtype in (torch.float64, torch.float32):
@@ -35,8 +35,8 @@ def test_every_border(backend, size, layout):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-@pytest.mark.parametrize("layout", LAYOUT_NAMES)
-def test_every_layout(backend, layout, dtype):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_parity_in_every_layout(backend, layout, dtype):
     shape = Shape.parse("T1-B3-C19-HW5x3")
     inputs = inputs_of("depthwise", shape, None, dtype, layout=layout, device=backend.device)
     check_parity("depthwise", backend, inputs, shape.longest_sum)
@@ -66,7 +66,7 @@ def test_long_sums_stay_exact(backend, size, layout):
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=str)
 @pytest.mark.parametrize("size", ["2x1", "3x3", "2x4", "3x7", "2x8", "3x16"])
-def test_a_sick_channel_keeps_to_itself(backend, size, value):
+def test_nan_and_inf_stay_in_their_channel(backend, size, value):
     """Narrow planes share vectors."""
     shape = Shape.parse(f"T1-B1-C3-HW{size}")
     inputs = inputs_of("depthwise", shape, None, torch.float32, device=backend.device)

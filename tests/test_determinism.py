@@ -26,6 +26,8 @@ from .cases import (
     inputs_of,
     is_shared,
     options_of,
+    with_cells,
+    with_layouts,
 )
 from .interpreter import some
 from .tolerances import assert_same_bits
@@ -55,12 +57,12 @@ def assert_equal(ours, theirs, note=""):
 
 
 def cells_for(op):
-    return FEW_CELLS if op in OPS_WITH_CELL else FEW_CELLS[:1]
+    return [cell for _, cell in with_cells([op], FEW_CELLS)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("op", OPS)
-def test_from_run_to_run_and_on_any_number_of_threads(backend, set_threads, op, dtype):
+def test_the_same_bits_from_run_to_run_and_on_any_number_of_threads(backend, set_threads, op, dtype):
     for cell, layout in zip(cells_for(op), ["mixed", "nchw", "channels_last"]):
         inputs = inputs_of(op, BATCH, cell, dtype, layout=layout, device=backend.device)
         cotangents = cotangents_for(op, inputs, **options_of(op, cell))
@@ -73,7 +75,7 @@ def test_from_run_to_run_and_on_any_number_of_threads(backend, set_threads, op, 
 
 @pytest.mark.parametrize("large", ["maps", "weights"])
 @pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
-def test_what_outgrows_the_cache_on_any_number_of_threads(backend, set_threads, cell, large):
+def test_what_outgrows_the_cache_has_the_same_bits_on_any_number_of_threads(backend, set_threads, cell, large):
     shape = LARGE_MAPS if large == "maps" else WIDE[cell.projection]
     inputs = inputs_of("layer_update", shape, cell, torch.float32, device=backend.device)
     cotangents = cotangents_for("layer_update", inputs, cell=cell)
@@ -110,8 +112,7 @@ def assert_batch_invariant(op, backend, shape, cell, dtype, groups, layout="nchw
         assert_equal(alone, part(op, whole, begin, end), f"of samples {begin} to {end} of {shape.B}")
 
 
-@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(("op", "layout"), with_layouts(OPS, ["nchw", "channels_last"]))
 def test_a_sample_does_not_depend_on_its_batch(backend, op, layout):
     sizes = [(0, n) for n in range(1, BATCH.B)]
     places = [(b, b + 1) for b in range(1, BATCH.B)]
@@ -122,20 +123,20 @@ def test_a_sample_does_not_depend_on_its_batch(backend, op, layout):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("op", OPS)
-def test_nor_in_any_dtype(backend, op, dtype):
+def test_a_sample_does_not_depend_on_its_batch_in_any_dtype(backend, op, dtype):
     for cell in cells_for(op):
         assert_batch_invariant(op, backend, BATCH, cell, dtype, [(0, 1), (8, 9), (2, 7)], layout="mixed")
 
 
 @pytest.mark.parametrize("op", OPS_WITH_CELL)
 @pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
-def test_nor_where_the_weights_outgrow_the_cache(backend, cell, op):
+def test_a_sample_does_not_depend_on_its_batch_where_weights_outgrow_the_cache(backend, cell, op):
     shape = replace(WIDE[cell.projection], B=5)
     assert_batch_invariant(op, backend, shape, cell, torch.float32, [(0, 1), (4, 5), (0, 2), (1, 4)])
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-def test_nor_where_the_maps_outgrow_the_cache(backend, layout):
+def test_a_sample_does_not_depend_on_its_batch_where_maps_outgrow_the_cache(backend, layout):
     groups = [(0, 1), (8, 9), (0, 2), (3, 7)]
     assert_batch_invariant("layer_update", backend, LARGE_MAPS, FEW_CELLS[0], torch.float32, groups, layout)
 
@@ -157,7 +158,7 @@ def test_permuted_samples_give_permuted_results(backend, op):
 
 @pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
 @pytest.mark.parametrize("op", OPS_WITH_CELL)
-def test_nor_on_where_weights_begin_in_memory(backend, op, cell):
+def test_results_do_not_depend_on_where_weights_begin_in_memory(backend, op, cell):
     """Views into flat parameters begin anywhere; kernels that read 16 bytes at a time must not sum them otherwise."""
     inputs = inputs_of(op, MIDDLE, cell, torch.float32, device=backend.device)
     results = []

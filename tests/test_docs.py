@@ -20,18 +20,35 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def python_blocks(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+
+
+def files_named(page):
+    text = page.read_text()
+    named = re.findall(r"`((?:csrc|docs|dla_kernels|bench|tests|tools)/[\w/.]+\.\w+)`", text)
+    return [page.parent / link for link in re.findall(r"\]\(([^)#:]+)\)", text)] + [ROOT / name for name in named]
+
+
+def commands(page):
+    """Lines of a page's blocks that call the Makefile or Python."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```$", page.read_text(), re.S | re.M)
+    return [line for block in blocks for line in re.findall(r"^(?:make|python -m) .*", block, re.M)]
+
+
+def pages_with(found):
+    return pytest.mark.parametrize("page", list(filter(found, PAGES)), ids=lambda page: page.name)
+
+
+@pages_with(python_blocks)
 def test_python_blocks_run(page):
-    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
+    for block in python_blocks(page):
         exec(compile(block, str(page), "exec"), {})
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pages_with(files_named)
 def test_links_and_files_exist(page):
-    text = page.read_text()
-    linked = [page.parent / link for link in re.findall(r"\]\(([^)#:]+)\)", text)]
-    named = [ROOT / name for name in re.findall(r"`((?:csrc|docs|dla_kernels|bench|tests|tools)/[\w/.]+\.\w+)`", text)]
-    assert [str(path) for path in linked + named if not path.exists()] == []
+    assert [str(path) for path in files_named(page) if not path.exists()] == []
 
 
 @pytest.mark.parametrize("op", dla_kernels.ops.__all__)
@@ -56,21 +73,20 @@ def test_the_performance_page_follows_from_the_results():
     assert render.stale() == [], "run: python -m dla_kernels bench render"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_exist(page, monkeypatch, capsys):
-    """Those of the page's blocks: targets of the Makefile, and of the command line with the options shown."""
-    for block in re.findall(r"^```\w*\n(.*?)^```$", page.read_text(), re.S | re.M):
-        for line in re.findall(r"^(?:make|python -m) .*", block, re.M):
-            words = shlex.split(line, comments=True)
-            if words[:1] == ["make"]:
-                assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M), line
-            elif words[:4] == ["python", "-m", "dla_kernels", "bench"]:
-                monkeypatch.setattr("sys.argv", words[3:])
-                run.arguments()
-            elif words[:3] == ["python", "-m", "dla_kernels"]:
-                with pytest.raises(SystemExit) as stop:
-                    cli.main([*words[3:], "--help"])
-                assert stop.value.code == 0, line
+@pages_with(commands)
+def test_commands_shown_exist(page, monkeypatch, capsys):
+    """Targets of the Makefile, and of the command line with the options shown."""
+    for line in commands(page):
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["make"]:
+            assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M), line
+        elif words[:4] == ["python", "-m", "dla_kernels", "bench"]:
+            monkeypatch.setattr("sys.argv", words[3:])
+            run.arguments()
+        elif words[:3] == ["python", "-m", "dla_kernels"]:
+            with pytest.raises(SystemExit) as stop:
+                cli.main([*words[3:], "--help"])
+            assert stop.value.code == 0, line
 
 
 DOCUMENTED = [
@@ -81,7 +97,7 @@ DOCUMENTED = [
 
 
 @pytest.mark.parametrize("module", DOCUMENTED)
-def test_doctests(module):
+def test_examples_in_docstrings_run(module):
     found = importlib.import_module(module)
     results = doctest.testmod(found, extraglobs={"torch": torch, "dla_kernels": dla_kernels, **vars(dla_kernels.nn)})
     assert results.attempted > 0

@@ -177,7 +177,7 @@ for weights, cell in ((joint, dla.PAPER_DSU), (split, dla.RELEASED_DSU), (dense,
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_says_what_was_expected_and_what_came(wrong):
+def test_errors_say_what_was_expected_and_what_came(wrong):
     call, error, argument, expected, came = WRONG[wrong]
     with pytest.raises(error, match=re.escape(argument)) as caught:
         call()

@@ -11,13 +11,13 @@ from .cases import DTYPES, HALVES, LAYOUT_NAMES, MIDDLE, SHAPES, dtype_name, inp
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_every_shape(backend, shape, dtype):
+def test_parity_at_every_shape(backend, shape, dtype):
     check_parity("gap", backend, inputs_of("gap", shape, None, dtype, device=backend.device), shape.longest_sum)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("layout", LAYOUT_NAMES)
-def test_every_layout(backend, layout, dtype):
+def test_parity_in_every_layout(backend, layout, dtype):
     inputs = inputs_of("gap", MIDDLE, None, dtype, layout=layout, device=backend.device)
     check_parity("gap", backend, inputs, MIDDLE.longest_sum)
 
@@ -25,7 +25,7 @@ def test_every_layout(backend, layout, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_name)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("fill", [lambda x: x.fill_(0.1), lambda x: x.uniform_()], ids=["constant", "uniform"])
-def test_a_long_sum_of_one_sign(backend, fill, layout, dtype):
+def test_parity_of_a_long_sum_of_one_sign(backend, fill, layout, dtype):
     """A naive running sum over many pixels drifts away from the mean; plain PyTorch's does not."""
     (x,) = lay_out([fill(torch.empty(2, 5, 150, 149)).to(backend.device, dtype)], layout)
     check_parity("gap", backend, {"xs": [x]}, longest_sum=150 * 149)

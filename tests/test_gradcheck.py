@@ -20,15 +20,16 @@ def checked(op, cell, backend, *, shape=TINY, layout="nchw", form="default"):
 
 @pytest.mark.parametrize("op", OPS)
 def test_every_entry_of_the_jacobians(backend, op):
-    """The slow mode; the others look at a random projection."""
+    """The slow mode; the others look at a random projection. Second derivatives are torch's own work whoever computes:
+    those of a cell's many inputs would take the interpreter a fifth of all the suite's time."""
     f, inputs = checked(op, FEW_CELLS[0], backend, shape=TINIEST if interpreted(backend) else TINY)
     assert gradcheck(f, inputs)
-    assert gradgradcheck(f, inputs)
+    assert gradgradcheck(f, inputs, fast_mode=interpreted(backend) and op in OPS_WITH_CELL)
 
 
 @pytest.mark.parametrize("op", OPS_WITH_CELL)
 @pytest.mark.parametrize("cell", CELLS, ids=cell_name)
-def test_every_cell_from_every_state(backend, op, cell):
+def test_first_derivatives_of_every_cell_from_every_state(backend, op, cell):
     for form in (*state_forms(cell), *([] if op == "refresh" else [None])):
         f, inputs = checked(op, cell, backend, form=form)
         assert gradcheck(f, inputs, fast_mode=True)
@@ -49,7 +50,7 @@ def test_second_derivatives_without_a_state(backend, op):
 
 @pytest.mark.parametrize("op", ["gap", "rescale", "layer_update"])
 @pytest.mark.parametrize("layout", ["channels_last", "sliced", "transposed", "misaligned"])
-def test_every_layout(backend, op, layout):
+def test_derivatives_in_every_layout(backend, op, layout):
     f, inputs = checked(op, FEW_CELLS[0], backend, layout=layout, form=None if op == "layer_update" else "default")
     assert gradcheck(f, inputs, fast_mode=True)
     assert gradgradcheck(f, inputs, fast_mode=True)

@@ -43,7 +43,7 @@ def test_same_bits_as_out_of_place(any_backend, op, layout, dtype):
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_a_layout_for_each_map(any_backend, op):
+def test_same_bits_with_another_layout_for_each_map(any_backend, op):
     inputs = inputs_of(op, MIDDLE, CELL, torch.float32, device=any_backend.device)
     inputs["xs"] = [LAYOUTS[layout](x) for layout, x in zip(TAKEN, inputs["xs"])]
     assert_in_place(op, inputs, any_backend, **options_of(op, CELL))
@@ -51,7 +51,7 @@ def test_a_layout_for_each_map(any_backend, op):
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
-def test_maps_that_outgrow_the_cache(backend, cell, layout):
+def test_same_bits_where_maps_outgrow_the_cache(backend, cell, layout):
     inputs = inputs_of("layer_update", STREAMED, cell, torch.float32, layout=layout, device=backend.device)
     assert_in_place("layer_update", inputs, backend, cell=cell)
 
@@ -86,7 +86,7 @@ def test_refuses_while_gradients_are_enabled(any_backend, op):
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_inference_mode_allows_it(any_backend, op):
+def test_inference_mode_allows_writing_in_place(any_backend, op):
     with torch.inference_mode():
         inputs = inputs_of(op, MIDDLE, CELL, torch.float32, device=any_backend.device)
         assert_in_place(op, inputs, any_backend, **options_of(op, CELL))
@@ -106,7 +106,7 @@ def test_autograd_notices_that_a_saved_map_was_overwritten(any_backend, op):
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_forward_mode_is_refused(any_backend, op):
+def test_forward_mode_is_refused_in_place(any_backend, op):
     inputs = inputs_of(op, MIDDLE, CELL, torch.float32, device=any_backend.device)
     with (
         torch.no_grad(),

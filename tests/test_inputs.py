@@ -6,13 +6,26 @@ import torch
 import dla_kernels as dla
 
 from .calls import check_parity, cotangents_for, mapped, named, outcome
-from .cases import DTYPES, FEW_CELLS, MIDDLE, OPS, OPS_WITH_CELL, Shape, cell_name, dtype_name, inputs_of, options_of
+from .cases import (
+    DTYPES,
+    FEW_CELLS,
+    MIDDLE,
+    OPS,
+    OPS_WITH_CELL,
+    Shape,
+    case_name,
+    cell_name,
+    dtype_name,
+    inputs_of,
+    options_of,
+    with_cells,
+    with_layouts,
+)
 from .tolerances import assert_same_bits
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-@pytest.mark.parametrize("layout", ["nchw", "channels_last", "sliced"])
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(("op", "layout"), with_layouts(OPS, ["nchw", "channels_last", "sliced"]))
 def test_inputs_are_never_written(any_backend, op, layout, dtype):
     cell = dla.RELEASED_DSU
     inputs = inputs_of(op, MIDDLE, cell, dtype, layout=layout, device=any_backend.device)
@@ -33,16 +46,15 @@ def strided(x):
     return spaced.permute(*reversed(range(x.dim()))).copy_(x)
 
 
-@pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
-def test_any_strides(backend, cell, op):
+@pytest.mark.parametrize(("op", "cell"), with_cells(OPS, FEW_CELLS), ids=case_name)
+def test_parity_with_any_strides(backend, op, cell):
     inputs = mapped(strided, inputs_of(op, MIDDLE, cell, torch.float32, device=backend.device))
     check_parity(op, backend, inputs, MIDDLE.longest_sum, **options_of(op, cell))
 
 
 @pytest.mark.parametrize("op", OPS_WITH_CELL)
 @pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
-def test_a_broadcast_state_and_bias(backend, cell, op):
+def test_parity_with_a_broadcast_state_and_bias(backend, cell, op):
     inputs = inputs_of(op, MIDDLE, cell, torch.float32, device=backend.device)
     if op == "base_step":
         inputs["stage"] = mapped(lambda x: x[:1, :1].expand_as(x), inputs["stage"])
@@ -53,7 +65,7 @@ def test_a_broadcast_state_and_bias(backend, cell, op):
 
 
 @pytest.mark.parametrize("op", ["gap", "rescale", "layer_update"])
-def test_one_map_given_for_every_layer(backend, op):
+def test_one_map_given_for_every_layer_gets_the_sum_of_gradients(backend, op):
     cell = dla.PAPER_DSU
     inputs = inputs_of(op, Shape.parse("T3-B2-C19-R5-HW5x3"), cell, torch.float64, device=backend.device)
     x = inputs["xs"][0].requires_grad_()
@@ -67,7 +79,7 @@ def test_one_map_given_for_every_layer(backend, op):
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_gradients_for_one_input_alone(backend, op):
+def test_a_gradient_asked_for_alone_has_the_same_bits(backend, op):
     """Asking for one gradient gives the same bits as asking for all of them."""
     cell = dla.RELEASED_DSU
     inputs = inputs_of(op, MIDDLE, cell, torch.float32, device=backend.device)
@@ -84,7 +96,7 @@ def test_gradients_for_one_input_alone(backend, op):
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_gradients_from_one_output_alone(backend, op):
+def test_outputs_that_the_loss_does_not_use_count_as_zero(backend, op):
     """Outputs that the loss does not use count as gradients of zero."""
     cell = FEW_CELLS[2]  # an lstm: two states
     inputs = inputs_of(op, MIDDLE, cell, torch.float64, device=backend.device)

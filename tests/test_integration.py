@@ -98,7 +98,7 @@ def fresh_compiler():
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("op", OPS)
-def test_compiles_whole(backend, op, dynamic):
+def test_every_op_compiles_as_one_graph(backend, op, dynamic):
     function = public(op, backend)
     compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for shape in (MIDDLE, OTHER):
@@ -136,7 +136,7 @@ def test_inductor_finds_the_strides_it_was_promised(backend, op, layout):
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("op", ["rescale", "layer_update"])
-def test_compiles_in_place(backend, op):
+def test_ops_compiled_in_place_write_in_place(backend, op):
     function = partial(public(op, backend), inplace=True)
     inputs, _ = tensors_for(op, MIDDLE, backend)
     expected = outcome(function, mapped(torch.clone, inputs))
@@ -150,7 +150,7 @@ def test_compiles_in_place(backend, op):
 
 
 @pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
-def test_checkpoint(any_backend, cell):
+def test_checkpointing_changes_no_bit(any_backend, cell):
     inputs, cotangents = tensors_for("layer_update", MIDDLE, any_backend, cell)
     function = public("layer_update", any_backend, cell)
     checkpointed = partial(checkpoint, function, use_reentrant=False)
@@ -158,7 +158,7 @@ def test_checkpoint(any_backend, cell):
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_func_grad(any_backend, op):
+def test_func_grad_gives_the_gradients_of_autograd(any_backend, op):
     inputs, cotangents = tensors_for(op, MIDDLE, any_backend)
     function = public(op, any_backend)
 
@@ -183,7 +183,7 @@ class Stage(torch.nn.Module):
         return sum(x.pow(2).sum() for x in out)
 
 
-def test_functional_call(any_backend):
+def test_functional_call_gives_the_gradients_of_the_module(any_backend):
     inputs, _ = tensors_for("layer_update", MIDDLE, any_backend)
     xs, weights, _ = inputs.values()
     stage = Stage(weights, any_backend)
@@ -197,7 +197,7 @@ def test_functional_call(any_backend):
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_inference_mode(any_backend, op):
+def test_inference_mode_changes_no_bit(any_backend, op):
     inputs, _ = tensors_for(op, MIDDLE, any_backend)
     function = public(op, any_backend)
     expected = outcome(function, inputs)
@@ -245,7 +245,7 @@ def test_forward_mode_is_refused_not_dropped(backend):
         torch.func.jvp(lambda d: dla.rescale([d[0, :, :, None, None]], d[:1], backend=backend.name)[0], (y,), (y,))
 
 
-def test_compiles_whole_as_the_first_call_of_a_process():
+def test_the_first_call_of_a_process_may_be_compiled():
     code = (
         "import torch, dla_kernels as dla\n"
         "f = torch.compile(lambda xs: dla.gap(xs), fullgraph=True, backend='aot_eager')\n"

@@ -9,37 +9,43 @@ import pytest
 import torch
 
 import dla_kernels as dla
-from dla_kernels.backends import BACKENDS
-
-from .cases import HALVES, dtype_name
 
 ISAS = ("baseline", "x86-64-v3", "x86-64-v4")
 
 
+# Instruction sets are the CPU backend's alone: neither the SIMT shim, nor Triton's interpreter, nor a GPU has any.
+CPU_ALONE = {"DLA_KERNELS_SIMT": "0", "TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""}
+
+
 def run(code_or_module, **environment):
     command = [sys.executable, *code_or_module]
-    environment = os.environ | {"TRITON_INTERPRET": "0"} | environment  # it would take minutes, and has no ISA
+    environment = os.environ | CPU_ALONE | environment
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 IN_USE = "import torch, dla_kernels.backends as b; b.BACKENDS['cpu'].available; print(torch.ops.dla.cpu_isa())"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("isa", ISAS)
-def test_verify_passes(isa):
-    in_use = run(["-c", IN_USE], DLA_KERNELS_ISA=isa)
+@pytest.fixture(scope="module", params=ISAS)
+def isa(request):
+    in_use = run(["-c", IN_USE], DLA_KERNELS_ISA=request.param)
     assert in_use.returncode == 0, in_use.stderr
-    if in_use.stdout.strip() != isa:
+    if in_use.stdout.strip() != request.param:
         pytest.skip(f"this machine has {in_use.stdout.strip()} at most")
+    return request.param
+
+
+@pytest.mark.slow
+def test_verify_passes_on_every_instruction_set(isa):
     # Also with NaN in all scratch memory: nothing is read before it is written.
     verified = run(["-m", "dla_kernels", "verify", "--json"], DLA_KERNELS_ISA=isa, DLA_KERNELS_POISON="1")
-    failed = [result for result in json.loads(verified.stdout) if not result["passed"]]
-    assert failed == []
+    results = json.loads(verified.stdout)
+    assert {result["backend"] for result in results} == {"cpu"}
+    assert [result for result in results if not result["passed"]] == []
     assert verified.returncode == 0
 
 
-def test_an_unknown_name_is_refused_with_the_choices():
+def test_an_unknown_instruction_set_is_refused_with_the_choices():
     refused = run(["-c", IN_USE], DLA_KERNELS_ISA="avx1024")
     assert refused.returncode != 0
     assert "expected baseline, x86-64-v3 or x86-64-v4, got 'avx1024'" in refused.stderr
@@ -70,15 +76,8 @@ def check_conversions(dtype):
         torch.testing.assert_close(ours, (x.float() * torch.tensor(d)).to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("dtype", HALVES, ids=dtype_name)
-def test_conversions_here(dtype):
-    assert BACKENDS["cpu"].available
-    check_conversions(dtype)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("isa", ISAS)
-def test_conversions_on(isa):
+def test_conversions_of_halves_are_exact_on_every_instruction_set(isa):
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     checked = run(["-c", CONVERSIONS.format(root=root)], DLA_KERNELS_ISA=isa)
     assert checked.returncode == 0, checked.stderr

@@ -29,7 +29,7 @@ STREAMED = Shape.parse("T2-B9-C67-R16-HW65x63")
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=dtype_name)
 @pytest.mark.parametrize("cell", CELLS, ids=cell_name)
-def test_every_cell_from_every_state(backend, cell, dtype):
+def test_parity_of_every_cell_from_every_state(backend, cell, dtype):
     for form in (None, *state_forms(cell)):
         inputs = inputs_of(OP, MIDDLE, cell, dtype, form=form, device=backend.device)
         check_parity(OP, backend, inputs, MIDDLE.longest_sum, cell=cell)
@@ -38,7 +38,7 @@ def test_every_cell_from_every_state(backend, cell, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
-def test_every_shape(backend, cell, shape, dtype):
+def test_parity_at_every_shape(backend, cell, shape, dtype):
     inputs = inputs_of(OP, shape, cell, dtype, device=backend.device)
     check_parity(OP, backend, inputs, shape.longest_sum, cell=cell)
 
@@ -46,21 +46,21 @@ def test_every_shape(backend, cell, shape, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("layout", LAYOUT_NAMES)
 @pytest.mark.parametrize("cell", FEW_CELLS[:2], ids=cell_name)
-def test_every_layout(backend, cell, layout, dtype):
+def test_parity_in_every_layout(backend, cell, layout, dtype):
     inputs = inputs_of(OP, MIDDLE, cell, dtype, layout=layout, device=backend.device)
     check_parity(OP, backend, inputs, MIDDLE.longest_sum, cell=cell)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=dtype_name)
 @pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
-def test_float32_weights_beside_any_maps(backend, cell, dtype):
+def test_parity_with_float32_weights_beside_any_maps(backend, cell, dtype):
     inputs = inputs_of(OP, MIDDLE, cell, dtype, weight_dtype=torch.float32, device=backend.device)
     check_parity(OP, backend, inputs, MIDDLE.longest_sum, cell=cell)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=dtype_name)
 @pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
-def test_weights_that_outgrow_the_cache(backend, cell, dtype):
+def test_parity_where_weights_outgrow_the_cache(backend, cell, dtype):
     shape = WIDE[cell.projection]
     inputs = inputs_of(OP, shape, cell, dtype, device=backend.device)
     check_parity(OP, backend, inputs, shape.longest_sum, cell=cell)
@@ -68,7 +68,7 @@ def test_weights_that_outgrow_the_cache(backend, cell, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_name)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last", "mixed"])
-def test_maps_that_outgrow_the_cache(backend, layout, dtype):
+def test_parity_where_maps_outgrow_the_cache(backend, layout, dtype):
     cell = dla.PAPER_DSU
     inputs = inputs_of(OP, STREAMED, cell, dtype, layout=layout, device=backend.device)
     check_parity(OP, backend, inputs, STREAMED.longest_sum, cell=cell)

@@ -16,20 +16,20 @@ DEEP = Shape.parse("T36-B2-C17-HW3x3")
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("shape", [*SHAPES, DEEP], ids=str)
-def test_every_shape(backend, shape, dtype):
+def test_parity_at_every_shape(backend, shape, dtype):
     check_parity("mix", backend, inputs_of("mix", shape, None, dtype, device=backend.device), shape.longest_sum)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("layout", LAYOUT_NAMES)
-def test_every_layout(backend, layout, dtype):
+def test_parity_in_every_layout(backend, layout, dtype):
     inputs = inputs_of("mix", MIDDLE, None, dtype, layout=layout, device=backend.device)
     check_parity("mix", backend, inputs, MIDDLE.longest_sum)
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_moments(backend, dtype, layout):
+def test_moments_are_those_of_the_output(backend, dtype, layout):
     for shape in (MIDDLE, SHAPES[6], SHAPES[0]):
         inputs = inputs_of("mix", shape, None, dtype, layout=layout, device=backend.device)
         inputs["values"][0] += 30  # a mean far from zero

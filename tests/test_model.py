@@ -35,7 +35,7 @@ M, S, ROW = 2048, 6144, 128
         ("depthwise", "forward", 2 * M + 2 * ROW + 9 * 64, 2 * M + 2 * ROW + 9 * 64),
     ],
 )
-def test_bytes(op, which, one_pass, two_passes):
+def test_bytes_are_those_worked_out_by_hand(op, which, one_pass, two_passes):
     found = model.traffic(op, which, SHAPE)
     assert [found.bytes(path) for path in model.PATHS] == [one_pass, two_passes]
 
@@ -49,7 +49,7 @@ def test_a_stage_moves_what_the_design_says(which, once):
         assert 1 <= found.bytes(path) / (passes * shape.S / 2) < 1.02
 
 
-def test_operations_of_the_cell():
+def test_operations_of_a_cell_are_those_worked_out_by_hand():
     R, C, rows = 4, 16, 6
     joint = model.Products.of(model.CELLS["scan"], C, R)
     assert joint == (2 * R * C, 2 * R * C, 6 * C * R)
@@ -57,7 +57,7 @@ def test_operations_of_the_cell():
     assert model.traffic("refresh", "forward", SHAPE).flops == rows * 8 * C * R + 2 * 2 * C * R
 
 
-def test_both_is_forward_and_backward():
+def test_both_passes_are_forward_plus_backward():
     for op in every_op():
         parts = (model.traffic(op, which, SHAPE) for which in ("forward", "backward"))
         assert model.traffic(op, "both", SHAPE) == next(parts).plus(next(parts))
@@ -73,7 +73,7 @@ def test_the_model_has_the_maps_of_the_work(op):
     assert found.read >= sum(x.nbytes for x in work.tensors[: work.maps])
 
 
-def test_predicted_time():
+def test_predicted_time_is_that_of_bytes_and_of_operations():
     machine = predict.Machine(bytes_per_ms=100.0, flops_per_ms=10.0)
     found = model.Traffic(300, 200, 100, 50)
     assert predict.predicted_ms(found, machine, "one pass") == 5 + 5
@@ -91,7 +91,7 @@ def test_a_fit_finds_what_made_the_points():
     assert scaling.fit(sizes, [1e-9 * s**1.5 for s in sizes]).power == 1.5
 
 
-def test_where_two_cross():
+def test_the_crossing_of_two_curves_is_found():
     sizes = [1.0, 2.0, 4.0, 8.0]
     at = scaling.crossing(sizes, [1.0, 1.0, 1.0, 1.0], [0.25, 0.5, 1.5, 4.0])
     assert 2 < at < 4
@@ -110,7 +110,7 @@ def run_bench(monkeypatch, capsys, *options):
     return stop.value.code, capsys.readouterr()
 
 
-def test_ops_by_choice(monkeypatch, capsys, tmp_path):
+def test_the_runner_times_the_chosen_ops_alone(monkeypatch, capsys, tmp_path):
     files = ["--csv", str(tmp_path / "out.csv"), "--plot", str(tmp_path / "out.png")]
     chosen = ["--suite", "smoke", "--ops", "mix,scan", "--passes", ",".join(PASSES), "--peers", "eager,lstm,copy"]
     code, printed = run_bench(monkeypatch, capsys, *chosen, *files, "--rounds", "2", "--dtypes", "fp32,bf16", "--json")
@@ -268,7 +268,7 @@ def test_counted_bytes_stand_beside_predictions(monkeypatch, capsys, tmp_path):
     assert printed.out.splitlines()[-1].split()[-3:-1] == [f"{20000 / n:.2f}" for n in (read, read + again)]
 
 
-def test_calls_are_those_that_compute():
+def test_only_calls_that_compute_are_counted():
     work = work_of("mix", SHAPE)
     assert Cpu().launches(work.run("forward", dla)) == {"kernels": 1.0, "copies": 0.0}
 

@@ -46,7 +46,7 @@ def test_parameter_counts_are_those_of_the_paper():
     assert not met(row, 10, 230_000) and not met(row, 10, 214_000) and met(row, 10, 215_100)
 
 
-def test_counts_of_the_published_code():
+def test_parameter_counts_are_those_of_the_published_code():
     millions = [round(count(f"dla_light_resnet{depth}", 100) / 1e6, 3) for depth in (20, 56, 110)]
     assert millions == [0.433, 0.826, 1.415]
     assert [round(count(f"dla_base_resnet{depth}", 100) / 1e6, 3) for depth in (20, 56, 110)] == [0.428, 0.819, 1.405]
@@ -56,7 +56,7 @@ def test_counts_of_the_published_code():
 # ---- the registry ----
 
 
-def test_names():
+def test_models_are_listed_and_made_by_name():
     assert len(MODELS) == len(ATTENTIONS) * 8
     assert dla.list_models("dla*50") == ["dla_light_resnet50", "dla_base_resnet50"]
     assert "resnet20" in dla.list_models()
@@ -78,7 +78,7 @@ def test_every_network_can_be_built(name):
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("depth", [20, 18])
-def test_forward_and_backward(attention, depth):
+def test_every_parameter_gets_a_finite_gradient(attention, depth):
     net = dla.create_model(f"{attention}_resnet{depth}".removeprefix("none_"), num_classes=5, in_channels=1)
     x = torch.randn(2, 1, 32, 32)
     net(x).sum().backward()
@@ -88,7 +88,7 @@ def test_forward_and_backward(attention, depth):
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "dia", "dsu", dla.PAPER_DSU])
 @pytest.mark.parametrize("attention", ["dia", "dla_light", "dla_base"])
-def test_any_cell(attention, cell):
+def test_a_network_takes_any_cell(attention, cell):
     net = small(attention, cell=cell, reduction=8)
     net(torch.randn(2, 3, 8, 8)).sum().backward()
     cells = [m for m in net.modules() if isinstance(m, dla.nn.CellModule)]
@@ -98,7 +98,7 @@ def test_any_cell(attention, cell):
     assert all(p.grad is not None for c in cells for p in c.parameters())
 
 
-def test_features():
+def test_features_only_gives_the_maps_of_the_stages():
     net = dla.create_model("dla_light_resnet50", features_only=True)
     with torch.no_grad():
         maps = net.eval()(torch.randn(1, 3, 64, 96))
@@ -120,7 +120,7 @@ def test_convolutions_begin_as_published():
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
-def test_half_precision(attention):
+def test_networks_run_in_bfloat16(attention):
     net = small(attention).bfloat16()
     out = net(torch.randn(2, 3, 8, 8, dtype=torch.bfloat16))
     assert out.dtype == torch.bfloat16
@@ -180,7 +180,7 @@ def test_mistakes_are_explained():
         dla.create_model("dla_ligth_resnet20")
 
 
-def test_the_reduction_of_se():
+def test_reduction_sets_the_width_of_se():
     narrow, usual = small("se", reduction=64), small("se")
     assert narrow.stages[0].layers[0].recalibrate.squeeze.out_features == 1
     assert usual.stages[0].layers[0].recalibrate.squeeze.out_features == 4
@@ -263,7 +263,7 @@ def test_a_published_checkpoint_computes_what_its_formulas_say(name, size):
         assert_equal_to_rounding([net(x)], [published.network(to_published(net), x)], factor=1000)
 
 
-def test_own_checkpoints_and_parts_of_them(tmp_path):
+def test_own_checkpoints_load_whole_and_in_part(tmp_path):
     net = small(num_classes=4)
     torch.save(net.state_dict(), tmp_path / "own.pt")
     again = ResNet(**SMALL, attention="dla_light", num_classes=4)
@@ -274,7 +274,7 @@ def test_own_checkpoints_and_parts_of_them(tmp_path):
     assert torch.equal(features.conv1.weight, net.conv1.weight)
 
 
-def test_checkpoints_that_do_not_fit():
+def test_checkpoints_that_do_not_fit_are_refused():
     net = small()
     state = to_published(net)
     with pytest.raises(RuntimeError, match="Missing key"):
@@ -294,7 +294,7 @@ def test_checkpoints_that_do_not_fit():
 
 
 @pytest.mark.parametrize("attention", ["dia", "dla_light", "dla_base"])
-def test_compiles_and_exports(attention):
+def test_networks_compile_and_export(attention):
     torch._dynamo.reset()
     net = with_any_numbers(small(attention)).eval()
     x = torch.randn(2, 3, 8, 8)
@@ -306,7 +306,7 @@ def test_compiles_and_exports(attention):
 
 
 @pytest.mark.parametrize("attention", ["dia", "dla_light", "dla_base"])
-def test_channels_last_and_autocast(attention):
+def test_networks_take_channels_last_and_autocast(attention):
     net = with_any_numbers(small(attention)).eval()
     x = torch.randn(2, 3, 8, 8)
     expected = net(x)

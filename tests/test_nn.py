@@ -135,7 +135,7 @@ def test_parameters_begin_as_those_of_linear_layers():
 
 
 @pytest.mark.parametrize("start", ["zeros", "learned"])
-def test_a_stage_at_once(start):
+def test_modules_for_a_whole_stage_equal_the_reference(start):
     cell = DSUCell(C, 4, start=start).double()
     xs = maps((5, 3), (4, 4), (1, 1))
     state = cell.initial_state(xs[0])
@@ -194,7 +194,7 @@ def test_attention_is_its_formula(name, training):
 
 
 @pytest.mark.parametrize("name", ["dla_light", "dla_base"])
-def test_any_other_norm_may_stand_there(name):
+def test_any_other_norm_may_take_the_place_of_batch_norm(name):
     class Subclass(nn.BatchNorm2d):
         """No longer fused: it might do anything."""
 
@@ -213,7 +213,7 @@ def test_any_other_norm_may_stand_there(name):
     assert_equal_to_rounding([synced(x)], [plain(x)], factor=100)
 
 
-def test_a_norm_without_running_statistics():
+def test_norms_without_running_statistics_are_their_formula():
     attention = ATTENTIONS["dla_light"]()
     for layer in attention.layers:
         layer.norm = nn.BatchNorm2d(C, track_running_stats=False)
@@ -298,7 +298,7 @@ def test_norms_that_do_more_are_called():
 
 
 @pytest.mark.parametrize("name", ATTENTIONS)
-def test_copies_pickles_and_state_dicts(name):
+def test_copies_pickles_and_state_dicts_give_the_same_bits(name):
     stage = Stage(ATTENTIONS[name]()).eval()
     (x,) = maps((4, 4), dtype=torch.float32)
     expected = stage(x)
@@ -314,7 +314,7 @@ def test_copies_pickles_and_state_dicts(name):
 
 
 @pytest.mark.parametrize("name", ["dla_light", "dla_base"])
-def test_compiles_in_one_graph(name):
+def test_attention_compiles_in_one_graph(name):
     torch._dynamo.reset()
     stage = Stage(ATTENTIONS[name]())
     twin = copy.deepcopy(stage)
@@ -329,7 +329,7 @@ def test_compiles_in_one_graph(name):
 
 
 @pytest.mark.parametrize("name", ["dla_light", "dla_base"])
-def test_exports(name):
+def test_attention_exports(name):
     stage = Stage(ATTENTIONS[name]()).eval().requires_grad_(False)
     (x,) = maps((4, 4), dtype=torch.float32)
     program = torch.export.export(stage, (x,))
@@ -337,7 +337,7 @@ def test_exports(name):
 
 
 @pytest.mark.parametrize("name", ["dla_light", "dla_base"])
-def test_channels_last_and_autocast(name):
+def test_attention_takes_channels_last_and_autocast(name):
     stage = Stage(ATTENTIONS[name]()).eval()
     (x,) = maps((6, 5), dtype=torch.float32)
     expected = stage(x)
@@ -385,19 +385,19 @@ def test_mistakes_are_explained(mistake, message):
         mistake()
 
 
-def test_a_backend_that_is_none_says_so():
+def test_an_unknown_backend_is_refused():
     for make in (lambda: DLALight(64, 2, backend="gpu"), lambda: LSTMCell(64, backend="gpu")):
         with pytest.raises(ValueError, match=r"backend: expected .*, got 'gpu'"):
             make()
 
 
 @pytest.mark.parametrize("module", [LayerwiseIntegration, ContextScan, LayerUpdate])
-def test_what_runs_a_cell_wants_a_module(module):
+def test_a_cell_that_is_no_module_is_refused(module):
     with pytest.raises(TypeError, match=r"cell: expected a CellModule, such as DSUCell\(channels\), got str"):
         module("dia")
 
 
-def test_another_number_of_channels():
+def test_another_number_of_channels_is_refused():
     x, y = torch.randn(2, 32, 4, 4), torch.randn(2, 32)
     for call, said in (
         (lambda: DLALight(64, 2)(0, x, x), r"x: expected \[B, 64, H, W\], got \[2, 32, 4, 4\]"),
@@ -420,7 +420,7 @@ def test_a_layer_needs_what_the_one_before_returned(kind):
             kind(64, 2)(t, x, x)
 
 
-def test_formulas_in_floats_too():
+def test_attention_in_float32_is_as_exact_as_its_formula():
     """A stage in fp32 is as near to fp64 as the formula is."""
     stage = Stage(ATTENTIONS["dla_light"]())
     (x,) = maps((6, 6), dtype=torch.float32)

@@ -40,20 +40,20 @@ def check(backend, shape, dtype, form, layout="nchw"):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("form", FORMS, ids=NAMED)
-def test_every_shape(backend, form, dtype):
+def test_parity_at_every_shape(backend, form, dtype):
     for shape in SHAPES:
         check(backend, shape, dtype, form)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("layout", LAYOUT_NAMES)
-def test_every_layout(backend, layout, dtype):
+def test_parity_in_every_layout(backend, layout, dtype):
     for form in (FORMS[-1], FORMS[0]):
         check(backend, MIDDLE, dtype, form, layout)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=NAMED)
-def test_gradcheck(backend, form):
+def test_derivatives_match_finite_differences(backend, form):
     shape = Shape.parse("T1-B2-C2-HW1x2" if interpreted(backend) else "T1-B2-C3-HW2x3")
     inputs, options = case(shape, torch.float64, form, device=backend.device)
 
@@ -137,7 +137,7 @@ def test_compiles_whole_and_still_moves_the_running_statistics(backend, training
         assert_same_bits(ours, theirs)
 
 
-def test_what_it_needs_is_said():
+def test_errors_say_what_was_expected_and_what_came():
     x, weight = torch.ones(2, 3, 4, 4), torch.ones(3)
     with pytest.raises(ValueError, match=r"moments: expected .*, got neither"):
         dla.norm_add(x, x, weight, weight, None)

@@ -33,7 +33,7 @@ def far_map(backend):
 
 
 @pytest.mark.parametrize("apart", STRIDES)
-def test_far_apart(backend, far_map, apart):
+def test_elements_more_than_2_to_the_31_apart_are_found(backend, far_map, apart):
     x = far_map(apart)
     near = [x.clone(memory_format=torch.channels_last if apart == "pixels" else torch.contiguous_format)]
     w = weights(dla.PAPER_DSU, SHAPE, torch.float32, backend.device)

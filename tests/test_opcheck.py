@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dla_kernels.backends import BACKENDS
+from dla_kernels.backends import BACKENDS, SIMT
 
 pytest.importorskip("expecttest")  # opcheck imports it
-from .cases import FEW_CELLS, MIDDLE, cell_name, filters, maps, rows, state, weights
+from .cases import FEW_CELLS, MIDDLE, case_name, filters, maps, rows, state, weights
 
 
 def arguments(op, cell, dtype, layout, device):
@@ -78,32 +78,34 @@ def attention_arguments(cell, dtype, accumulate, layout, device, w, start):
     }
 
 
+OF_A_CELL = ("scan", "refresh", "layer_update", "light_step")
 FORWARD = ("gap", "scan", "refresh", "rescale", "layer_update", "light_step", "depthwise", "attend", "mix", "norm_add")
 OPERATORS = (*FORWARD, *(f"{op}_bwd" for op in FORWARD[1:]), "rescale_", "layer_update_")
 WITH_MAPS = [op for op in OPERATORS if not op.startswith(("scan", "refresh", "attend"))]
+OPERATOR_AND_CELL = [(op, cell) for op in OPERATORS for cell in (FEW_CELLS if op.startswith(OF_A_CELL) else [None])]
+# One map has one layout, and maps are written in place only where NCHW or channels_last.
+NEVER_MIXED = ("depthwise", "rescale_", "layer_update_")
+OPERATOR_AND_LAYOUT = [(op, "channels_last") for op in WITH_MAPS]
+OPERATOR_AND_LAYOUT += [(op, "mixed") for op in WITH_MAPS if op not in NEVER_MIXED]
+NAMESPACES = {"cpu": "dla", "cuda": "dla_simt" if SIMT else "dla", "triton": "dla_triton"}
+# Those that take no tensors have nothing to check.
+QUESTIONS = {"dla": {"cpu_isa", "cuda_plan"}, "dla_simt": {"cpu_isa", "cuda_plan", "launches"}, "dla_triton": set()}
 
 
 @pytest.fixture
 def operators(backend):
-    ops = BACKENDS[backend.name].ops
-    if backend.name == "cuda" and ops is not torch.ops.dla:
-        pytest.skip("the SIMT shim's operators are the CPU's and CUDA's under another name")
-    return ops
+    return BACKENDS[backend.name].ops
 
 
-@pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
-@pytest.mark.parametrize("op", OPERATORS)
-def test_opcheck(backend, operators, op, cell):
-    args = arguments(op, cell, torch.float32, "nchw", backend.device)
+@pytest.mark.parametrize(("op", "cell"), OPERATOR_AND_CELL, ids=case_name)
+def test_every_operator_passes_opcheck(backend, operators, op, cell):
+    args = arguments(op, cell or FEW_CELLS[0], torch.float32, "nchw", backend.device)
     torch.library.opcheck(getattr(operators, op).default, args)
 
 
-@pytest.mark.parametrize("layout", ["channels_last", "mixed"])
-@pytest.mark.parametrize("op", WITH_MAPS)
-def test_opcheck_of_layouts(backend, operators, op, layout):
+@pytest.mark.parametrize(("op", "layout"), OPERATOR_AND_LAYOUT)
+def test_every_operator_passes_opcheck_in_other_layouts(backend, operators, op, layout):
     """A fake that lays its results out otherwise than the kernel is wrong memory under torch.compile."""
-    if op.endswith("_") and layout == "mixed":
-        pytest.skip("written in place only where NCHW or channels_last")
     args = arguments(op, FEW_CELLS[0], torch.bfloat16, layout, backend.device)
     torch.library.opcheck(getattr(operators, op).default, args)
 
@@ -121,10 +123,7 @@ def test_fake_strides_are_the_real_ones(backend, operators, op, layout):
     assert [(x.shape, x.dtype, x.stride()) for x in fake] == [(x.shape, x.dtype, x.stride()) for x in real]
 
 
-@pytest.mark.parametrize("namespace", ["dla", "dla_triton"])
-def test_every_operator_is_here(operators, namespace):
-    """Those that take no tensors have nothing to check."""
+def test_every_operator_is_checked(backend, operators):
     split = [name.split("::") for name in torch._C._dispatch_get_all_op_names()]
-    names = {name for space, name in split if space == namespace}
-    questions = {"cpu_isa", "cuda_plan"} if namespace == "dla" else set()
-    assert names == {*OPERATORS, *questions} or (namespace == "dla_triton" and not names)
+    names = {name for space, name in split if space == NAMESPACES[backend.name]}
+    assert names == {*OPERATORS} | QUESTIONS[NAMESPACES[backend.name]]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 pytest.importorskip("hypothesis")
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import dla_kernels as dla
@@ -89,7 +89,7 @@ def same(ours, theirs):
 
 @pytest.mark.parametrize("op", OPS)
 @over_examples
-def test_parity(backend, op, data):
+def test_parity_at_random_shapes(backend, op, data):
     shape, cell, choices = data.draw(calls(op, backend))
     inputs = inputs_of(op, shape, cell, **choices)
     check_parity(op, backend, inputs, shape.longest_sum, **options_of(op, cell))
@@ -147,20 +147,19 @@ def test_permuting_the_batch_permutes_the_result(backend, op, data):
 @over_examples
 def test_a_scan_in_two_pieces_is_one_scan(backend, data):
     shape, cell, choices = data.draw(calls("scan", backend))
+    assume(shape.T > 1)
     y, weights, state = inputs_of("scan", shape, cell, **choices).values()
     options = {"cell": cell, "backend": backend.name}
     whole = dla.scan(y, weights, state=state, **options)
-    cut = data.draw(st.integers(1, max(1, shape.T - 1)))
+    cut = data.draw(st.integers(1, shape.T - 1))
     head = dla.scan(y[:cut], weights, state=state, **options)
-    pieces = [head]
-    if cut < shape.T:
-        pieces.append(dla.scan(y[cut:], weights, state=tuple(s[-1] for s in head), **options))
-    for ours, parts in zip(whole, zip(*pieces)):
+    tail = dla.scan(y[cut:], weights, state=tuple(s[-1] for s in head), **options)
+    for ours, parts in zip(whole, zip(head, tail)):
         assert_same_bits(ours, torch.cat(parts))
 
 
 @over_examples
-def test_where_a_map_lies_hardly_matters(backend, data):
+def test_layouts_agree_to_rounding(backend, data):
     """Layouts differ in how the pooling sum is folded and in nothing else."""
     shape, cell, choices = data.draw(calls("layer_update", backend))
     layout = data.draw(st.sampled_from(list(DENSE_LAYOUTS)))

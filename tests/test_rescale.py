@@ -13,21 +13,21 @@ from .tolerances import allowed_error, assert_same_bits, error, largest
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_every_shape(backend, shape, dtype):
+def test_parity_at_every_shape(backend, shape, dtype):
     inputs = inputs_of("rescale", shape, None, dtype, device=backend.device)
     check_parity("rescale", backend, inputs, shape.longest_sum)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("layout", LAYOUT_NAMES)
-def test_every_layout(backend, layout, dtype):
+def test_parity_in_every_layout(backend, layout, dtype):
     inputs = inputs_of("rescale", MIDDLE, None, dtype, layout=layout, device=backend.device)
     check_parity("rescale", backend, inputs, MIDDLE.longest_sum)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_name)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-def test_a_long_sum_of_one_sign(backend, layout, dtype):
+def test_a_long_sum_of_one_sign_stays_exact(backend, layout, dtype):
     """dd sums dout * x over the pixels; here the running sum grows to the end."""
     xs = lay_out([torch.rand(2, 5, 150, 149).to(backend.device, dtype)], layout)
     d = torch.rand(1, 2, 5, device=backend.device)

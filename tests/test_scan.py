@@ -24,7 +24,7 @@ from .tolerances import assert_same_bits
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=dtype_name)
 @pytest.mark.parametrize("cell", CELLS, ids=cell_name)
-def test_every_cell_from_every_state(backend, cell, dtype):
+def test_parity_of_every_cell_from_every_state(backend, cell, dtype):
     for form in (None, *state_forms(cell)):
         inputs = inputs_of("scan", MIDDLE, cell, dtype, form=form, device=backend.device)
         check_parity("scan", backend, inputs, MIDDLE.longest_sum, cell=cell)
@@ -33,14 +33,14 @@ def test_every_cell_from_every_state(backend, cell, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
-def test_every_shape(backend, cell, shape, dtype):
+def test_parity_at_every_shape(backend, cell, shape, dtype):
     inputs = inputs_of("scan", shape, cell, dtype, device=backend.device)
     check_parity("scan", backend, inputs, shape.longest_sum, cell=cell)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=dtype_name)
 @pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
-def test_weights_that_outgrow_the_cache(backend, cell, dtype):
+def test_parity_where_weights_outgrow_the_cache(backend, cell, dtype):
     shape = WIDE[cell.projection]
     inputs = inputs_of("scan", shape, cell, dtype, device=backend.device)
     check_parity("scan", backend, inputs, shape.longest_sum, cell=cell)
@@ -56,7 +56,7 @@ def test_weights_that_outgrow_the_cache(backend, cell, dtype):
         (Cell("dia"), 0.0),
     ],
 )
-def test_start_without_a_state(any_backend, cell, h0):
+def test_no_state_means_c_is_zero_and_h_as_documented(any_backend, cell, h0):
     inputs = inputs_of("scan", MIDDLE, cell, torch.float32, form=None, device=any_backend.device)
     zeros = torch.zeros(MIDDLE.B, MIDDLE.C, device=any_backend.device)
     implicit = dla.scan(**inputs, cell=cell, backend=any_backend.name)
@@ -91,7 +91,7 @@ def test_two_scans_in_a_row_are_one(backend, cell):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=dtype_name)
 @pytest.mark.parametrize("size", [50.0, 1e4, 1e30])
 @pytest.mark.parametrize("cell", CELLS, ids=cell_name)
-def test_saturated_gates(backend, cell, size, dtype):
+def test_parity_with_saturated_gates(backend, cell, size, dtype):
     """Far out, sigmoid and tanh reach their limits, and never overflow on the way."""
     inputs = inputs_of("scan", MIDDLE, cell, dtype, device=backend.device)
     inputs["weights"] = type(inputs["weights"])(*(w.zero_() for w in inputs["weights"]))

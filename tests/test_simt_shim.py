@@ -295,7 +295,7 @@ def test_blocks_of_a_cluster_exchange_memory(run):
     assert gone > 0  # a block that exits before its peers have read
 
 
-def test_kinds_of_synchronisation_and_launches(run):
+def test_every_kind_of_synchronisation_and_launch_works(run):
     assert printed(run("kinds")) == [
         "each warp its own: done",
         "types: done",
@@ -340,7 +340,7 @@ def test_address_sanitizer_sees_who_leaves_shared_memory(programs):
 
 
 @pytest.mark.parametrize("mode", ["reduce", "misuse"])
-def test_fake_stacks_are_switched_too(programs, mode):
+def test_fake_stacks_of_address_sanitizer_are_switched_too(programs, mode):
     printed(programs("sanitized", mode, 1, ASAN_OPTIONS="detect_stack_use_after_return=1"))
 
 

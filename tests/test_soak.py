@@ -92,7 +92,7 @@ def test_nothing_compared_is_a_failure():
             soak.same(ours, theirs)
 
 
-def test_right_threads_pass(plant, tally):
+def test_threads_that_are_right_pass(plant, tally):
     plant(RIGHT)
     soak.threads(tally, CPU, rounds=4)
     assert (tally.cases, tally.failures) == (2 * 4 * soak.THREADS + 1, 0)
@@ -238,7 +238,7 @@ def test_what_goes_wrong_as_memory_runs_out_is_found():
     assert failures == dict.fromkeys(("rescale forward", "layer_update inplace", "depthwise forward"), "1"), printed
 
 
-def test_the_same_passes_with_nothing_planted():
+def test_low_memory_with_nothing_planted_passes():
     printed = low_memory("nothing")
     assert len(re.findall(r"^\w+ \w+ 3 0$", printed, re.M)) == 4, printed
 

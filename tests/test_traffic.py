@@ -103,12 +103,12 @@ EXPECTED = {
 }
 
 
-def test_every_op_is_held():
+def test_every_op_has_its_traffic_worked_out():
     assert set(EXPECTED) == {(op, which) for op in every_op() for which in ("forward", "backward")}
 
 
 @pytest.mark.parametrize(("op", "which"), EXPECTED)
-def test_traffic(op, which):
+def test_traffic_is_that_worked_out_by_hand(op, which):
     assert model.traffic(op, which, SHAPE) == EXPECTED[op, which]
 
 
@@ -136,6 +136,6 @@ def test_maps_halve_in_bf16_and_rows_do_not(op, which, read, written, again):
     assert maps == [read, written, again]
 
 
-def test_layer_update_in_bf16():
+def test_bytes_of_layer_update_in_bf16_are_those_worked_out_by_hand():
     found = model.traffic("layer_update", "backward", SHAPE, "bf16")
     assert found[:3] == (S + 2 * T * ROW + JOINT, S / 2 + JOINT, S / 2)

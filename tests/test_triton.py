@@ -95,7 +95,7 @@ def test_tiles_are_powers_of_two_and_of_bearable_size(C, HW, dtype):
         assert not t.dots or min(t.rows, t.columns, t.inner) >= 16  # what tl.dot wants
 
 
-def test_the_batch_has_no_say_in_the_tiles(monkeypatch):
+def test_tiles_do_not_depend_on_the_batch(monkeypatch):
     asked = []
     real = tiles.from_table
     monkeypatch.setattr(tiles, "from_table", lambda *question: (asked.append(question), real(*question))[1])
@@ -118,7 +118,7 @@ def test_other_tiles_give_the_same_results(monkeypatch, cell, given):
 
 @pytest.mark.parametrize("op", ["scan", "refresh", "layer_update"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_weight_gradients_shared_by_several_programs(monkeypatch, op, dtype):
+def test_parity_where_several_programs_share_weight_gradients(monkeypatch, op, dtype):
     monkeypatch.setattr(weight_gradients, "FEWEST_ROWS", 4)
     cell = FEW_CELLS[1]
     inputs = inputs_of(op, MIDDLE, cell, dtype, device=TRITON.device)
