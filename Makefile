@@ -1,5 +1,6 @@
 # make setup   a working .venv with the package built in place
-# make test    setup, then all tests
+# make test    setup, then the fast tier of the tests; K=gap only those of that name, SEED=... a run again
+# make test-all  setup, then all tests
 # make bench   setup, check every op against the reference, benchmark, tables and plots
 # make docs    setup, then the documentation as a site, build/site/index.html; a warning is an error
 # make soak    setup, then the ops under random inputs, threads, interrupts and low memory, for minutes
@@ -11,7 +12,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup test bench docs soak gpu lint clean help
+# Two workers where pytest-xdist is there; each test goes to the next free one, tests that share a program together.
+WORKERS = $$($(BIN)/python -c "import xdist; print('-n 2 --dist loadgroup --no-loadscope-reorder')" 2>/dev/null)
+PYTEST = $(BIN)/python -m pytest $(WORKERS) $(if $(SEED),--tier-seed=$(SEED)) $(if $(K),-k "$(K)")
+
+.PHONY: setup test test-rest test-all bench docs soak gpu lint clean help
 
 help:
 	@sed -n 's/^# \(make.*\)/\1/p' Makefile
@@ -20,7 +25,13 @@ setup:
 	@$(PYTHON) tools/setup_venv.py $(VENV)
 
 test: setup
-	$(BIN)/python -m pytest $$($(BIN)/python -c "import xdist; print('-n 2 --dist loadfile')" 2>/dev/null)
+	$(PYTEST) --tier=fast
+
+test-rest: setup # what test-all has beside test, for CI
+	$(PYTEST) --tier=rest
+
+test-all: setup
+	$(PYTEST) --tier=full
 
 bench: setup
 	$(BIN)/python -m dla_kernels verify

@@ -25,19 +25,37 @@ if not torch.cuda.is_available():
 
 from dla_kernels.backends import BACKENDS, INTERPRETED
 
-from . import compilers, interpreter
+from . import compilers, guardian, interpreter, tiers
 
 if INTERPRETED:
     interpreter.patch()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--tier", choices=tiers.TIERS, default=tiers.FULL, help="which part of the tests: tests/tiers.py")
+    parser.addoption("--tier-seed", type=int, help="chooses the cases of a tier (default: from the commit)")
 
 
 def is_worker(config):
     return hasattr(config, "workerinput")
 
 
+CHOSEN = pytest.StashKey()
+
+
 def pytest_configure(config):
-    if not is_worker(config):
+    config.pluginmanager.register(guardian)
+    if is_worker(config):
+        config.option.tier_seed = config.workerinput["tier seed"]
+    else:
         compilers.begin()
+        if config.option.tier_seed is None:
+            config.option.tier_seed = tiers.seed_of_the_commit()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    node.workerinput["tier seed"] = node.config.option.tier_seed
 
 
 def pytest_unconfigure(config):
@@ -45,10 +63,35 @@ def pytest_unconfigure(config):
         compilers.end()
 
 
+@pytest.hookimpl(tryfirst=True)  # before -k and -m: a case is in a tier or not, whatever else is chosen
 def pytest_collection_modifyitems(config, items):
-    if INTERPRETED or "DLA_KERNELS_THIN_OUT" in os.environ:
-        config.hook.pytest_deselected(items=interpreter.thin_out(items))
+    chosen, reasons = tiers.choose(items, config.option.tier, config.option.tier_seed)
+    kept = set(chosen)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
     items.sort(key=lambda item: "resources" in item.fixturenames)  # those who wait for compilers wait last
+    for item in items:
+        if shares_a_fixture(item):  # one worker makes it
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    said = tiers.told(config.option.tier, config.option.tier_seed, len(items), reasons)
+    if is_worker(config):
+        config.workeroutput["tier"] = said
+    config.stash[CHOSEN] = said
+
+
+def shares_a_fixture(item):
+    found = [item._fixtureinfo.name2fixturedefs.get(name) for name in item.fixturenames]
+    return any(definitions and definitions[-1].scope == "module" for definitions in found)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    node.config.stash[CHOSEN] = node.workeroutput["tier"]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if CHOSEN in config.stash:
+        terminalreporter.write_line(config.stash[CHOSEN])
 
 
 def pytest_collection_finish(session):

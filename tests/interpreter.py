@@ -1,19 +1,8 @@
 """Triton's interpreter takes a second for what a GPU does in microseconds: fewer cases, and less of its overhead."""
 
-from collections import defaultdict
-
 import numpy as np
 
-from dla_kernels import Cell
 from dla_kernels.backends import INTERPRETED
-
-from .cases import Shape
-
-# More elements than this outgrow a cache, which is no case of its own to these kernels.
-MOST_ELEMENTS = 100_000
-# Second derivatives are torch's own work, over formulas that the other backends have tested for every cell; and a step
-# has its cell from the scan and the refresh.
-FEW_CASES = {"test_second_derivatives_of_every_cell": 3, "test_every_cell_in_a_step_from_every_state": 4}
 
 
 def interpreted(backend):
@@ -26,51 +15,6 @@ def some(backend, many, n):
     if not interpreted(backend) or len(many) <= n:
         return many
     return [many[-1 - i * (len(many) - 1) // max(n - 1, 1)] for i in reversed(range(n))]
-
-
-def is_large(item):
-    shapes = [value for value in item.callspec.params.values() if isinstance(value, Shape)]
-    elements = [s.T * s.B * s.C * sum(H * W for H, W in s.sizes) / len(s.sizes) for s in shapes]
-    return "outgrow" in item.originalname or max(elements, default=0) > MOST_ELEMENTS
-
-
-def parameters(item):
-    """Name -> value, but for the backend; of a cell, its rule and its projection."""
-    values = {k: v for k, v in item.callspec.params.items() if not k.endswith("backend")}
-    for name, value in list(values.items()):
-        if isinstance(value, Cell) or name == "cell":  # or none
-            values |= {name: getattr(value, "rule", ""), f"{name}'s projection": getattr(value, "projection", "")}
-    return {name: str(value) for name, value in values.items()}
-
-
-def thin_out(items):
-    """Removes from ``items``, and returns, cases of the backend `triton`: each test keeps, of its parameters' values,
-    the first together, the second together and so on, every value at least once."""
-    cases = defaultdict(list)
-    for item in items:
-        served = getattr(item, "callspec", None) and next(
-            (item.callspec.params[name] for name in ("backend", "any_backend") if name in item.callspec.params), None
-        )
-        if served and served.name == "triton":
-            cases[item.parent.nodeid, item.originalname].append(item)
-    dropped = set()
-    for (_, name), group in cases.items():
-        dropped |= {item for item in group if is_large(item)}
-        group = [item for item in group if item not in dropped]
-        if not group:
-            continue
-        values = [parameters(item) for item in group]
-        ranks = {name: list(dict.fromkeys(each[name] for each in values)) for name in values[0]}
-        length = FEW_CASES.get(name, max((len(rank) for rank in ranks.values()), default=1))
-        kept = [{name: rank[i % len(rank)] for name, rank in ranks.items()} for i in range(length)]
-        seen = set()
-        for item, each in sorted(zip(group, values), key=lambda pair: pair[1] not in kept):
-            if each not in kept and (name in FEW_CASES or seen.issuperset(each.items())):
-                dropped.add(item)
-            seen |= set(each.items())
-    removed = [item for item in items if item in dropped]
-    items[:] = [item for item in items if item not in dropped]
-    return removed
 
 
 def patch():

@@ -370,8 +370,7 @@ def main() -> int:
         for tool in ("memcheck", "racecheck"):
             session.stage(tool, lambda s, tool=tool: stages.sanitizer(tool, s))  # type: ignore[misc]
         session.stage("bench", stages.bench)
-        thin = {"DLA_KERNELS_THIN_OUT": "1"}
-        session.stage("triton", lambda s: stages.tests([*some, "-k", f"{second} and not slow"], "load", s, **thin))
+        session.stage("triton", lambda s: stages.tests([*some, "-k", f"{second} and not slow"], "load", s))
         others = "not cuda and not triton or slow"
         # By files: some build programs once for all their tests.
         session.stage("rest", lambda s: stages.tests([*some, *NO_GATES, "-k", others], "loadfile", s))

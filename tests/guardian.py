@@ -1,0 +1,70 @@
+"""Ends what a run of the tests leaves behind, however the run ends: also by Ctrl-C, also killed.
+
+It waits, as a process of its own, for the end of its standard input, which only the run can keep open. Then it kills
+every process that has inherited the run's mark, workers and detached compilers among them.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+MARK = "DLA_KERNELS_TEST_RUN"  # in the environment of all that a run starts
+
+
+def watch_over_this_process():
+    """Starts the guardian of this run; closing the pipe that is returned tells it that the run has ended."""
+    os.environ.pop(MARK, None)  # a run within a run has its own, and the guardian none
+    mark = uuid.uuid4().hex
+    command = [sys.executable, "-S", __file__, mark]
+    guardian = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    os.environ[MARK] = mark
+    return guardian
+
+
+def release(guardian):
+    """Waits until nothing of the run is left."""
+    guardian.stdin.close()
+    guardian.wait()
+
+
+def marked(mark):
+    """The processes that have the mark in the environment they began with. Where there is no /proc, none."""
+    wanted = f"{MARK}={mark}".encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended, or is somebody else's
+            if wanted in (process / "environ").read_bytes().split(b"\0"):
+                yield int(process.name)
+
+
+# ---- as a plugin of pytest ----
+
+_watching = []
+
+
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):  # pytest-xdist's workers have the mark of their run
+        _watching.append(watch_over_this_process())
+
+
+def pytest_unconfigure():
+    while _watching:
+        release(_watching.pop())
+
+
+# ---- as a process ----
+
+
+def main():
+    sys.stdin.read()
+    while processes := list(marked(sys.argv[1])):  # again, for what they had just started
+        for pid in processes:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

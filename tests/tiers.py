@@ -1,0 +1,173 @@
+"""Which cases of the tests a run takes. The rule stands here alone, and every run prints what it left out.
+
+``full``  every case, but of the Triton kernels, which take seconds a case, interpreted here or compiled on a GPU: of
+          each test every value of every parameter, at least once.
+``fast``  of each test every pair of values of its parameters, at least once; of the Triton kernels a few cases; tests
+          of the Python layer on one backend; nothing that costs more than it finds (``LEFT``).
+``rest``  what is in ``full`` and not in ``fast``.
+
+A seed chooses the cases. It is made from the commit, so that successive commits walk through the whole product, and a
+run is repeated by its seed: ``make test SEED=...``.
+"""
+
+import heapq
+import random
+import subprocess
+from collections import defaultdict
+from collections.abc import Hashable
+from itertools import combinations
+from pathlib import Path
+
+from dla_kernels import Cell
+from dla_kernels.backends import INTERPRETED
+
+from .cases import Shape
+
+ROOT = Path(__file__).parent.parent
+
+
+def seed_of_the_commit():
+    """The same for all runs at one commit; 0 where there is no git."""
+    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return int(asked.stdout[:8] or "0", 16)
+
+
+# ---- covering arrays ----
+
+
+def covering(cases, strength, order):
+    """Positions of cases, mappings of a parameter's name to its value, that together have every combination of
+    ``strength`` values that any case has. Of equally good cases the one that ``order`` shuffles first."""
+    new = [frozenset(combinations(sorted(case.items()), min(strength, len(case)))) for case in cases]
+    ranks = list(range(len(cases)))
+    order.shuffle(ranks)
+    best = [(-len(combos), rank, i) for i, (combos, rank) in enumerate(zip(new, ranks))]
+    heapq.heapify(best)
+    chosen, had = [], set()
+    while best:
+        gain, rank, i = heapq.heappop(best)
+        left = new[i] - had
+        if len(left) == -gain:
+            chosen.append(i)
+            had |= left
+        elif left:  # less than when it was put there: it waits for its turn again
+            heapq.heappush(best, (-len(left), rank, i))
+    return chosen
+
+
+# ---- the rule ----
+
+FAST, FULL, REST = TIERS = ("fast", "full", "rest")
+# Tests of the Python layer: it does the same whoever computes.
+PYTHON_LAYER = ("test_integration", "test_errors", "test_inplace")
+# Tests, by file and name or by their beginnings, that cost more than they find: half a minute and more each, or what
+# another test asks in a smaller way.
+LEFT = (
+    "test_bench::test_a_peer_that_fails_is_left_out",
+    "test_bench::test_a_second_run_adds_to_the_first",
+    "test_bench::test_the_runner_measures_everything",
+    "test_counts::test_instructions_are_within_the_budget",
+    "test_counts::test_the_model_knows_the_bytes_that_pass_the_cache",
+    "test_cuda_mutations::test_",
+    "test_examples::test_a_network_learns_digits",
+    "test_examples::test_cells_are_swapped",
+    "test_isa::test_verify_passes_on_every_instruction_set",
+    "test_model::test_pytest_benchmark_compares_two_runs",
+    "test_model::test_scaling_draws_what_it_measures",
+    "test_model::test_the_runner_times_the_chosen_ops_alone",
+    "test_soak::test_a_short_run_passes_and_says_its_seed",
+)
+# Cases of Triton kernels that a test has in the fast tier; the Jacobians have none.
+FEW = 2
+# More elements than this outgrow a cache: no case of its own to these kernels, and long in the interpreter.
+MOST_ELEMENTS = 100_000
+# Cases of Triton kernels that these have in the full run. Second derivatives are torch's own work, over formulas that
+# the other backends have tested for every cell; and a step has its cell from the scan and the refresh.
+FEWER = {"test_second_derivatives_of_every_cell": 2, "test_every_cell_in_a_step_from_every_state": 4}
+
+
+def backend_of(item):
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    return next((params[name].name for name in ("backend", "any_backend") if name in params), None)
+
+
+def is_slow(item):
+    return backend_of(item) == "triton"
+
+
+def is_too_large(item):
+    """For the interpreter."""
+    if not INTERPRETED:
+        return False
+    shapes = [value for value in item.callspec.params.values() if isinstance(value, Shape)]
+    elements = [s.T * s.B * s.C * sum(H * W for H, W in s.sizes) / len(s.sizes) for s in shapes]
+    return "outgrow" in item.originalname or max(elements, default=0) > MOST_ELEMENTS
+
+
+def values(item):
+    """A parameter's name -> its value."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    return {name: value if isinstance(value, Hashable) else str(value) for name, value in params.items()}
+
+
+def parts(item):
+    """The same for Triton: a cell is its rule and its projection."""
+    found = values(item)
+    for name, value in list(found.items()):
+        if isinstance(value, Cell):
+            found |= {name: value.rule, f"{name}'s projection": value.projection}
+    return found
+
+
+def by(key, items):
+    groups = defaultdict(list)
+    for item in items:
+        groups[key(item)].append(item)
+    return groups
+
+
+def taken(items, describe, strength, seed):
+    """Of one test, the cases that together have every combination."""
+    order = random.Random(f"{seed} {items[0].parent.nodeid} {items[0].originalname}")
+    return [items[i] for i in covering([describe(item) for item in items], strength, order)]
+
+
+def choose(items, tier, seed):
+    """(the cases of a tier, how many others are left out for which reason)."""
+    slow = [item for item in items if is_slow(item)]
+    quick = [item for item in items if not is_slow(item)]
+    few = []  # of the slow ones, of each test in the order in which they cover
+    for (_, name), cases in by(test_of, [item for item in slow if not is_too_large(item)]).items():
+        few += taken(cases, parts, 1, seed)[: FEWER.get(name)]
+    reasons = {"cases of Triton kernels whose values others have": len(slow) - len(few)}
+    if tier == FULL:
+        return [*quick, *few], reasons
+
+    cheap = [item for item in quick if not is_left(item)]
+    once = [item for item in cheap if item.path.stem not in PYTHON_LAYER or backend_of(item) in (None, "cpu")]
+    pairs = [item for cases in by(test_of, once).values() for item in taken(cases, values, 2, seed)]
+    kernels = [item for item in few if not is_left(item) and item.path.stem not in (*PYTHON_LAYER, "test_gradcheck")]
+    fewer = [item for cases in by(test_of, kernels).values() for item in cases[:FEW]]
+    if tier == FAST:
+        return [*pairs, *fewer], {
+            "cases whose pairs of values others have": len(once) - len(pairs),
+            "cases of Triton kernels": len(slow) - len(fewer),
+            "cases of the Python layer on other backends": len(cheap) - len(once),
+            "cases that cost more than they find": len(quick) - len(cheap),
+        }
+    had = {*pairs, *fewer}
+    rest = [item for item in (*quick, *few) if item not in had]
+    return rest, reasons | {"cases of the fast tier": len(had)}
+
+
+def test_of(item):
+    return item.parent.nodeid, item.originalname
+
+
+def is_left(item):
+    return any(f"{item.path.stem}::{item.originalname}".startswith(name) for name in LEFT)
+
+
+def told(tier, seed, number, reasons):
+    left = "; ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+    return f"tier {tier}, seed {seed}: {number} cases. Left out: {left or 'nothing'}."
