@@ -218,9 +218,16 @@ class Cpu:
 
 
 def memory_changes(call: Call) -> list[int]:
-    """Bytes that a call takes from torch's allocator, or gives back, one after the other."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        call()
+    """Bytes that a call takes from torch's allocator, or gives back, one after the other. What others have left to the
+    garbage collector does not come back meanwhile."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            call()
+    finally:
+        if collects:
+            gc.enable()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     return [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
 
