@@ -1,5 +1,6 @@
-"""Tools that compile for minutes: conftest.py starts them first, beside the other tests, and theirs wait last.
+"""Tools that compile for minutes, where what they have on record is not of these sources and this compiler.
 
+conftest.py starts them first, beside the other tests, and theirs wait last. The fast tier compiles for one chip.
 Several pytest processes (pytest-xdist) may share a run: the first that needs a tool starts it, all wait for its files.
 """
 
@@ -12,9 +13,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import cached_property
 from pathlib import Path
 
-TOOLS = Path(__file__).parent.parent / "tools"
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))  # for the tests too
+
+import records
+
 LONGEST_SECONDS = 3600
 FOLDER = "DLA_KERNELS_BUILDS"  # where the processes of a run find what the tools said
 
@@ -33,29 +40,61 @@ def end():
 
 
 class Build:
-    """A tool of tools/ that prints JSON; it gives way to the tests."""
+    """What a tool of tools/ finds: as recorded, or else as the JSON that it prints, giving way to the tests."""
 
-    def __init__(self, tool, *options):
-        self.folder = Path(os.environ[FOLDER]) / tool
-        self.command = ["nice", sys.executable, TOOLS / tool, "--json", *options]
+    def __init__(self, tool, option, chips, one, *options):
+        self.tool, self.every, self.one = tool, tuple(chips), one
+        self.folder = Path(os.environ[FOLDER]) / Path(tool.__file__).name
+        self.command = ["nice", sys.executable, tool.__file__, "--json", *options]
         if "--folder" in options:
             self.command.append(self.folder / "built")  # tools begin with an empty one
+        self.command.append(option)
 
-    def start(self):
-        """Unless another process has."""
+    @cached_property
+    def record(self):
+        return records.read(self.tool.RECORD, self.tool.Resources)
+
+    @cached_property
+    def version(self):
+        return self.tool.version()
+
+    @cached_property
+    def recorded(self):
+        """Whether compiling would say what the record says."""
+        return self.record.is_of(self.tool.digest(), self.version)
+
+    def chips(self, tier):
+        """What the rows are of."""
+        return (self.one,) if tier == "fast" and not self.recorded else self.every
+
+    def start(self, tier):
+        """Unless there is nothing to compile or no compiler, or another process has."""
+        if self.recorded or self.version is None:
+            return
         try:
             self.folder.mkdir()
         except FileExistsError:
             return
         script = '"$@" > out 2> err; echo $? > status.part; mv status.part status'
-        process = subprocess.Popen(["sh", "-c", script, "sh", *self.command], cwd=self.folder, start_new_session=True)
+        command = ["sh", "-c", script, "sh", *self.command, *map(str, self.chips(tier))]
+        process = subprocess.Popen(command, cwd=self.folder, start_new_session=True)
         (self.folder / "pid").write_text(str(process.pid))
 
-    def result(self):
-        self.start()
+    def rows(self, tier):
+        if self.recorded:
+            return self.record.rows
+        if self.version is None:
+            pytest.skip("the record is of other sources, and there is no compiler here")
+        self.start(tier)
         status, deadline = self.folder / "status", time.monotonic() + LONGEST_SECONDS
         while not status.exists():
             assert time.monotonic() < deadline, f"{self.command}: no end after {LONGEST_SECONDS} s"
             time.sleep(0.1)
         assert status.read_text() == "0\n", (self.folder / "err").read_text()[-8000:]
-        return json.loads((self.folder / "out").read_text())
+        return [self.tool.Resources(*row) for row in json.loads((self.folder / "out").read_text())]
+
+    def check_record(self, tier):
+        """It must be of these sources; while one works on them the fast tier only says so."""
+        if self.record.digest != self.tool.digest():
+            stale = f"the record is of other sources; run: python tools/{self.folder.name} --write"
+            (pytest.skip if tier == "fast" else pytest.fail)(stale)

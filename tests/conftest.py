@@ -96,9 +96,8 @@ def pytest_terminal_summary(terminalreporter, config):
 
 def pytest_collection_finish(session):
     if not session.config.option.collectonly:
-        waiting = [item for item in session.items if "resources" in item.fixturenames]
-        for module in {item.module for item in waiting if not any(m.args[0] for m in item.iter_markers("skipif"))}:
-            module.BUILD.start()
+        for module in {item.module for item in session.items if "resources" in item.fixturenames}:
+            module.BUILD.start(session.config.option.tier)
 
 
 class Served(NamedTuple):

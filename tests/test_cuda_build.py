@@ -1,37 +1,29 @@
-"""The CUDA kernels compile and link for every architecture without a warning, and none spills. Needs nvcc, no GPU."""
-
-import sys
-
-import pytest
-
-from .compilers import TOOLS, Build
-
-sys.path.insert(0, str(TOOLS))
+"""The CUDA kernels compile and link for every architecture without a warning, and none spills. No GPU is needed, and
+nvcc only where the sources are not those on record."""
 
 import cuda_resources
+import pytest
+import records
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(cuda_resources.find_nvcc() is None, reason="nvcc is neither on PATH nor in CUDA_HOME"),
-]
+from .compilers import Build
 
-
-BUILD = Build("cuda_resources.py", "--folder")
+pytestmark = pytest.mark.slow
+BUILD = Build(cuda_resources, "--archs", cuda_resources.ARCHS, 90, "--folder")
 
 
 @pytest.fixture(scope="module")
-def resources():
-    return [cuda_resources.Resources(*row) for row in BUILD.result()]
+def resources(pytestconfig):
+    return BUILD.rows(pytestconfig.option.tier)
 
 
-def test_every_kernel_is_there_for_every_architecture(resources):
+def test_every_kernel_is_there_for_every_architecture(resources, pytestconfig):
     rows, maps = {"fp32", "fp64"}, {"fp32", "fp64", "bf16", "fp16"}
     rows_only = ("scan", "scan_bwd", "refresh", "refresh_bwd", "attend", "attend_bwd", "weight_gradients", "moments")
     expected = dict.fromkeys(rows_only, rows)
     expected |= dict.fromkeys(("gap", "rescale", "rescale_bwd", "layer_update", "layer_update_bwd"), maps)
     expected |= dict.fromkeys(("light_step", "light_step_bwd", "depthwise", "depthwise_bwd", "mix", "mix_bwd"), maps)
     expected |= dict.fromkeys(("norm_add", "norm_add_sums", "norm_add_bwd"), maps)
-    for arch in cuda_resources.ARCHS:
+    for arch in BUILD.chips(pytestconfig.option.tier):
         found = {}
         for r in resources:
             if r.arch == arch:
@@ -39,20 +31,17 @@ def test_every_kernel_is_there_for_every_architecture(resources):
         assert found == expected, f"sm_{arch}"
 
 
-def test_no_kernel_spills_or_has_a_stack_frame(resources):
-    assert [r for r in resources if r.stack or r.spills] == []
+def test_no_kernel_spills_and_two_blocks_fit_on_a_processor(resources):
+    assert cuda_resources.faults(resources) == []
 
 
-def test_two_blocks_fit_on_a_processor(resources):
-    assert [r for r in resources if r.dtype != "fp64" and r.registers > 128] == []
+def test_the_record_is_of_these_sources(resources, pytestconfig):
+    BUILD.check_record(pytestconfig.option.tier)
 
 
-def test_the_table_in_the_docs_is_this_one(resources):
-    version = cuda_resources.nvcc_version()
-    written = cuda_resources.PAGE.read_text()
-    if f"nvcc {version} " not in written:
-        pytest.skip(f"the table was made by another nvcc than {version}")
-    assert cuda_resources.section(resources, version) in written, "run: python tools/cuda_resources.py --write"
+def test_the_table_in_the_docs_is_the_record():
+    page = records.PAGE.read_text()
+    assert cuda_resources.section(BUILD.record) in page, "run: python tools/cuda_resources.py --write"
 
 
 def test_a_spill_would_be_seen():
@@ -63,3 +52,9 @@ ptxas info    : Function properties for _ZN3dla4cuda11scan_kernelIfEEvNS0_8ScanA
 ptxas info    : Used 128 registers, used 1 barriers, 16 bytes cumulative stack size
 """
     assert cuda_resources.parse(said) == [cuda_resources.Resources("scan", "fp32", 90, 128, 16, 20)]
+
+
+def test_what_is_a_fault():
+    fine = cuda_resources.Resources("scan", "fp32", 90, 128, 0, 0)
+    faults = [fine._replace(stack=16), fine._replace(spills=8), fine._replace(registers=129)]
+    assert cuda_resources.faults([fine, *faults, fine._replace(dtype="fp64", registers=255)]) == faults

@@ -1,31 +1,26 @@
 """The Triton kernels compile for chips that are not here; none spills, none wants more shared memory than there is."""
 
-import sys
-
 import pytest
-
-pytest.importorskip("triton")
-
-from .compilers import TOOLS, Build
-
-sys.path.insert(0, str(TOOLS))
-
+import records
 import triton_resources
 
+from .compilers import Build
+
 pytestmark = pytest.mark.slow
-BUILD = Build("triton_resources.py")  # in a process of its own: this one interprets
+# In a process of its own: this one interprets.
+BUILD = Build(triton_resources, "--targets", triton_resources.TARGETS, "sm_90")
 
 
 @pytest.fixture(scope="module")
-def resources():
-    return [triton_resources.Resources(*row) for row in BUILD.result()]
+def resources(pytestconfig):
+    return BUILD.rows(pytestconfig.option.tier)
 
 
-def test_every_kernel_was_compiled_for_every_chip(resources):
+def test_every_kernel_was_compiled_for_every_chip(resources, pytestconfig):
     kernels = ["attend", "scan", "refresh", "layer_update", "rescale", "light_step", "depthwise", "mix", "norm_add"]
     sums = {"gap", "weight_gradients", "sums", "moments", "norm_sums"}
     expected = {*sums, *kernels, *(f"{name}_bwd" for name in kernels)}
-    for target in triton_resources.TARGETS:
+    for target in BUILD.chips(pytestconfig.option.tier):
         assert {r.kernel for r in resources if r.target == target} == expected, target
 
 
@@ -38,8 +33,12 @@ def test_nothing_spills_and_shared_memory_suffices(resources):
     assert triton_resources.faults(resources) == []
 
 
+def test_the_record_is_of_these_sources(resources, pytestconfig):
+    BUILD.check_record(pytestconfig.option.tier)
+
+
 def test_the_page_has_a_table(resources):
-    page = triton_resources.PAGE.read_text()
+    page = records.PAGE.read_text()
     for kernel, dtype in {(r.kernel, r.dtype) for r in resources}:
         assert f"| {kernel} | {dtype} |" in page, "run: python tools/triton_resources.py --cells all --write"
 

@@ -1,7 +1,7 @@
 """Compiles the CUDA kernels for every architecture, without a GPU, and tabulates what ptxas says of each.
 
-Any warning fails the compilation. The table, registers per thread for kernel, dtype and architecture, is kept in
-docs/performance.md; tests/test_cuda_build.py fails where a kernel spills registers or has a stack frame.
+Any warning fails the compilation. --write records registers per thread for kernel, dtype and architecture, with a
+digest of the sources, in tools/resources/cuda.json, and the table in docs/performance.md; it refuses what has faults.
 """
 
 from __future__ import annotations
@@ -17,10 +17,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parent.parent.resolve()
-PAGE = ROOT / "docs" / "performance.md"
+import records
+from records import ROOT, Record
+
+RECORD = records.FOLDER / "cuda.json"
 TITLE = "## What the CUDA kernels take of a chip"
 ARCHS = (75, 80, 86, 89, 90, 100, 120)  # the oldest one that must work, then the default list
+FLAGS = "-Xptxas=-v"
+# Sections of CMakeLists.txt that decide nothing here.
+OTHERS = r"(?ms)^# ---- the CPU backend.*?(?=^# ---- the CUDA backend)|^if\(DLA_SIMT\).*?^endif\(\)\n"
 DTYPES = {"f": "fp32", "d": "fp64", "NS_8BFloat16E": "bf16", "NS_4HalfE": "fp16"}
 
 
@@ -35,6 +40,13 @@ class Resources(NamedTuple):
 
 def find_nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which("nvcc", path=f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin")
+
+
+def digest(root: Path = ROOT) -> str:
+    """Of the sources, and of how they are compiled."""
+    files = [*root.glob("csrc/*.h"), *root.glob("csrc/cells/*.h"), *root.glob("csrc/cuda/*.*")]
+    rules = re.sub(OTHERS, "", (root / "CMakeLists.txt").read_text())
+    return records.digest(root, files, rules, ARCHS, FLAGS)
 
 
 def parse(output: str) -> list[Resources]:
@@ -60,13 +72,14 @@ def compile_all(folder: Path, archs: Iterable[int] = ARCHS) -> list[Resources]:
     nvcc = find_nvcc()
     if nvcc is None:
         raise FileNotFoundError("nvcc is neither on PATH nor in CUDA_HOME or /usr/local/cuda")
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # what is built already says nothing
+    folder.mkdir(parents=True)
     options = {
         "TORCH_DIR": torch.__path__[0],
         "DLA_CUDA": "ON",
         "DLA_CUDA_ARCHS": ";".join(map(str, archs)),
         "CMAKE_CUDA_COMPILER": nvcc,
-        "CMAKE_CUDA_FLAGS": "-Xptxas=-v",
+        "CMAKE_CUDA_FLAGS": FLAGS,
     }
     # ninja keeps the output of each compiler together, which make would mix.
     env = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
@@ -82,52 +95,63 @@ def compile_all(folder: Path, archs: Iterable[int] = ARCHS) -> list[Resources]:
     return parse(output)
 
 
-def nvcc_version() -> str:
-    said = subprocess.run([find_nvcc() or "nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+def version() -> str | None:
+    """nvcc's, where there is one."""
+    nvcc = find_nvcc()
+    if nvcc is None:
+        return None
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     return re.search(r"V([\d.]+)", said).group(1)  # type: ignore[union-attr]
 
 
-def section(resources: list[Resources], version: str) -> str:
-    archs = sorted({r.arch for r in resources})
-    registers = {(r.kernel, r.dtype, r.arch): r.registers for r in resources}
+def faults(found: list[Resources]) -> list[Resources]:
+    """What spills, has a stack frame, or (fp64 may) leaves no registers for a second block on a processor."""
+    return [r for r in found if r.stack or r.spills or (r.dtype != "fp64" and r.registers > 128)]
+
+
+def section(record: Record) -> str:
+    archs = sorted({r.arch for r in record.rows})
+    registers = {(r.kernel, r.dtype, r.arch): r.registers for r in record.rows}
     lines = [
         TITLE,
         "",
-        f"Registers per thread, as ptxas of nvcc {version} reports them; `tools/cuda_resources.py --write` makes this",
-        "table. No kernel spills a register or has a stack frame on any architecture: a test sees to it. All shared",
-        "memory is dynamic, and the plan decides how much: `python -m dla_kernels plan`. fp64 kernels may use up to",
-        "255 registers, all others up to 128, so that two blocks of 256 threads fit on a processor.",
+        f"Registers per thread, as ptxas of nvcc {record.compiler} reports them of sources `{record.digest[:12]}`;",
+        "`tools/cuda_resources.py --write` makes this table. No kernel spills a register or has a stack frame on any",
+        "architecture: none that does is written here. All shared memory is dynamic, and the plan decides how much:",
+        "`python -m dla_kernels plan`. fp64 kernels may use up to 255 registers, all others up to 128, so that two",
+        "blocks of 256 threads fit on a processor.",
         "",
         "| kernel | dtype | " + " | ".join(f"sm_{arch}" for arch in archs) + " |",
         "|---|---|" + "---|" * len(archs),
     ]
-    for kernel, dtype in sorted({(r.kernel, r.dtype) for r in resources}):
+    for kernel, dtype in sorted({(r.kernel, r.dtype) for r in record.rows}):
         cells = " | ".join(str(registers[kernel, dtype, arch]) for arch in archs)
         lines.append(f"| {kernel} | {dtype} | {cells} |")
     return "\n".join(lines) + "\n"
-
-
-def write(text: str, title: str = TITLE) -> None:
-    """In place of the section of that title in the page, or at its end."""
-    before, _, rest = PAGE.read_text().partition(title)
-    following = rest.find("\n## ")
-    PAGE.write_text(before.rstrip() + "\n\n" + text + (rest[following:] if following >= 0 else ""))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "cuda_resources", help="where to build")
     parser.add_argument("--archs", type=int, nargs="+", default=ARCHS, help="such as 90")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--write", action="store_true", help=f"into {PAGE.relative_to(ROOT)}")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="print JSON instead of a table, faults or none")
+    how.add_argument("--write", action="store_true", help="the record and the page's table")
     args = parser.parse_args()
+    if args.write and set(args.archs) != set(ARCHS):
+        parser.error("--write is for all architectures")
+    compiled = digest()
     print("compiling for", *(f"sm_{arch}" for arch in args.archs), "(some minutes)", file=sys.stderr, flush=True)
-    shutil.rmtree(args.folder, ignore_errors=True)  # what is built already says nothing
-    resources = compile_all(args.folder, args.archs)
-    text = section(resources, nvcc_version())
+    found = sorted(compile_all(args.folder, args.archs))
+    if args.json:
+        print(json.dumps(found))
+        return
+    record = Record(compiled, version() or "", found)
+    print(section(record))
+    record.prove(faults(found), digest())
     if args.write:
-        write(text)
-    print(json.dumps(resources) if args.json else text)
+        record.write(RECORD)
+        records.write_section(section(record), TITLE)
 
 
 if __name__ == "__main__":

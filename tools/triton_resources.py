@@ -1,29 +1,32 @@
 """Compiles the Triton kernels for GPUs that need not be here, and tabulates what they take of each.
 
-The table, registers per thread and shared memory for kernel and dtype, is kept in docs/performance.md; a test compiles
-a sample of it again and fails where registers spill to memory or shared memory is more than the chip has. Every cell
-takes an hour of two cores (--cells all); the sample sees every kernel, kind of cell, dtype and chip.
+Every cell takes an hour of two cores: `--cells all --write` makes the table in docs/performance.md, registers per
+thread and shared memory for kernel and dtype. A sample, which sees every kernel, kind of cell, dtype and chip, takes
+a fifth of it: `--write` records that in tools/resources/triton.json with a digest of the sources, which a test
+compares. Neither writes what spills to memory or wants more shared memory than the chip has.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cuda_resources
-from cuda_resources import PAGE, ROOT
+import records
+from records import ROOT, Record
 
 sys.path.insert(0, str(ROOT))
+RECORD = records.FOLDER / "triton.json"
 TITLE = "## What the Triton kernels take of a chip"
 # Backend, architecture, threads of a warp, shared memory that a program may have.
 TARGETS = {
@@ -189,9 +192,27 @@ def compile_op(work: Work) -> list[Resources]:
     return found
 
 
-def compile_all(cells: str) -> list[Resources]:
-    """In two processes; says how far it is."""
-    work = list(todo(cells))
+def digest(root: Path = ROOT) -> str:
+    """Of the sources, and of what is compiled of them and how."""
+    files = [*root.glob("triton_ops/**/*.py"), root / "dla_kernels" / "cells.py"]
+    how = [inspect.getsource(function) for function in (compile_op, usage)]
+    return records.digest(root, files, TARGETS, SHAPES, list(todo("few")), how)
+
+
+def version() -> str | None:
+    """Triton's, where it is installed."""
+    try:
+        import triton
+    except ImportError:
+        return None
+    return triton.__version__
+
+
+def compile_all(cells: str, targets: Collection[str] = tuple(TARGETS)) -> list[Resources]:
+    """In a process for every core; says how far it is."""
+    os.environ["TRITON_INTERPRET"] = "0"  # read when triton is imported, by the processes to come
+    os.environ.pop("DLA_KERNELS_TRITON_TILES", None)  # the tests choose some that only an interpreter can bear
+    work = [some for some in todo(cells) if some.target in targets]
     with get_context("spawn").Pool(os.cpu_count()) as pool:
         found: list[Resources] = []
         for i, some in enumerate(pool.imap_unordered(compile_op, work, chunksize=1), 1):
@@ -202,20 +223,22 @@ def compile_all(cells: str) -> list[Resources]:
     return sorted(set(found))
 
 
-def section(found: list[Resources], version: str) -> str:
+def section(record: Record) -> str:
     lines = [
         TITLE,
         "",
-        f"Registers per thread and KB of shared memory, each the most over all cells and shapes, as Triton {version}",
-        "compiles for chips that were not there; `tools/triton_resources.py --write` makes this table. Nothing spills.",
+        "Registers per thread and KB of shared memory, each the most over all cells, each cell at one shape, as Triton",
+        f"{record.compiler} compiles sources `{record.digest[:12]}` for chips that were not there. Nothing spills.",
+        "`tools/triton_resources.py --cells all --write` makes this table, in an hour. A sample of the cells, some at",
+        "other shapes, is on record for the sources as they are now: a test sees to it.",
         "",
         "| kernel | dtype | " + " | ".join(TARGETS) + " |",
         "|---|---|" + "---|" * len(TARGETS),
     ]
-    for kernel, dtype in sorted({(r.kernel, r.dtype) for r in found}):
+    for kernel, dtype in sorted({(r.kernel, r.dtype) for r in record.rows}):
         cells = []
         for target in TARGETS:
-            some = [r for r in found if (r.kernel, r.dtype, r.target) == (kernel, dtype, target)]
+            some = [r for r in record.rows if (r.kernel, r.dtype, r.target) == (kernel, dtype, target)]
             cells.append(f"{max(r.registers for r in some)}, {max(r.shared for r in some) / 1024:.0f}" if some else "")
         lines.append(f"| {kernel} | {dtype} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -229,22 +252,25 @@ def faults(found: list[Resources]) -> list[Resources]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", choices=("few", "all"), default="few", help="default: few")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--write", action="store_true", help=f"into {PAGE.relative_to(ROOT)}")
+    parser.add_argument("--targets", choices=TARGETS, nargs="+", default=list(TARGETS), help="default: all")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="print JSON instead of a table, faults or none")
+    how.add_argument("--write", action="store_true", help="the sample's record, or the page's table of all cells")
     args = parser.parse_args()
-    os.environ["TRITON_INTERPRET"] = "0"  # read when triton is imported, also by the processes to come
-    os.environ.pop("DLA_KERNELS_TRITON_TILES", None)  # the tests choose some that only an interpreter can bear
-    import triton
-
-    found = compile_all(args.cells)
-    text = section(found, triton.__version__)
-    if args.write:
-        cuda_resources.write(text, TITLE)
-    print(json.dumps(found) if args.json else text)
-    for r in faults(found):
-        what = f"{r.kernel} {r.cell} {r.dtype} on {r.target}"
-        print(f"{what}: {r.spilled} bytes spilled, {r.shared} of shared memory", file=sys.stderr)
-    sys.exit(bool(faults(found)))
+    if args.write and set(args.targets) != set(TARGETS):
+        parser.error("--write is for all targets")
+    compiled = digest()
+    found = compile_all(args.cells, args.targets)
+    if args.json:
+        print(json.dumps(found))
+        return
+    record = Record(compiled, version() or "", found)
+    print(section(record))
+    record.prove(faults(found), digest())
+    if args.write and args.cells == "all":
+        records.write_section(section(record), TITLE)
+    elif args.write:
+        record.write(RECORD)
 
 
 if __name__ == "__main__":
