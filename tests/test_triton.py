@@ -163,6 +163,33 @@ def test_what_writes_in_place_is_never_measured(measured):
     assert measured == []
 
 
+# ---- what Triton keeps of earlier runs ----
+
+KEYS = """
+from triton.compiler import ASTSource
+from triton_ops.cells import RULES
+from triton_ops.refresh import refresh_bwd_kernel
+
+def key(cell):
+    return ASTSource(refresh_bwd_kernel, {}, {"CELL": cell}).hash()
+
+assert len(set(map(key, RULES.values()))) == len(RULES)
+before, lstm = key(RULES["lstm"]), RULES["lstm"]
+for function in (lstm.feed, lstm.step, lstm.output, lstm.step_bwd, lstm.output_bwd, lstm.act.value, lstm.act.grad):
+    real, function.hash = function.cache_key, "another source"
+    assert key(lstm) != before, function
+    function.hash = real
+assert key(lstm) == before
+"""
+
+
+def test_another_source_of_a_cell_is_compiled_anew():
+    """Triton's cache lives longer than a version of this package."""
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    done = subprocess.run([sys.executable, "-c", KEYS], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 # ---- when it serves ----
 
 

@@ -211,6 +211,7 @@ def version() -> str | None:
 def compile_all(cells: str, targets: Collection[str] = tuple(TARGETS)) -> list[Resources]:
     """In a process for every core; says how far it is."""
     os.environ["TRITON_INTERPRET"] = "0"  # read when triton is imported, by the processes to come
+    os.environ["TRITON_ALWAYS_COMPILE"] = "1"  # what was compiled before proves nothing
     os.environ.pop("DLA_KERNELS_TRITON_TILES", None)  # the tests choose some that only an interpreter can bear
     work = [some for some in todo(cells) if some.target in targets]
     with get_context("spawn").Pool(os.cpu_count()) as pool:

@@ -34,7 +34,7 @@ def step_bwd(cell: tl.constexpr, a0, a1, a2, a3, h, c, dh, dc):
 
 @triton.jit
 def output_bwd(cell: tl.constexpr, a0, a1, a2, a3, h, c, dd):
-    return step_bwd(cell, a0, a1, a2, a3, h, c, dd, dd * 0.0)
+    return step_bwd(cell, a0, a1, a2, a3, h, c, dd, tl.zeros_like(dd))  # 0 dd is NaN where dd is infinite
 
 
 LSTM = Cell(4, True, True, 0.0, TANH, IDENTITY, feed, step, output, step_bwd, output_bwd)

@@ -29,7 +29,7 @@ def step_bwd(cell: tl.constexpr, a0, a1, a2, a3, h, c, dh, dc):
 
 @triton.jit
 def output_bwd(cell: tl.constexpr, a0, a1, a2, a3, h, c, dd):
-    return tanh_grad(a0, dd), dd, dd, dd, dd * 0.0
+    return tanh_grad(a0, dd), dd, dd, dd, tl.zeros_like(dd)
 
 
 RNN = Cell(1, True, False, 0.0, TANH, IDENTITY, feed, step, output, step_bwd, output_bwd)

@@ -24,6 +24,12 @@ class Cell(NamedTuple):
     step_bwd: Any  # (cell, a0, a1, a2, a3, h, c, dh, dc) -> da0, da1, da2, da3, dc
     output_bwd: Any  # (cell, a0, a1, a2, a3, h, c, dd) -> da0, da1, da2, da3, dc
 
+    @property
+    def cache_key(self) -> str:
+        """By which Triton knows what it has compiled before: it does not look into the functions of a constant."""
+        functions = (self.feed, self.step, self.output, self.step_bwd, self.output_bwd, *self.act, *self.out)
+        return "-".join(map(str, (*self[:4], *(function.cache_key for function in functions))))
+
 
 @triton.jit
 def memory(i, f, g, c):
