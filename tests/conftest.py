@@ -69,7 +69,8 @@ def pytest_collection_modifyitems(config, items):
     kept = set(chosen)
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]
-    items.sort(key=lambda item: "resources" in item.fixturenames)  # those who wait for compilers wait last
+    # What takes long begins first, so that no worker is left alone with it; who waits for compilers waits last.
+    items.sort(key=lambda item: ("resources" in item.fixturenames, not tiers.is_left(item)))
     for item in items:
         if shares_a_fixture(item):  # one worker makes it
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
