@@ -1,0 +1,137 @@
+"""Where one token of a source can be changed into another that still makes sense."""
+
+import ast
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent.parent
+AREAS = ("csrc/cells", "csrc/cpu", "csrc/cuda", "triton_ops", "dla_kernels/ops")
+
+SWAPS = {"+": "-", "*": "/", "<": "<=", ">": ">=", "==": "!=", "&&": "||", "&": "|", "<<": ">>", "+=": "-=", "*=": "/="}
+SWAPS |= {"and": "or", "True": "False", "true": "false", "min": "max", "minimum": "maximum", "is": "is not"}
+SWAPS |= {new: old for old, new in SWAPS.items()} | {"%": "/", "//": "*", "!": "", "not": ""}
+NUMBER = re.compile(r"\d+")
+
+
+class Site(NamedTuple):
+    """One change: the characters from ``begin`` to ``end`` of a file become ``new``."""
+
+    file: str
+    begin: int
+    end: int
+    new: str
+
+    def changed(self, text):
+        return text[: self.begin] + self.new + text[self.end :]
+
+    def told(self, text):
+        """``csrc/cpu/mix.cpp:27: c < C -> c <= C``: the line, cut around the change."""
+        line = text.count("\n", 0, self.begin) + 1
+        first, last = text.rfind("\n", 0, self.begin) + 1, text.find("\n", self.end)
+        before, old, after = text[first : self.begin].lstrip(), text[self.begin : self.end], text[self.end : last]
+        return f"{self.file}:{line}: {before[-50:]}[{old} -> {self.new or 'nothing'}]{after[:40]}"
+
+
+def replaced(token):
+    """What stands in place of the token, or None."""
+    if NUMBER.fullmatch(token):
+        return str(int(token) + 1)
+    return SWAPS.get(token)
+
+
+# ---- C++ ----
+
+# What no change is made in: comments, strings, characters, directives of the preprocessor, checks at compile time.
+_TEXT = r"//[^\n]*|/\*.*?\*/|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'"
+_EARLY = r"^ *#(?:[^\n]*\\\n)*[^\n]*|\bstatic_assert\([^;]*;"
+QUIET = re.compile(f"{_TEXT}|{_EARLY}", re.DOTALL | re.MULTILINE)
+# Operators stand between spaces, as clang-format puts them; brackets of templates, pointers and references do not.
+_OPERATOR = r"(?<= )(?:[-+*/%<>&|]|[<>=!]=|&&|\|\||<<|>>|[-+*/]=)(?= )|(?<=[ (,])!(?=[\w(])"
+CPP_TOKEN = re.compile(rf"{_OPERATOR}|(?<![\w.])\d+(?![\w.])|\b(?:true|false|min|max)\b")
+
+
+def cpp_sites(file, text):
+    audible = QUIET.sub(lambda quiet: " " * len(quiet[0]), text)
+    for match in CPP_TOKEN.finditer(audible):
+        if match[0] in SWAPS or NUMBER.fullmatch(match[0]):
+            yield Site(file, match.start(), match.end(), replaced(match[0]))
+
+
+# ---- Python ----
+
+
+def python_sites(file, text):
+    starts = [0]
+    for line in text.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+
+    def place(line, column):  # sources are ASCII here but for comments and docstrings
+        return starts[line - 1] + len(text[starts[line - 1] :].encode()[:column].decode(errors="ignore"))
+
+    def begin(node):
+        return place(node.lineno, node.col_offset)
+
+    def end(node):
+        return place(node.end_lineno, node.end_col_offset)
+
+    def between(left, right):
+        """The operator between two operands."""
+        first, last = end(left), begin(right)
+        token = re.search(r"is not|not in|\bin\b|\w+|[^\s\w()#\\]+", text[first:last])
+        if token and token[0] in SWAPS:
+            yield Site(file, first + token.start(), first + token.end(), replaced(token[0]))
+
+    for node in _visible(ast.parse(text)):
+        if isinstance(node, ast.BinOp):
+            yield from between(node.left, node.right)
+        elif isinstance(node, ast.AugAssign):
+            yield from between(node.target, node.value)
+        elif isinstance(node, ast.Compare):
+            for left, right in zip([node.left, *node.comparators], node.comparators):
+                yield from between(left, right)
+        elif isinstance(node, ast.BoolOp):
+            for left, right in zip(node.values, node.values[1:]):
+                yield from between(left, right)
+        elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.Not, ast.USub)):
+            yield Site(file, begin(node), begin(node.operand), "")
+        elif isinstance(node, ast.Constant) and isinstance(node.value, (bool, int)):
+            yield Site(file, begin(node), end(node), replaced(text[begin(node) : end(node)]))
+        elif isinstance(node, ast.Attribute) and node.attr in SWAPS:
+            yield Site(file, end(node) - len(node.attr), end(node), replaced(node.attr))
+        elif isinstance(node, ast.Name) and node.id in SWAPS:
+            yield Site(file, begin(node), end(node), replaced(node.id))
+
+
+def _visible(node):
+    """All nodes but types, which nobody runs, and the texts of errors."""
+    if isinstance(node, ast.JoinedStr):
+        return
+    yield node
+    for field, value in ast.iter_fields(node):
+        if field not in ("annotation", "returns"):
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST):
+                    yield from _visible(child)
+
+
+# ---- all of them ----
+
+
+def sites_of(file):
+    text = (ROOT / file).read_text()
+    sites = (python_sites if file.endswith(".py") else cpp_sites)(file, text)
+    return sorted(site for site in sites if site.new is not None)
+
+
+def all_sites():
+    """Area -> its sites, in the order of files and places."""
+    return {
+        area: [
+            site
+            for path in sorted((ROOT / area).rglob("*"))
+            if path.suffix in {".py", ".h", ".cpp", ".cuh", ".cu"} and path.name != "torch_cuda_stub.cpp"
+            for site in sites_of(path.relative_to(ROOT).as_posix())
+        ]
+        for area in AREAS
+    }

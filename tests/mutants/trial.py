@@ -1,0 +1,146 @@
+"""One change on trial: made in a copy of the tree, built there where it has to be, and put before the tests."""
+
+import contextlib
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from .affected import BUILT, CHANGED, OPS, backends_of, ops_of
+from .sites import ROOT
+
+KILLED_FAST, KILLED_FULL, SURVIVED = "fast tier", "full run", "none"
+UNDECIDED = "not the fast tier"  # and the rest of the full run has not been asked yet
+SAME_CODE, OTHER_CODE, STILLBORN = "same machine code", "other machine code", "does not compile"
+LIBRARIES = {"cpu": "_C_cpu", "cuda": "_C_simt"}
+CELLS_ALONE = "tests/test_cells_cpp.py"  # compiles a header of csrc/cells by itself
+MEMORY = 12 << 30  # bytes of addresses; a changed size may ask for all there is
+NOTHING_COLLECTED = 5  # pytest's exit status
+
+
+class Tree:
+    """A copy of the sources with its own build, in which one file at a time is changed."""
+
+    def __init__(self, folder):
+        self.folder, self.build = folder / "tree", folder / "tree/build/cmake"
+        self.clean = folder / "clean"  # the build of the unchanged sources
+
+    def make(self):
+        """With the sources as they are now, and as an interrupted run did not leave them."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
+        for name in filter(None, names):
+            if (ROOT / name).exists():
+                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, self.folder / name)
+        if self.clean.exists():
+            shutil.copytree(self.clean, self.build)
+        import torch
+
+        # One instruction set beside the baseline: what differs between them is in the same file.
+        options = [f"-DTORCH_DIR={torch.__path__[0]}", "-DDLA_SIMT=ON", "-DHAS_X86_64_V3=OFF"]
+        self.run("cmake", "-G", "Ninja", "-S", ".", "-B", "build/cmake", *options).check_returncode()
+        self.run("cmake", "--build", "build/cmake", "--parallel", "1").check_returncode()
+        shutil.rmtree(self.clean, ignore_errors=True)
+        shutil.copytree(self.build, self.clean)
+        self.take_clean_libraries()
+
+    def take_clean_libraries(self):
+        for library in self.clean.glob("_C_*.so"):
+            shutil.copy2(library, self.folder / "dla_kernels" / library.name)
+
+    def run(self, *command, log=subprocess.DEVNULL, **environment):
+        """At the lowest priority, without more than one thread, and with the tools that lie beside this Python."""
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"} | environment
+        return subprocess.run(
+            ["nice", *map(str, command)],
+            cwd=self.folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY)),
+            check=False,
+        )
+
+    @contextlib.contextmanager
+    def changed(self, site):
+        """While the file is changed; afterwards it is as old as it was, and so is what was built."""
+        path = self.folder / site.file
+        path.write_text(site.changed(path.read_text()))
+        try:
+            yield
+        finally:
+            shutil.copy2(ROOT / site.file, path)
+            if path.suffix != ".py":
+                shutil.rmtree(self.build)
+                shutil.copytree(self.clean, self.build)
+                self.take_clean_libraries()
+
+    def built(self, backend):
+        """Whether it compiles, and whether to other machine code than the unchanged sources."""
+        library = f"{LIBRARIES[backend]}.so"
+        done = self.run("cmake", "--build", "build/cmake", "--target", library[:-3], "--parallel", "1")
+        if done.returncode:
+            return STILLBORN
+        shutil.copy2(self.build / library, self.folder / "dla_kernels" / library)
+        same = (self.build / library).read_bytes() == (self.clean / library).read_bytes()
+        return SAME_CODE if same else OTHER_CODE
+
+    def noticed(self, site, backends, tier, seed, tests=()):
+        """The test that fails, or how the process ended; empty if all pass."""
+        told = {CHANGED: site.file, BUILT: ",".join(sorted(backends))}
+        failed, status = self.tests("-p", "tests.mutants.affected", "-x", *chosen(tier, seed), *tests, **told)
+        if status in (0, NOTHING_COLLECTED):
+            return ""
+        return failed[0] if failed else f"the process ended with {status}"
+
+    def false_alarms(self, tests, tier, seed):
+        """Those of the tests that fail with nothing changed."""
+        return self.tests(*chosen(tier, seed), *tests)[0] if tests else []
+
+    def tests(self, *options, **told):
+        """The tests that fail, and pytest's exit status."""
+        log = self.folder / "log"
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--tb=short", *options]
+        with log.open("w") as out:
+            done = self.run(*command, log=out, **told)
+        return re.findall(r"^(?:FAILED|ERROR) (.*?)(?: - .*)?$", log.read_text(), re.MULTILINE), done.returncode
+
+
+def chosen(tier, seed):
+    return f"--tier={tier}", f"--tier-seed={seed}"
+
+
+def verdict(tree, site, tier, seed):
+    """(who kills it, by which test). Of the fast tier first what is quick to say something."""
+    with tree.changed(site):
+        if tier == "fast" and (test := quick_notice(tree, site, seed)):
+            return KILLED_FAST, test
+        backends = set(backends_of(site.file))
+        if site.file.startswith("csrc"):
+            states = {backend: tree.built(backend) for backend in LIBRARIES if backend in backends}
+            if STILLBORN in states.values():
+                return STILLBORN, ""
+            backends = {backend for backend, state in states.items() if state == OTHER_CODE}
+            if not backends:
+                return SAME_CODE, ""
+        test = tree.noticed(site, backends, tier, seed)
+    killed, alive = (KILLED_FAST, UNDECIDED) if tier == "fast" else (KILLED_FULL, SURVIVED)
+    return (killed if test else alive), test
+
+
+def quick_notice(tree, site, seed):
+    """What the cells' own test says, or of each backend in turn the ops' own tests: most changes need no more."""
+    if site.file.startswith("csrc/cells") and (test := tree.noticed(site, {"cpu"}, "fast", seed, [CELLS_ALONE])):
+        return test
+    own = [f"tests/test_{op}.py" for op in OPS if op in ops_of(site.file)]
+    if not site.file.startswith("csrc"):
+        return tree.noticed(site, backends_of(site.file), "fast", seed, own)
+    built = (b for b in LIBRARIES if b in backends_of(site.file) and tree.built(b) == OTHER_CODE)
+    return next(filter(None, (tree.noticed(site, {b}, "fast", seed, own) for b in built)), "")

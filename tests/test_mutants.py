@@ -1,0 +1,134 @@
+"""Where the sources are changed on trial, which tests can notice, and what is made of it."""
+
+import json
+
+import pytest
+
+from .mutants import __main__ as cli
+from .mutants import affected, sites, trial
+
+CPP = """\
+// a comment: 1 + 2
+#define DLA_N 3
+template <class T, int N> const T* at(const Rows<T>& rows, int64_t i) {
+  static_assert(N > 0, "N > 0");
+  STD_CHECK(i < 4, "expected i < 4");
+  return !rows.empty() && i + N < rows.size() ? &rows[i] : nullptr;
+}
+"""
+PYTHON = '''\
+"""A docstring: 1 + 2."""
+def f(x: Tensor | None, *rest: int, twice: bool = False) -> Tensor | None:
+    # a comment: 3 < 4
+    if x is None or not rest:
+        raise ValueError(f"expected {1 + 2}, got {len(rest)}")
+    return x * -x if twice else x // 2
+'''
+
+
+def changes(text, found):
+    return [(text[site.begin : site.end], site.new) for site in found]
+
+
+def test_only_what_runs_is_changed_in_cpp():
+    found = changes(CPP, sites.cpp_sites("a.h", CPP))
+    assert found == [("<", "<="), ("4", "5"), ("!", ""), ("&&", "||"), ("+", "-"), ("<", "<=")]
+
+
+def test_only_what_runs_is_changed_in_python():
+    found = changes(PYTHON, sorted(sites.python_sites("a.py", PYTHON)))
+    assert found == [
+        ("False", "True"),
+        ("is", "is not"),
+        ("or", "and"),
+        ("not ", ""),
+        ("*", "/"),
+        ("-", ""),
+        ("//", "*"),
+        ("2", "3"),
+    ]
+    for site in sites.python_sites("a.py", PYTHON):
+        compile(site.changed(PYTHON), "a.py", "exec")
+
+
+def test_a_site_is_told_by_its_line():
+    site = next(sites.cpp_sites("a.h", CPP))
+    assert site.told(CPP) == 'a.h:5: STD_CHECK(i [< -> <=] 4, "expected i < 4");'
+
+
+@pytest.mark.parametrize("area", sites.AREAS)
+def test_every_area_has_more_sites_than_are_tried(area):
+    found = sites.all_sites()[area]
+    assert len(set(found)) == len(found) > cli.SHARES[area]
+    for site in found:
+        text = (sites.ROOT / site.file).read_text()
+        assert site.changed(text) != text
+
+
+@pytest.mark.parametrize(
+    ("file", "ops"),
+    [
+        ("csrc/cpu/gap.cpp", {"gap"}),
+        ("csrc/cpu/attend.cpp", {"attend", "base_step"}),
+        ("csrc/cpu/recurrence.h", {"scan", "refresh", "layer_update", "light_step", "base_step"}),
+        ("csrc/cpu/leaves/simd.h", set(affected.OPS)),
+        ("csrc/cuda/scan.cuh", {"scan", "base_step"}),
+        ("csrc/cuda/plan.h", set(affected.OPS)),
+        ("triton_ops/norm_add.py", {"norm_add"}),
+        ("dla_kernels/ops/autograd.py", set(affected.OPS)),
+    ],
+)
+def test_a_source_is_known_by_the_ops_made_of_it(file, ops):
+    assert affected.ops_of(file) == ops
+
+
+def test_the_seed_decides_what_is_tried():
+    assert cli.drawn(1) == cli.drawn(1) != cli.drawn(2)
+
+
+def rows(*verdicts):
+    return [{"site": f"csrc/cpu/mix.cpp:{i}: a", "verdict": v, "test": ""} for i, v in enumerate(verdicts)]
+
+
+def test_the_table_counts_what_compiles_to_something_else():
+    fast, full, none = trial.KILLED_FAST, trial.KILLED_FULL, trial.SURVIVED
+    table = cli.table(rows(fast, fast, fast, full, none, trial.SAME_CODE, trial.STILLBORN))
+    assert "| csrc/cpu | 5 | 3 | 1 | 1 | 1 |" in table
+    assert "| all | 5 | 3 | 1 | 1 | 1 |" in table
+    assert "The fast tier kills 75.0 % of what the full run kills." in table
+
+
+def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+    """Every change is tried once, and a second run finds nothing left to try."""
+    tried = []
+    monkeypatch.setattr(trial.Tree, "make", lambda tree: None)
+
+    def verdict(tree, site, tier, seed):
+        if len(tried) == 20:
+            tried.append("interrupted")
+            raise KeyboardInterrupt
+        tried.append(site)
+        return trial.KILLED_FAST, "a test"
+
+    monkeypatch.setattr(trial, "verdict", verdict)
+    monkeypatch.setattr(trial.Tree, "false_alarms", lambda tree, tests, tier, seed: [])
+    kept = tmp_path / "tried.jsonl"
+    command = ["mutants", "--count", "60", "--jobs", "1", "--kept", str(kept), "--folder", str(tmp_path)]
+    for code in ("stopped by KeyboardInterrupt()", 0, 0):
+        monkeypatch.setattr("sys.argv", command)
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == code
+    sites_tried = [json.loads(line)["site"] for line in kept.read_text().splitlines()]
+    assert len(set(sites_tried)) == len(sites_tried) == 60 == len(tried) - 1
+    assert "| all | 60 | 60 | 0 | 0 | 0 |" in capsys.readouterr().out
+
+
+def test_the_page_has_the_table_of_what_was_tried():
+    written = cli.PAGE.read_text()
+    assert written == cli.page_with(cli.table(cli.read(cli.KEPT))), "run: python -m tests.mutants --table --write"
+
+
+def test_the_page_says_of_each_survivor_why_it_changes_nothing():
+    survivors = [row["site"] for row in cli.read(cli.KEPT) if row["verdict"] == trial.SURVIVED]
+    assert [site for site in survivors if f"`{site}`" not in cli.PAGE.read_text()] == []
