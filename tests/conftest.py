@@ -72,6 +72,8 @@ def pytest_collection_modifyitems(config, items):
     # What takes long begins first, so that no worker is left alone with it; who waits for compilers waits last.
     items.sort(key=lambda item: ("resources" in item.fixturenames, not tiers.is_left(item)))
     for item in items:
+        if tiers.is_left(item):
+            item.add_marker(pytest.mark.slow)
         if shares_a_fixture(item):  # one worker makes it
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
     said = tiers.told(config.option.tier, config.option.tier_seed, len(items), reasons)
@@ -87,7 +89,9 @@ def shares_a_fixture(item):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
-    node.config.stash[CHOSEN] = node.workeroutput["tier"]
+    said = getattr(node, "workeroutput", {}).get("tier")  # a worker that crashed has said nothing
+    if said:
+        node.config.stash[CHOSEN] = said
 
 
 def pytest_terminal_summary(terminalreporter, config):

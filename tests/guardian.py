@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 
@@ -17,11 +18,11 @@ MARK = "DLA_KERNELS_TEST_RUN"  # in the environment of all that a run starts
 
 def watch_over_this_process():
     """Starts the guardian of this run; closing the pipe that is returned tells it that the run has ended."""
-    os.environ.pop(MARK, None)  # a run within a run has its own, and the guardian none
     mark = uuid.uuid4().hex
     command = [sys.executable, "-S", __file__, mark]
-    guardian = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-    os.environ[MARK] = mark
+    unmarked = {name: value for name, value in os.environ.items() if name != MARK}
+    guardian = subprocess.Popen(command, env=unmarked, stdin=subprocess.PIPE, start_new_session=True)
+    guardian.outer, os.environ[MARK] = os.environ.get(MARK), mark  # a run within a run has its own
     return guardian
 
 
@@ -29,6 +30,9 @@ def release(guardian):
     """Waits until nothing of the run is left."""
     guardian.stdin.close()
     guardian.wait()
+    del os.environ[MARK]
+    if guardian.outer:
+        os.environ[MARK] = guardian.outer
 
 
 def marked(mark):
@@ -64,6 +68,7 @@ def main():
         for pid in processes:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
 
 
 if __name__ == "__main__":

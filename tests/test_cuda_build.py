@@ -35,7 +35,7 @@ def test_no_kernel_spills_and_two_blocks_fit_on_a_processor(resources):
     assert cuda_resources.faults(resources) == []
 
 
-def test_the_record_is_of_these_sources(resources, pytestconfig):
+def test_the_record_is_of_these_sources(pytestconfig):
     BUILD.check_record(pytestconfig.option.tier)
 
 

@@ -1,9 +1,11 @@
 """Where the sources are changed on trial, which tests can notice, and what is made of it."""
 
 import json
+import os
 
 import pytest
 
+from . import guardian
 from .mutants import __main__ as cli
 from .mutants import affected, sites, trial
 
@@ -53,7 +55,7 @@ def test_only_what_runs_is_changed_in_python():
 
 def test_a_site_is_told_by_its_line():
     site = next(sites.cpp_sites("a.h", CPP))
-    assert site.told(CPP) == 'a.h:5: STD_CHECK(i [< -> <=] 4, "expected i < 4");'
+    assert site.told(CPP) == 'a.h: STD_CHECK(i [< -> <=] 4, "expected i < 4");'
 
 
 @pytest.mark.parametrize("area", sites.AREAS)
@@ -69,6 +71,7 @@ def test_every_area_has_more_sites_than_are_tried(area):
     ("file", "ops"),
     [
         ("csrc/cpu/gap.cpp", {"gap"}),
+        ("triton_ops/cells/activation.py", set(affected.OPS)),
         ("csrc/cpu/attend.cpp", {"attend", "base_step"}),
         ("csrc/cpu/recurrence.h", {"scan", "refresh", "layer_update", "light_step", "base_step"}),
         ("csrc/cpu/leaves/simd.h", set(affected.OPS)),
@@ -87,7 +90,7 @@ def test_the_seed_decides_what_is_tried():
 
 
 def rows(*verdicts):
-    return [{"site": f"csrc/cpu/mix.cpp:{i}: a", "verdict": v, "test": ""} for i, v in enumerate(verdicts)]
+    return [{"site": f"csrc/cpu/mix.cpp: {i}", "verdict": v, "test": "", "seed": 0} for i, v in enumerate(verdicts)]
 
 
 def test_the_table_counts_what_compiles_to_something_else():
@@ -98,10 +101,18 @@ def test_the_table_counts_what_compiles_to_something_else():
     assert "The fast tier kills 75.0 % of what the full run kills." in table
 
 
+def test_while_changes_wait_no_share_is_claimed():
+    table = cli.table(rows(trial.KILLED_FAST, trial.UNDECIDED))
+    assert "%" not in table
+    assert "1 changes that the fast tier passes have not been put before the rest" in table
+
+
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     """Every change is tried once, and a second run finds nothing left to try."""
     tried = []
     monkeypatch.setattr(trial.Tree, "make", lambda tree: None)
+
+    monkeypatch.setenv(guardian.MARK, "this run's")
 
     def verdict(tree, site, tier, seed):
         if len(tried) == 20:
@@ -122,13 +133,14 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     sites_tried = [json.loads(line)["site"] for line in kept.read_text().splitlines()]
     assert len(set(sites_tried)) == len(sites_tried) == 60 == len(tried) - 1
     assert "| all | 60 | 60 | 0 | 0 | 0 |" in capsys.readouterr().out
+    assert os.environ[guardian.MARK] == "this run's"
 
 
 def test_the_page_has_the_table_of_what_was_tried():
     written = cli.PAGE.read_text()
-    assert written == cli.page_with(cli.table(cli.read(cli.KEPT))), "run: python -m tests.mutants --table --write"
+    assert written == cli.page_with(cli.table(cli.read(cli.WRITTEN))), "run: python -m tests.mutants --table --write"
 
 
 def test_the_page_says_of_each_survivor_why_it_changes_nothing():
-    survivors = [row["site"] for row in cli.read(cli.KEPT) if row["verdict"] == trial.SURVIVED]
+    survivors = [row["site"] for row in cli.read(cli.WRITTEN) if row["verdict"] == trial.SURVIVED]
     assert [site for site in survivors if f"`{site}`" not in cli.PAGE.read_text()] == []

@@ -101,6 +101,25 @@ def test_names_left_to_the_full_run_are_tests():
         assert f"def {test}" in (ROOT / f"tests/{file}.py").read_text(), name
 
 
+CRASHES = """
+import os
+def test_before(): pass
+def test_that_crashes(): os.abort()
+def test_after(): pass
+"""
+
+
+def test_a_crash_costs_one_case_and_is_named(tmp_path):
+    """The worker that it ends has told nothing of its tier; another goes on in its place."""
+    pytest.importorskip("xdist")
+    (tmp_path / "test_it.py").write_text(CRASHES)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "tests.conftest", "-n1", tmp_path]
+    run = {"cwd": ROOT, "env": os.environ | {"PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True}
+    done = subprocess.run([*command, f"--rootdir={tmp_path}"], check=False, **run)
+    assert "1 failed, 2 passed" in done.stdout, done.stdout + done.stderr
+    assert "test_that_crashes" in done.stdout
+
+
 # ---- an interrupted run ----
 
 # A test that starts a compiler which would go on for minutes, as tests/compilers.py does.

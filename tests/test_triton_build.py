@@ -33,7 +33,7 @@ def test_nothing_spills_and_shared_memory_suffices(resources):
     assert triton_resources.faults(resources) == []
 
 
-def test_the_record_is_of_these_sources(resources, pytestconfig):
+def test_the_record_is_of_these_sources(pytestconfig):
     BUILD.check_record(pytestconfig.option.tier)
 
 

@@ -1,7 +1,7 @@
 """Which cases of the tests a run takes. The rule stands here alone, and every run prints what it left out.
 
 ``full``  every case, but of the Triton kernels, which take seconds a case, interpreted here or compiled on a GPU: of
-          each test every value of every parameter, at least once.
+          each test every value of every parameter, at least once, of what is not too large for the interpreter.
 ``fast``  of each test every pair of values of its parameters, at least once; of the Triton kernels a few cases; tests
           of the Python layer on one backend; nothing that costs more than it finds (``LEFT``).
 ``rest``  what is in ``full`` and not in ``fast``.
@@ -14,7 +14,6 @@ import heapq
 import random
 import subprocess
 from collections import defaultdict
-from collections.abc import Hashable
 from itertools import combinations
 from pathlib import Path
 
@@ -27,9 +26,13 @@ ROOT = Path(__file__).parent.parent
 
 
 def seed_of_the_commit():
-    """The same for all runs at one commit; 0 where there is no git."""
-    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return int(asked.stdout[:8] or "0", 16)
+    """The same for all runs at one commit; 0 where there is none, or no git."""
+    command = ["git", "rev-parse", "--verify", "--quiet", "HEAD"]
+    try:
+        asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return 0
+    return int(asked.stdout[:8], 16) if asked.returncode == 0 else 0
 
 
 # ---- covering arrays ----
@@ -105,9 +108,9 @@ def is_too_large(item):
 
 
 def values(item):
-    """A parameter's name -> its value."""
+    """A parameter's name -> its value, or what stands for it."""
     params = item.callspec.params if hasattr(item, "callspec") else {}
-    return {name: value if isinstance(value, Hashable) else str(value) for name, value in params.items()}
+    return {name: value if isinstance(value, (Cell, Shape)) else repr(value) for name, value in params.items()}
 
 
 def parts(item):
@@ -136,10 +139,14 @@ def choose(items, tier, seed):
     """(the cases of a tier, how many others are left out for which reason)."""
     slow = [item for item in items if is_slow(item)]
     quick = [item for item in items if not is_slow(item)]
-    few = []  # of the slow ones, of each test in the order in which they cover
-    for (_, name), cases in by(test_of, [item for item in slow if not is_too_large(item)]).items():
+    small = [item for item in slow if not is_too_large(item)]
+    few = []  # of each test in the order in which they cover
+    for (_, name), cases in by(test_of, small).items():
         few += taken(cases, parts, 1, seed)[: FEWER.get(name)]
-    reasons = {"cases of Triton kernels whose values others have": len(slow) - len(few)}
+    reasons = {
+        "cases of Triton kernels whose values others have": len(small) - len(few),
+        "cases too large for Triton's interpreter": len(slow) - len(small),
+    }
     if tier == FULL:
         return [*quick, *few], reasons
 

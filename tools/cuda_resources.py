@@ -7,6 +7,7 @@ digest of the sources, in tools/resources/cuda.json, and the table in docs/perfo
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import re
@@ -46,7 +47,8 @@ def digest(root: Path = ROOT) -> str:
     """Of the sources, and of how they are compiled."""
     files = [*root.glob("csrc/*.h"), *root.glob("csrc/cells/*.h"), *root.glob("csrc/cuda/*.*")]
     rules = re.sub(OTHERS, "", (root / "CMakeLists.txt").read_text())
-    return records.digest(root, files, rules, ARCHS, FLAGS)
+    how = inspect.getsource(parse), inspect.getsource(compile_all)
+    return records.digest(root, files, rules, ARCHS, FLAGS, how)
 
 
 def parse(output: str) -> list[Resources]:

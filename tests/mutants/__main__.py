@@ -7,9 +7,10 @@ fast tier, then the rest of the full run. What was tried is kept, so that an int
 import argparse
 import json
 import random
+import shutil
 import sys
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import cache
 from pathlib import Path
 
@@ -23,7 +24,7 @@ ROOT = sites.ROOT
 SHARES = {"csrc/cells": 20, "csrc/cpu": 75, "csrc/cuda": 75, "triton_ops": 75, "dla_kernels/ops": 55}
 SHOWN = (trial.KILLED_FAST, trial.KILLED_FULL, trial.SURVIVED)
 COUNTED = (*SHOWN, trial.UNDECIDED)
-KEPT = ROOT / "tests/mutants/tried.jsonl"
+WRITTEN = ROOT / "tests/mutants/tried.jsonl"  # what docs/testing.md tells of
 PAGE = ROOT / "docs/testing.md"
 BEGIN, END = "<!-- from mutants -->\n", "<!-- end -->"
 
@@ -33,6 +34,7 @@ def drawn(seed):
     areas = sites.all_sites()
     for area, found in areas.items():
         random.Random(f"{seed} {area}").shuffle(found)
+        areas[area] = list({told_of(site): site for site in reversed(found)}.values())[::-1]  # lines that are alike
     return areas
 
 
@@ -66,39 +68,42 @@ class Trials:
         self.stopped = False
 
     def wanted(self, area):
-        return round(self.args.count * SHARES[area] / sum(SHARES.values()))
+        return max(1, round(self.args.count * SHARES[area] / sum(SHARES.values())))
 
     def counted(self, area):
         had = {row["site"] for row in self.tried if row["verdict"] in COUNTED} | set(map(told_of, self.under_way))
         return sum(site.startswith(area + "/") for site in had)
 
     def next(self):
-        """A site and the tier to ask: of all sites the fast one, then the rest of the undecided; None at the end."""
+        """A site, the tier to ask and its seed: of all sites the fast one, then the rest of the undecided."""
         with self.lock:
+            if self.stopped:
+                return None
             share = {a: self.counted(a) / self.wanted(a) for a in SHARES if self.new[a]}
             area = min(share, key=share.get, default=None)
+            tier, seed = "fast", self.args.tier_seed
             if self.again:
-                site, tier = self.again.pop(0), "fast"
+                site = self.again.pop(0)
             elif area and share[area] < 1:
-                site, tier = self.new[area].pop(0), "fast"
+                site = self.new[area].pop(0)
+            elif site := self.undecided():
+                tier, seed = "rest", next(row["seed"] for row in self.tried if row["site"] == told_of(site))
             else:
-                site, tier = self.undecided(), "rest"
-            if site is None:
                 return None
             self.under_way.add(site)
-            return site, tier
+            return site, tier, seed
 
     def undecided(self):
         wanted = {row["site"] for row in self.tried if row["verdict"] == trial.UNDECIDED}
         sites = (site for found in self.drawn.values() for site in found if told_of(site) in wanted)
         return next((site for site in sites if site not in self.under_way), None)
 
-    def done(self, site, verdict, test):
+    def done(self, site, seed, verdict, test):
         with self.lock:
             if self.stopped:  # the tests that failed were ended
                 return
             self.under_way.discard(site)
-            row = {"site": told_of(site), "verdict": verdict, "test": test}
+            row = {"site": told_of(site), "verdict": verdict, "test": test, "seed": seed}
             self.tried = [*(old for old in self.tried if old["site"] != row["site"]), row]
             with self.args.kept.open("a") as out:
                 out.write(json.dumps(row) + "\n")
@@ -111,7 +116,8 @@ def work(trials, folder, failed):
     try:
         tree.make()
         while given := trials.next():
-            trials.done(given[0], *trial.verdict(tree, *given, trials.args.tier_seed))
+            site, _, seed = given
+            trials.done(site, seed, *trial.verdict(tree, *given))
     except BaseException as error:  # a thread's errors are nobody's else
         failed.append(error)
 
@@ -127,20 +133,30 @@ def run(trials, failed):
             worker.join()
         if not failed:
             report_false_alarms(trials)
-    except KeyboardInterrupt:
-        failed.append(KeyboardInterrupt())
+    except KeyboardInterrupt as interrupt:
+        failed.append(interrupt)
     finally:
-        trials.stopped = True
+        trials.stopped = True  # before children are ended
         guardian.release(watching)
 
 
 def report_false_alarms(trials):
-    """Whoever noticed a change must be silent without one."""
+    """Whoever noticed a change must be silent without one; what such a test said is forgotten."""
     tree = trial.Tree(trials.args.folder / "0")
     for tier, verdict in (("fast", trial.KILLED_FAST), ("rest", trial.KILLED_FULL)):
-        tests = {row["test"] for row in trials.tried if row["verdict"] == verdict and "::" in row["test"]}
-        for test in tree.false_alarms(sorted(tests), tier, trials.args.tier_seed):
-            print(f"fails with nothing changed: {test}", flush=True)
+        for seed, rows in by_seed(row for row in trials.tried if row["verdict"] == verdict):
+            alarms = tree.false_alarms(sorted({row["test"].partition(" (status")[0] for row in rows}), tier, seed)
+            for test in alarms:
+                print(f"fails with nothing changed, run this again: {test}", flush=True)
+            trials.tried = [row for row in trials.tried if row["test"] not in alarms]
+    trials.args.kept.write_text("".join(json.dumps(row) + "\n" for row in trials.tried))
+
+
+def by_seed(rows):
+    seeds = defaultdict(list)
+    for row in rows:
+        seeds[row["seed"]].append(row)
+    return seeds.items()
 
 
 def table(tried):
@@ -155,10 +171,11 @@ def table(tried):
         lines.append(line(area, found))
     lines.append(line("all", total))
     killed = total[trial.KILLED_FAST] + total[trial.KILLED_FULL]
-    share = total[trial.KILLED_FAST] / killed if killed else 1
-    lines += ["", f"The fast tier kills {100 * share:.1f} % of what the full run kills."]
     if waiting := total[trial.UNDECIDED]:
-        lines.append(f"{waiting} changes that it passes have not been put before the rest of the full run.")
+        lines += ["", f"{waiting} changes that the fast tier passes have not been put before the rest of the full run."]
+    elif killed:
+        share = 100 * total[trial.KILLED_FAST] / killed
+        lines += ["", f"The fast tier kills {share:.1f} % of what the full run kills."]
     return "\n".join(lines)
 
 
@@ -179,18 +196,22 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="chooses the changes (default: 0)")
     parser.add_argument("--tier-seed", type=int, default=seed_of_the_commit(), help="of the tests (the commit's)")
     parser.add_argument("--jobs", type=int, default=2, help="changes at a time (default: 2)")
-    parser.add_argument("--kept", type=Path, default=KEPT, help="what was tried (default: %(default)s)")
+    parser.add_argument("--kept", type=Path, default=ROOT / "build/mutants/tried.jsonl", help="what was tried")
     parser.add_argument("--folder", type=Path, default=ROOT / "build/mutants", help="copies of the tree (%(default)s)")
     parser.add_argument("--again", action="store_true", help="first try again what no test noticed")
     parser.add_argument("--table", action="store_true", help="print the table of what was tried, and try nothing")
-    parser.add_argument("--write", action="store_true", help=f"into {PAGE.relative_to(ROOT)} too")
+    parser.add_argument("--write", action="store_true", help=f"the table, into {PAGE.relative_to(ROOT)}")
     args = parser.parse_args()
+    args.kept.parent.mkdir(parents=True, exist_ok=True)
+    if not args.kept.exists() and WRITTEN.exists():
+        shutil.copy2(WRITTEN, args.kept)
     trials, failed = Trials(args), []
     if not args.table:
         run(trials, failed)
     print(table(trials.tried))
     if args.write:
         PAGE.write_text(page_with(table(trials.tried)))
+        WRITTEN.write_text("".join(json.dumps(row) + "\n" for row in trials.tried))
     sys.exit(f"stopped by {failed[0]!r}" if failed else 0)
 
 

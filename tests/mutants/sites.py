@@ -10,8 +10,9 @@ AREAS = ("csrc/cells", "csrc/cpu", "csrc/cuda", "triton_ops", "dla_kernels/ops")
 
 SWAPS = {"+": "-", "*": "/", "<": "<=", ">": ">=", "==": "!=", "&&": "||", "&": "|", "<<": ">>", "+=": "-=", "*=": "/="}
 SWAPS |= {"and": "or", "True": "False", "true": "false", "min": "max", "minimum": "maximum", "is": "is not"}
-SWAPS |= {new: old for old, new in SWAPS.items()} | {"%": "/", "//": "*", "!": "", "not": ""}
-NUMBER = re.compile(r"\d+")
+SWAPS |= {new: old for old, new in SWAPS.items()} | {"%": "/", "//": "*"}
+UNARY = ("!", "-", "not ")  # what stands before an operand goes
+NUMBER = re.compile(r"(\d+)((?:\.\d*)?(?:e-?\d+)?f?)")
 
 
 class Site(NamedTuple):
@@ -26,17 +27,16 @@ class Site(NamedTuple):
         return text[: self.begin] + self.new + text[self.end :]
 
     def told(self, text):
-        """``csrc/cpu/mix.cpp:27: c < C -> c <= C``: the line, cut around the change."""
-        line = text.count("\n", 0, self.begin) + 1
+        """``csrc/cpu/mix.cpp: c [< -> <=] C; ++c) {``: the line around the change; its number would soon be another."""
         first, last = text.rfind("\n", 0, self.begin) + 1, text.find("\n", self.end)
         before, old, after = text[first : self.begin].lstrip(), text[self.begin : self.end], text[self.end : last]
-        return f"{self.file}:{line}: {before[-50:]}[{old} -> {self.new or 'nothing'}]{after[:40]}"
+        return f"{self.file}: {before[-60:]}[{old} -> {self.new or 'nothing'}]{after[:50]}"
 
 
 def replaced(token):
     """What stands in place of the token, or None."""
-    if NUMBER.fullmatch(token):
-        return str(int(token) + 1)
+    if number := NUMBER.fullmatch(token):
+        return str(int(number[1]) + 1) + number[2]
     return SWAPS.get(token)
 
 
@@ -47,15 +47,15 @@ _TEXT = r"//[^\n]*|/\*.*?\*/|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'"
 _EARLY = r"^ *#(?:[^\n]*\\\n)*[^\n]*|\bstatic_assert\([^;]*;"
 QUIET = re.compile(f"{_TEXT}|{_EARLY}", re.DOTALL | re.MULTILINE)
 # Operators stand between spaces, as clang-format puts them; brackets of templates, pointers and references do not.
-_OPERATOR = r"(?<= )(?:[-+*/%<>&|]|[<>=!]=|&&|\|\||<<|>>|[-+*/]=)(?= )|(?<=[ (,])!(?=[\w(])"
-CPP_TOKEN = re.compile(rf"{_OPERATOR}|(?<![\w.])\d+(?![\w.])|\b(?:true|false|min|max)\b")
+_BINARY = r"(?<= )(?:[-+*/%<>&|]|[<>=!]=|&&|\|\||<<|>>|[-+*/]=)(?= )"
+_OTHER = rf"(?<=[ (,])(?P<unary>[-!])(?=[\w(])|(?<![\w.]){NUMBER.pattern}(?![\w.])|\b(?:true|false|min|max)\b"
+CPP_TOKEN = re.compile(f"{_BINARY}|{_OTHER}")
 
 
 def cpp_sites(file, text):
     audible = QUIET.sub(lambda quiet: " " * len(quiet[0]), text)
     for match in CPP_TOKEN.finditer(audible):
-        if match[0] in SWAPS or NUMBER.fullmatch(match[0]):
-            yield Site(file, match.start(), match.end(), replaced(match[0]))
+        yield Site(file, match.start(), match.end(), "" if match["unary"] else replaced(match[0]))
 
 
 # ---- Python ----
@@ -94,8 +94,9 @@ def python_sites(file, text):
             for left, right in zip(node.values, node.values[1:]):
                 yield from between(left, right)
         elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.Not, ast.USub)):
-            yield Site(file, begin(node), begin(node.operand), "")
-        elif isinstance(node, ast.Constant) and isinstance(node.value, (bool, int)):
+            token = next(token for token in UNARY if text.startswith(token, begin(node)))
+            yield Site(file, begin(node), begin(node) + len(token), "")
+        elif isinstance(node, ast.Constant) and isinstance(node.value, (bool, int, float)):
             yield Site(file, begin(node), end(node), replaced(text[begin(node) : end(node)]))
         elif isinstance(node, ast.Attribute) and node.attr in SWAPS:
             yield Site(file, end(node) - len(node.attr), end(node), replaced(node.attr))

@@ -5,11 +5,12 @@ import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from .affected import BUILT, CHANGED, OPS, backends_of, ops_of
+from .affected import BUILT, CHANGED, OPS, UNDER_WAY, backends_of, ops_of
 from .sites import ROOT
 
 KILLED_FAST, KILLED_FULL, SURVIVED = "fast tier", "full run", "none"
@@ -19,6 +20,8 @@ LIBRARIES = {"cpu": "_C_cpu", "cuda": "_C_simt"}
 CELLS_ALONE = "tests/test_cells_cpp.py"  # compiles a header of csrc/cells by itself
 MEMORY = 12 << 30  # bytes of addresses; a changed size may ask for all there is
 NOTHING_COLLECTED = 5  # pytest's exit status
+# Signals that a change of memory, arithmetic or a loop's end can bring; others come from outside.
+CRASHES = [-n for n in (signal.SIGABRT, signal.SIGALRM, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV)]
 
 
 class Tree:
@@ -41,8 +44,9 @@ class Tree:
             shutil.copytree(self.clean, self.build)
         import torch
 
-        # One instruction set beside the baseline: what differs between them is in the same file.
-        options = [f"-DTORCH_DIR={torch.__path__[0]}", "-DDLA_SIMT=ON", "-DHAS_X86_64_V3=OFF"]
+        # What compiles fast: little optimisation, and one instruction set beside the baseline.
+        fast = ["-DCMAKE_BUILD_TYPE=Fast", "-DCMAKE_CXX_FLAGS_FAST=-O1", "-DHAS_X86_64_V3=OFF"]
+        options = [f"-DTORCH_DIR={torch.__path__[0]}", "-DDLA_SIMT=ON", *fast]
         self.run("cmake", "-G", "Ninja", "-S", ".", "-B", "build/cmake", *options).check_returncode()
         self.run("cmake", "--build", "build/cmake", "--parallel", "1").check_returncode()
         shutil.rmtree(self.clean, ignore_errors=True)
@@ -64,7 +68,8 @@ class Tree:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY)),
+            start_new_session=True,  # Ctrl-C is for the parent
+            preexec_fn=limit_memory,
             check=False,
         )
 
@@ -72,15 +77,24 @@ class Tree:
     def changed(self, site):
         """While the file is changed; afterwards it is as old as it was, and so is what was built."""
         path = self.folder / site.file
-        path.write_text(site.changed(path.read_text()))
+        text, times = path.read_text(), path.stat()
+        path.write_text(site.changed(text))
         try:
             yield
         finally:
-            shutil.copy2(ROOT / site.file, path)
+            path.write_text(text)
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
             if path.suffix != ".py":
                 shutil.rmtree(self.build)
                 shutil.copytree(self.clean, self.build)
                 self.take_clean_libraries()
+
+    def parses(self, file):
+        try:
+            compile((self.folder / file).read_text(), file, "exec")
+        except SyntaxError:
+            return False
+        return True
 
     def built(self, backend):
         """Whether it compiles, and whether to other machine code than the unchanged sources."""
@@ -93,16 +107,25 @@ class Tree:
         return SAME_CODE if same else OTHER_CODE
 
     def noticed(self, site, backends, tier, seed, tests=()):
-        """The test that fails, or how the process ended; empty if all pass."""
+        """The test that fails, or in which the process ended and how; empty if all pass."""
         told = {CHANGED: site.file, BUILT: ",".join(sorted(backends))}
         failed, status = self.tests("-p", "tests.mutants.affected", "-x", *chosen(tier, seed), *tests, **told)
-        if status in (0, NOTHING_COLLECTED):
-            return ""
-        return failed[0] if failed else f"the process ended with {status}"
+        if failed:
+            return failed[0]
+        if status in CRASHES:
+            return f"{(self.folder / UNDER_WAY).read_text()} (status {status})"
+        if status not in (0, NOTHING_COLLECTED):
+            raise RuntimeError(f"pytest ended with {status}: see {self.folder / 'log'}")
+        return ""
 
     def false_alarms(self, tests, tier, seed):
         """Those of the tests that fail with nothing changed."""
-        return self.tests(*chosen(tier, seed), *tests)[0] if tests else []
+        if not tests:
+            return []
+        failed, status = self.tests(*chosen(tier, seed), *tests)
+        if status not in (0, 1):
+            raise RuntimeError(f"pytest ended with {status}: see {self.folder / 'log'}")
+        return failed
 
     def tests(self, *options, **told):
         """The tests that fail, and pytest's exit status."""
@@ -113,6 +136,11 @@ class Tree:
         return re.findall(r"^(?:FAILED|ERROR) (.*?)(?: - .*)?$", log.read_text(), re.MULTILINE), done.returncode
 
 
+def limit_memory():
+    """The soft limit alone: tests of low memory set and lift it too."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
 def chosen(tier, seed):
     return f"--tier={tier}", f"--tier-seed={seed}"
 
@@ -120,6 +148,8 @@ def chosen(tier, seed):
 def verdict(tree, site, tier, seed):
     """(who kills it, by which test). Of the fast tier first what is quick to say something."""
     with tree.changed(site):
+        if site.file.endswith(".py") and not tree.parses(site.file):
+            return STILLBORN, ""
         if tier == "fast" and (test := quick_notice(tree, site, seed)):
             return KILLED_FAST, test
         backends = set(backends_of(site.file))
