@@ -1,6 +1,12 @@
 """The CUDA kernels compile and link for every architecture without a warning, and none spills. No GPU is needed, and
 nvcc only where the sources are not those on record."""
 
+import ctypes
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
 import cuda_resources
 import pytest
 import records
@@ -58,3 +64,16 @@ def test_what_is_a_fault():
     fine = cuda_resources.Resources("scan", "fp32", 90, 128, 0, 0)
     faults = [fine._replace(stack=16), fine._replace(spills=8), fine._replace(registers=129)]
     assert cuda_resources.faults([fine, *faults, fine._replace(dtype="fp64", registers=255)]) == faults
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="g++ is absent")
+def test_the_stand_in_for_torchs_cuda_library_shows_what_it_has(tmp_path):
+    """Compiled as all of the project is, with hidden names: the linker would else leave out that the library is needed,
+    and what was built beside a torch without CUDA would not load beside one with."""
+    source = Path(__file__).parent.parent / "csrc" / "cuda" / "torch_cuda_stub.cpp"
+    library = tmp_path / "libtorch_cuda.so"
+    subprocess.run(["g++", "-shared", "-fPIC", "-fvisibility=hidden", source, "-o", library], check=True)
+    names = re.findall(r"(\w+)\(int32_t|(\w+)\(char", source.read_text())
+    assert len(names) == 3
+    for name in map("".join, names):
+        assert getattr(ctypes.CDLL(str(library)), name)
