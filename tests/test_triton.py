@@ -1,8 +1,10 @@
 """What is Triton's alone: its tiles, its launches, choosing by measurement, and when it serves."""
 
+import ast
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -217,3 +219,22 @@ def test_tf32_only_where_the_user_allows_it():
         assert launch.precision() == "tf32"
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_tiles_are_taken_as_every_version_of_triton_takes_them():
+    """Triton 3.6 refuses a field of TILES in a shape, and one that is a tuple as an argument, unless it has been given
+    a name of its own; later versions, and the interpreter, do not mind."""
+    table = tiles.tiles("gap", 64, 0, 64, torch.float32)._asdict()
+    tuples = {name for name, value in table.items() if isinstance(value, tuple)}
+    assert tuples
+    for path in sorted(Path(triton_ops.__file__).parent.glob("**/*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            fields = [*node.args, *(k.value for k in node.keywords)] if isinstance(node, ast.Call) else []
+            refused = {f.attr for f in fields if is_field(f)} & tuples
+            if isinstance(node, ast.List):
+                refused |= {item.attr for item in node.elts if is_field(item)}
+            assert not refused, f"{path.name}, line {node.lineno}: give TILES.{min(refused)} a name, a tl.constexpr"
+
+
+def is_field(node):
+    return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "TILES"

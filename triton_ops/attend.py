@@ -98,18 +98,19 @@ def attend_bwd_kernel(
     past_scale, d, M, B, HEADS, K, C, SCALE: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     A: tl.constexpr = y.dtype.element_ty
+    ROWS: tl.constexpr = TILES.rows  # as a constant of its own: Triton 3.6 takes no other in a shape
     b = tl.program_id(0)
     row = row_of(0, b, B, C)
     y, of_q, of_k, dy = y + row, of_q + row, of_k + row, dy + row
     dtaps += row_of(0, b, B, 2 * K)
     D = C // HEADS
-    for g0 in range(0, HEADS, TILES.rows):
-        g = g0 + tl.arange(0, TILES.rows)
+    for g0 in range(0, HEADS, ROWS):
+        g = g0 + tl.arange(0, ROWS)
         there = g < HEADS
         largest, sums = scores_of_layers(scores, y, q, k, past_keys, d, M, b, B, g, HEADS, K, D, C, SCALE)
-        mean = tl.zeros([TILES.rows], A)
+        mean = tl.zeros([ROWS], A)
         for m in range(0, M + 1):
-            dshare = tl.zeros([TILES.rows], A)
+            dshare = tl.zeros([ROWS], A)
             for d0 in range(0, D, HEAD):
                 c, known = channels_of(g, d0, HEADS, D)
                 of_m = scale_of(past_scale, d, m, M, b, B, c, known, C, A)

@@ -236,7 +236,8 @@ def scale_in(
             tl.store(tile_of(out, out_stride, c, p, INTERLEAVED), new.to(out.dtype.element_ty), there)
 
 
-# A planar map's plane is a whole number of pieces, which HW // PIECE * PIECE tells the compiler.
+# A planar map's plane is a whole number of pieces, which HW // PIECE * PIECE tells the compiler. A tuple out of TILES
+# becomes a constant of its own before it is passed on: Triton 3.6 takes it no other way.
 
 
 @triton.jit
@@ -245,10 +246,12 @@ def pool(table, y, t, b, B, C, begin, end, ELEMENT: tl.constexpr, PIECE: tl.cons
     HW, interleaved = plane_of(table, t)
     x, stride = map_of(table.maps[0], t, b, ELEMENT, PIECE)
     y += row_of(t, b, B, C)
+    INTERLEAVED: tl.constexpr = TILES.interleaved
+    PLANAR: tl.constexpr = TILES.planar
     if interleaved:
-        sum_in(x, stride, None, stride, y, begin, end, C, HW, True, TILES.interleaved)
+        sum_in(x, stride, None, stride, y, begin, end, C, HW, True, INTERLEAVED)
     else:
-        sum_in(x, stride, None, stride, y, begin, end, C, HW // PIECE * PIECE, False, TILES.planar)
+        sum_in(x, stride, None, stride, y, begin, end, C, HW // PIECE * PIECE, False, PLANAR)
 
 
 @triton.jit
@@ -260,10 +263,12 @@ def gate_gradient(
     dout, dout_stride = map_of(table.maps[0], t, b, ELEMENT, PIECE)
     x, x_stride = map_of(table.maps[1], t, b, ELEMENT, PIECE)
     dd += row_of(t, b, B, C)
+    INTERLEAVED: tl.constexpr = TILES.interleaved
+    PLANAR: tl.constexpr = TILES.planar
     if interleaved:
-        sum_in(dout, dout_stride, x, x_stride, dd, begin, end, C, HW, True, TILES.interleaved)
+        sum_in(dout, dout_stride, x, x_stride, dd, begin, end, C, HW, True, INTERLEAVED)
     else:
-        sum_in(dout, dout_stride, x, x_stride, dd, begin, end, C, HW // PIECE * PIECE, False, TILES.planar)
+        sum_in(dout, dout_stride, x, x_stride, dd, begin, end, C, HW // PIECE * PIECE, False, PLANAR)
 
 
 @triton.jit
@@ -278,7 +283,9 @@ def scale(
     d += row_of(t, b, B, C)
     if dy is not None:
         dy += row_of(t, b, B, C)
+    INTERLEAVED: tl.constexpr = TILES.interleaved
+    PLANAR: tl.constexpr = TILES.planar
     if interleaved:
-        scale_in(x, x_stride, out, out_stride, d, dy, begin, end, C, HW, True, TILES.interleaved)
+        scale_in(x, x_stride, out, out_stride, d, dy, begin, end, C, HW, True, INTERLEAVED)
     else:
-        scale_in(x, x_stride, out, out_stride, d, dy, begin, end, C, HW // PIECE * PIECE, False, TILES.planar)
+        scale_in(x, x_stride, out, out_stride, d, dy, begin, end, C, HW // PIECE * PIECE, False, PLANAR)
