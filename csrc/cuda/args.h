@@ -46,9 +46,12 @@ struct Layer {
   MapPointer map[kMapsPerLayer];
   int HW, piece;
   bool interleaved;
+  int slab;  // 0, or where the channels of every map follow each other without a gap: the widest access, in bytes, at
+             // which every eighth of them begins
 };
 struct Layers {
   Layer at[kMaxLayers];
+  bool alike;  // all are planar, of one size, and read 16 bytes at a time: csrc/cuda/stacks.cuh
 };
 
 // The blocks of an op on maps alone: for each layer and sample, pieces of `channels` channels.
@@ -325,7 +328,7 @@ struct WeightGradient {
   A* out;  // [M, N] in rows of ld
   int64_t M, N, ld;
   Product<A> term[2];
-  int64_t first_block;  // of those that share its tiles
+  int64_t first_tile;
 };
 constexpr int kMostWeights = 13;  // eight of split, where joint's w1 counts twice; five of layer attention
 template <class A>

@@ -86,8 +86,12 @@ int clusters_of_kernel(Kernel kernel, const Launch& how) {
   if (found != known.end()) return found->second;
   cudaLaunchAttribute attribute;
   const cudaLaunchConfig_t config = config_of(how, &attribute, nullptr);
+  cudaFuncAttributes code;
+  // Code for chips before sm_90, which a newer one may have been given, takes every block for a group of its own.
+  const bool knows_clusters =
+      how.cluster == 1 || (cudaFuncGetAttributes(&code, kernel) == cudaSuccess && code.ptxVersion >= 90);
   int clusters = 0;
-  if (ask_for_shared<Args>(kernel, how.shared_bytes) != cudaSuccess ||
+  if (!knows_clusters || ask_for_shared<Args>(kernel, how.shared_bytes) != cudaSuccess ||
       cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) != cudaSuccess) {
     cudaGetLastError();  // it was a question
     clusters = 0;

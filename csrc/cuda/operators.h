@@ -89,10 +89,20 @@ void enter_map(const MapView<T>& map, int which, int64_t B, Layer& layer) {
   if (B > 1) narrow_to(uint64_t(map.sb) * sizeof(T));
   if (!one_row) narrow_to(uint64_t(stride) * sizeof(T));
   layer.piece = piece;
+  const bool on_16 = reinterpret_cast<uintptr_t>(map.data) % 16 == 0 && (B == 1 || map.sb * sizeof(T) % 16 == 0);
+  const bool gapless = !map.interleaved && (map.C == 1 || stride == map.HW) && map.HW >= int64_t(16 / sizeof(T));
+  layer.slab = !gapless || (which > 0 && layer.slab == 0) ? 0 : on_16 && (which == 0 || layer.slab == 16) ? 16 : 1;
 }
 template <class T>
 void enter_maps(const std::vector<MapView<T>>& maps, int which, int64_t B, Layers& layers) {
-  for (size_t t = 0; t < maps.size(); ++t) enter_map(maps[t], which, B, layers.at[t]);
+  if (which == 0) layers.alike = !maps.empty();
+  for (size_t t = 0; t < maps.size(); ++t) {
+    enter_map(maps[t], which, B, layers.at[t]);
+    const Layer &layer = layers.at[t], &first = layers.at[0];
+    const bool whole = layer.piece >= 16 && layer.HW % int(16 / sizeof(T)) == 0;
+    layers.alike = layers.alike && !layer.interleaved && layer.HW == first.HW && layer.slab == first.slab &&
+                   (layer.slab == 16 || whole);
+  }
 }
 
 // Blocks of an op on maps alone take about 64 KB each; pieces of whole vectors of channels.
@@ -266,20 +276,24 @@ class WeightGradients {
  public:
   // to [M, N] in rows of ld = the sum of both products.
   void add(A* to, int64_t M, int64_t N, int64_t ld, Product<A> a, Product<A> b) {
-    args_.of[args_.count++] = {to, M, N, ld, {a, b}, blocks_};
-    blocks_ += tiles_of(M, N);
+    args_.of[args_.count++] = {to, M, N, ld, {a, b}, tiles_};
+    tiles_ += tiles_of(M, N);
   }
   // to [M] = the sums of the columns of g [rows, M], whose rows lie ld apart.
   void add_column_sums(A* to, int64_t M, const A* g, int64_t ld, int64_t rows) {
     add(to, M, 1, 1, {g, nullptr, ld, 0, rows}, {});
   }
   void run(const OnDevice& device) const {
-    cuda::run(device, args_, Launch{blocks_, 1, kGradientThreads, gradient_shared_bytes<A>()});
+    // As many blocks as share a tile's rows.
+    const int group = std::min(current_device().largest_cluster, kMaxGroup);
+    Launch how{tiles_ * group, group, kGradientThreads, gradient_shared_bytes<A>()};
+    if (clusters_that_fit<WeightGradientArgs<A>>(how) == 0) how.blocks = tiles_, how.cluster = 1;
+    cuda::run(device, args_, how);
   }
 
  private:
   WeightGradientArgs<A> args_{};
-  int64_t blocks_ = 0;
+  int64_t tiles_ = 0;
 };
 
 // A backward pass: its gradients, the factors of the weight gradients, and their products.

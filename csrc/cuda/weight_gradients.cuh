@@ -1,5 +1,5 @@
-// The weight gradients: sums of products g^T x over the rows of the whole batch, every output a tile of one
-// block, every sum in one fixed order.
+// The weight gradients: sums of products g^T x over the rows of the whole batch, every output a tile of one group of
+// blocks, which share the rows out and add up in order of rank: every sum is taken in one fixed order.
 #pragma once
 
 #include "args.h"
@@ -10,10 +10,11 @@ namespace cuda {
 
 template <class A>
 DLA_KERNEL(weight_gradients_kernel, A, WeightGradientArgs<A>) {
+  const int rank = cluster_rank(), ranks = cluster_size(), index = block_index() / ranks;
   int which = 0;
-  while (which + 1 < args.count && block_index() >= args.of[which + 1].first_block) ++which;
+  while (which + 1 < args.count && index >= args.of[which + 1].first_tile) ++which;
   const WeightGradient<A>& of = args.of[which];
-  const int64_t tile = block_index() - of.first_block, across = (of.N + kTile - 1) / kTile;
+  const int64_t tile = index - of.first_tile, across = (of.N + kTile - 1) / kTile;
   const int64_t m0 = tile / across * kTile, n0 = tile % across * kTile;
   const int M = int(of.M - m0 < kTile ? of.M - m0 : kTile), N = int(of.N - n0 < kTile ? of.N - n0 : kTile);
 
@@ -27,9 +28,9 @@ DLA_KERNEL(weight_gradients_kernel, A, WeightGradientArgs<A>) {
   constexpr int kOwn = kSlab * kTile / kGradientThreads;
   A next_g[kOwn], next_x[kOwn];
   int term = 0;
-  int64_t k0 = 0;
+  int64_t k0 = rank * kSlab;
   const auto skip_to_rows = [&] {
-    while (term < 2 && k0 >= of.term[term].K) ++term, k0 = 0;
+    while (term < 2 && k0 >= of.term[term].K) ++term, k0 = rank * kSlab;
     return term < 2;
   };
   const auto read_slab = [&] {
@@ -52,7 +53,7 @@ DLA_KERNEL(weight_gradients_kernel, A, WeightGradientArgs<A>) {
       gs[j] = next_g[i], xs[j] = next_x[i];
     }
     block_barrier();
-    k0 += kSlab;
+    k0 += ranks * kSlab;
     more = skip_to_rows();
     if (more) read_slab();
     for (int k = part; k < kSlab; k += kParts)
@@ -68,12 +69,20 @@ DLA_KERNEL(weight_gradients_kernel, A, WeightGradientArgs<A>) {
 #pragma unroll
     for (int n = 0; n < kPatch; ++n) parts[(part * kTile + pm + m) * kTile + pn + n] = sum[m][n];
   block_barrier();
+  A* const mine = xs;  // [kTile, kTile], what this block has found
   for (int j = thread_index(); j < kTile * kTile; j += num_threads()) {
-    const int m = j / kTile, n = j % kTile;
     A total = A(0);
     for (int p = 0; p < kParts; ++p) total += parts[p * kTile * kTile + j];
+    mine[j] = total;
+  }
+  group_barrier();
+  for (int j = rank * kGradientThreads + thread_index(); j < kTile * kTile; j += ranks * kGradientThreads) {
+    const int m = j / kTile, n = j % kTile;
+    A total = A(0);
+    for (int other = 0; other < ranks; ++other) total += (ranks > 1 ? peer(mine, other) : mine)[j];
     if (m < M && n < N) of.out[(m0 + m) * of.ld + n0 + n] = total;
   }
+  group_barrier();  // nobody leaves while others read
 }
 
 }  // namespace cuda
