@@ -51,10 +51,16 @@ DLA_HOST_DEVICE T narrow(accumulate_t<T> x) {
 }
 template <>
 DLA_HOST_DEVICE BFloat16 narrow<BFloat16>(float x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint16_t rounded;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded) : "f"(x));
+  return {rounded};
+#else
   uint32_t bits;
   memcpy(&bits, &x, sizeof bits);
   if (x != x) return {uint16_t(0x7fc0)};
   return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+#endif
 }
 template <>
 DLA_HOST_DEVICE Half narrow<Half>(float x) {

@@ -135,6 +135,7 @@ struct Case {
   std::vector<int> HW;  // of the maps, in turn
   bool interleaved;
   Device device;
+  bool mixed = false;  // every other map the other way
 };
 
 static Device device_of(int processors, int64_t shared, int64_t l2, int cluster, int threads, int samples = 1) {
@@ -230,9 +231,10 @@ struct Call {
   template <class T>
   void enter(Layer& layer, int t, int which, void* data) {
     const int HW = of.HW[t % of.HW.size()];
-    const int64_t sample = C * HW, stride = of.interleaved ? C : HW;
+    const bool interleaved = of.interleaved != (of.mixed && t % 2 == 1);
+    const int64_t sample = C * HW, stride = interleaved ? C : HW;
     layer.map[which] = {data, sample, stride};
-    layer.HW = HW, layer.interleaved = of.interleaved;
+    layer.HW = HW, layer.interleaved = interleaved;
     if (which == 0) layer.piece = 16;
     const auto narrow_to = [&](uint64_t bytes) {
       while (bytes % layer.piece != 0) layer.piece /= 2;
@@ -240,6 +242,20 @@ struct Call {
     narrow_to(reinterpret_cast<uintptr_t>(data));
     narrow_to(uint64_t(sample) * sizeof(T));
     narrow_to(uint64_t(stride) * sizeof(T));
+    const bool on_16 = reinterpret_cast<uintptr_t>(data) % 16 == 0 && sample * sizeof(T) % 16 == 0;
+    const bool gapless = !interleaved && HW >= int(16 / sizeof(T)) && (which == 0 || layer.slab > 0);
+    layer.slab = !gapless ? 0 : on_16 && (which == 0 || layer.slab == 16) ? 16 : 1;
+  }
+  template <class T>
+  bool alike(const Layers& layers) const {
+    bool all = true;
+    for (int t = 0; t < of.T; ++t) {
+      const Layer &layer = layers.at[t], &first = layers.at[0];
+      const bool whole = layer.piece >= 16 && layer.HW % int(16 / sizeof(T)) == 0;
+      all =
+          all && !layer.interleaved && layer.HW == first.HW && layer.slab == first.slab && (layer.slab == 16 || whole);
+    }
+    return all;
   }
 
   template <class T>
@@ -258,6 +274,7 @@ struct Call {
       enter<T>(backward.layers.at[t], t, 1, memory.drawn_map(size, T{}));
       enter<T>(backward.layers.at[t], t, 2, memory.result_map(size, T{}));
     }
+    forward.layers.alike = alike<T>(forward.layers), backward.layers.alike = alike<T>(backward.layers);
     forward.cell = cell;
     backward.y = forward.y = memory.result(rows * C);
     forward.states_h = cell.saves_h ? memory.result(rows * C) : nullptr;
@@ -353,8 +370,10 @@ struct Call {
     const float *g = memory.drawn(K * M, 1), *x = memory.drawn(K * N, 1);
     args.of[0] = {memory.result(M * N), M, N, N, {{g, x, M, N, K}, {g, x, M, N, 33}}, 0};
     args.of[1] = {memory.result(M), M, 1, 1, {{g, nullptr, M, 0, K}, {}}, tiles_of(M, N)};
-    const int64_t blocks = tiles_of(M, N) + tiles_of(M, 1);
-    start(weight_gradients_kernel<float>, args, Launch{blocks, 1, kGradientThreads, gradient_shared_bytes<float>()});
+    const int64_t tiles = tiles_of(M, N) + tiles_of(M, 1);
+    for (const int group : {1, 4})
+      start(weight_gradients_kernel<float>, args,
+            Launch{tiles * group, group, kGradientThreads, gradient_shared_bytes<float>()});
   }
 
   void operator()() {
@@ -384,6 +403,11 @@ static const std::vector<Case> kCases = {
     {"in a cluster too", "layer_update", kDsu, kSplit, 3, 9, 36, 8, {15}, false, device_of(2, 700, 1, 4, 32, 4)},
     {"bf16", "layer_update, bf16", kDsu, kJoint, 2, 3, 17, 5, {15, 600}, false, device_of(1, 6000, 1, 1, 64)},
     {"bf16, cluster", "layer_update, bf16", kLstm, kSplit, 2, 2, 40, 5, {15}, true, device_of(2, 6000, 1, 4, 64)},
+    {"alike", "layer_update", kDsu, kJoint, 3, 3, 20, 5, {15}, false, device_of(2, 6000, 1, 4, 64)},
+    {"alike, whole planes", "layer_update", kLstm, kSplit, 3, 2, 16, 5, {16}, false, device_of(1, 9000, 1, 1, 64)},
+    {"alike, bf16", "layer_update, bf16", kDsu, kJoint, 2, 3, 24, 5, {49}, false, device_of(2, 6000, 1, 2, 64)},
+    {"slabs and others", "layer_update", kDsu, kJoint, 3, 3, 20, 5, {15, 5}, false, device_of(1, 6000, 1, 1, 64), true},
+    {"large slabs", "layer_update", kDsu, kJoint, 2, 2, 8, 4, {301}, false, device_of(1, 6000, 1, 1, 32)},
     {"large maps", "layer_update", kDsu, kJoint, 1, 2, 8, 4, {700}, false, device_of(1, 6000, 1, 1, 32)},
     {"many pixels", "layer_update", kDsu, kJoint, 1, 2, 8, 4, {700}, true, device_of(1, 6000, 1, 1, 32)},
     {"scan, chunks", "scan", kDsu, kJoint, 5, 3, 20, 7, {}, false, device_of(2, 800, 1, 2, 64)},

@@ -13,7 +13,7 @@ import pytest
 
 TESTS = Path(__file__).parent
 CSRC = TESTS.parent / "csrc"
-KERNELS = [f"{name}.cuh" for name in ("products", "planes", "recurrence", "recurrence_bwd")]
+KERNELS = [f"{name}.cuh" for name in ("products", "planes", "stacks", "recurrence", "recurrence_bwd")]
 KERNELS += [f"{name}.cuh" for name in ("scan", "refresh", "layer_update", "weight_gradients")]
 KERNELS += [f"{name}.cuh" for name in ("gather", "light_step", "attend")]
 PLAN = CSRC / "cuda" / "plan.h"
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 # What is left out, and what stands there instead.
 BREAKS = {
-    r"\b(block_barrier|group_barrier)\(\);": ["void()"],
+    r"\b(block_barrier|group_barrier|warp_barrier)\(\);": ["void()"],
     r"\bgroup_barrier\(\);": ["block_barrier()"],  # as if a group were one block
     r"\bparity_ \^= 1;": ["void()"],
 }

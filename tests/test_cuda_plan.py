@@ -1,6 +1,9 @@
-"""csrc/cuda/plan.h: what holds for every plan, and what the plans of design's rows on an H200 are."""
+"""csrc/cuda/plan.h: what holds for every plan, and what the plans of design's rows are."""
 
+import json
+import re
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 
@@ -89,6 +92,7 @@ def needed(problem, plan):
         "Scratch": (9 if p.attention else 8) * plan["threads"],
         "Shared": nb * (R if low else gates),
         "Gates": (rows if back else chunk) * gates,
+        "Bias": gates,
         "D": (rows if back else chunk) * cs,
         "Y": rows * cs,
     }
@@ -137,8 +141,7 @@ def check_plan(problem, device, plan):
     assert group == 1 or problem.projection != "dense"
     assert plan["channels"] % 8 == 0
     assert plan["channels"] * group >= problem.C
-    assert samples in (1, 2, 4, 8)
-    assert samples < 2 * max(problem.B, 1)
+    assert 1 <= samples <= min(8, max(problem.B, 1))
     assert 1 <= plan["chunk"] <= problem.T
     assert plan["in_flight"] >= 1
     assert (plan["in_flight"] - 1) * samples < max(problem.B, 1), "a group without a tile"
@@ -219,12 +222,19 @@ def plan_of_row(plans, name, backward, projection="joint", itemsize=2):
     return problem, plan
 
 
+H100 = Device(132, 232448, 233472, 52428800, 8, 256)
+MEASURED = json.loads((Path(__file__).parent.parent / "bench/results/h100-80gb-hbm3/plans.json").read_text())
+
+
 @BOTH_PASSES
-@BOTH_DSUS
-@pytest.mark.parametrize("name", ["CIFAR C128", "CIFAR C256", "C1024 T6"])
-def test_rows_of_128_to_1024_channels_are_on_chip(plans, name, projection, backward):
-    _, plan = plan_of_row(plans, name, backward, projection)
-    assert plan["path"] == "on-chip", plan
+@pytest.mark.parametrize("row", MEASURED["rows"], ids=lambda row: row["name"])
+def test_what_is_chosen_is_nearly_the_best_that_was_measured(plans, row, backward):
+    """Of the layouts of blocks and samples that bench.gpu_plans tried on an H100."""
+    T, B, C, H, W, r = map(int, re.fullmatch(r"T(\d+)-B(\d+)-C(\d+)-HW(\d+)x(\d+)-r(\d+)", row["name"]).groups())
+    plan = plans(Problem(backward, "joint", 3, T, B, C, C // r, T * C * H * W * 2 * (1 + backward)), H100)
+    op = "backward" if backward else "forward"
+    times = {way: time for way, time in row["ms"].items() if way.endswith(f"/{op}") and not way.startswith("plan")}
+    assert times[f"{plan['group']}x{plan['samples']}/{op}"] <= 1.1 * min(times.values())
 
 
 @BOTH_PASSES
@@ -236,17 +246,10 @@ def test_the_widest_row_shares_its_weights(plans, projection, backward):
 
 @BOTH_DSUS
 @pytest.mark.parametrize("itemsize", [2, 4])
-@pytest.mark.parametrize("name", CIFAR)
+@pytest.mark.parametrize("name", ["CIFAR C64", "CIFAR C128"])
 def test_cifar_forward_needs_no_workspace(plans, name, itemsize, projection):
     _, plan = plan_of_row(plans, name, False, projection, itemsize)
     assert plan["workspace"] == 0, plan
-
-
-@pytest.mark.parametrize("name", ["CIFAR C128", "CIFAR C256", "C1024 T6"])
-def test_maps_in_flight_take_at_most_twice_the_l2_cache(plans, name):
-    """Of all samples in flight, forward, in bf16."""
-    problem, plan = plan_of_row(plans, name, backward=False)
-    assert plan["in_flight"] * plan["samples"] * problem.sample_bytes <= 2 * H200.l2, plan
 
 
 @BOTH_PASSES

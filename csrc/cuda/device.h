@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "../cells/math.h"
+#include "plan.h"
 
 #if defined(DLA_SIMT)
 #include "simt.h"
@@ -25,6 +26,7 @@ using simt::peer;
 using simt::shared_memory;
 using simt::shuffle_xor;
 using simt::thread_index;
+using simt::warp_barrier;
 
 inline void block_barrier() { simt::barrier(); }
 inline void cluster_barrier() { simt::cluster_barrier(); }
@@ -39,12 +41,12 @@ void store_streaming(V* p, V x) {
 }
 inline float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 inline double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
+inline float about_inverse(int n) { return 1.0f / float(n); }
+inline int not_before(int n) { return n; }
+inline int leading_zeros(int n) { return n == 0 ? 32 : __builtin_clz(unsigned(n)); }
 
 struct alignas(16) Words4 {
   uint32_t x, y, z, w;
-};
-struct alignas(8) Words2 {
-  uint32_t x, y;
 };
 
 }  // namespace cuda
@@ -56,13 +58,13 @@ struct alignas(8) Words2 {
 // Two blocks of 256 threads on a multiprocessor, so that one streams maps while the other scans. In fp64, which
 // is for checking, one, with twice the registers.
 #define DLA_KERNEL(name, T, Args) \
-  __global__ void __launch_bounds__(256, sizeof(T) == 8 ? 1 : 2) name(const __grid_constant__ Args args)
+  __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) name(const __grid_constant__ Args args)
 
 namespace dla {
 namespace cuda {
 
 DLA_DEVICE int thread_index() { return threadIdx.x; }
-DLA_DEVICE int num_threads() { return blockDim.x; }
+DLA_DEVICE constexpr int num_threads() { return kThreads; }  // a constant saves registers and divisions
 DLA_DEVICE int block_index() { return blockIdx.x; }
 DLA_DEVICE int num_blocks() { return gridDim.x; }
 DLA_DEVICE unsigned char* shared_memory() {
@@ -70,6 +72,7 @@ DLA_DEVICE unsigned char* shared_memory() {
   return dynamic_shared;
 }
 DLA_DEVICE void block_barrier() { __syncthreads(); }
+DLA_DEVICE void warp_barrier() { __syncwarp(); }
 
 // Clusters begin with sm_90; before, a group is one block.
 DLA_DEVICE int cluster_rank() {
@@ -120,9 +123,16 @@ DLA_DEVICE void store_streaming(V* p, V x) {
 }
 DLA_DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DLA_DEVICE double fma(double a, double b, double c) { return __fma_rn(a, b, c); }
+DLA_DEVICE int leading_zeros(int n) { return __clz(n); }
+// The same number, of which nothing is known before: a compiler would else work out what follows of it, for every
+// loop of a kernel, before the first of them, and keep all that in registers which there are not.
+DLA_DEVICE int not_before(int n) {
+  asm volatile("" : "+r"(n));
+  return n;
+}
+DLA_DEVICE float about_inverse(int n) { return __fdividef(1.0f, float(not_before(n))); }
 
 using Words4 = uint4;
-using Words2 = uint2;
 
 }  // namespace cuda
 }  // namespace dla
@@ -147,6 +157,29 @@ DLA_HOST_DEVICE int power_of_two(int n, int most) {
   while (p < n && p < most) p *= 2;
   return p;
 }
+
+// The logarithms of n > 0 to the base 2, rounded down, and up: threads are shared out by powers of two.
+DLA_DEVICE int floor_log2(int n) { return 31 - leading_zeros(n); }
+DLA_DEVICE int ceil_log2(int n) { return 32 - leading_zeros(n - 1); }
+
+// Division by an n that many numbers have in common: a processor has no instruction for it, and takes dozens.
+struct Divisor {
+  int n;
+  float inverse;
+
+  DLA_DEVICE explicit Divisor(int n) : n(n), inverse(about_inverse(n)) {}
+  // i / n, rounded down, for 0 <= i < 2^30. Below 2^20 the half keeps the product as far from a whole number as the
+  // inverse, off by two units in the last place at most, can move it; beyond, what is left over is divided once more.
+  DLA_DEVICE int under(int i) const {
+    int q = int((float(i) + 0.5f) * inverse);
+    if (i >= 1 << 20) {
+      q += int(float(i - q * n) * inverse);
+      const int rest = i - q * n;
+      q += rest < 0 ? -1 : rest >= n ? 1 : 0;
+    }
+    return q;
+  }
+};
 
 DLA_HOST_DEVICE float inverse_root(float x) { return 1.0f / ::sqrtf(x); }
 DLA_HOST_DEVICE double inverse_root(double x) { return 1.0 / ::sqrt(x); }

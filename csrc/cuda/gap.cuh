@@ -1,7 +1,7 @@
 // gap: y_t = mean over HW of x_t. A block takes some channels of one sample of one layer.
 #pragma once
 
-#include "planes.cuh"
+#include "stacks.cuh"
 
 namespace dla {
 namespace cuda {
@@ -18,11 +18,9 @@ template <class T>
 DLA_KERNEL(gap_kernel, T, GapArgs<T>) {
   using A = accumulate_t<T>;
   my_piece(args.pieces, [&](int t, int64_t b, int64_t c0, int cs) {
-    const Layer& layer = args.layers.at[t];
-    const auto x = plane<const T>(layer, 0, b, c0);
     A* const y = args.y + (t * args.pieces.B + b) * args.pieces.C + c0;
-    sums<false>(layer, x, x, cs, reinterpret_cast<A*>(shared_memory()),
-                [&](int c, A sum) { y[c] = sum / A(layer.HW); });
+    sums<false, T>(args.layers.at, t, 1, b, c0, cs, 0, 0, reinterpret_cast<A*>(shared_memory()),
+                   [&](int t, int c, A sum) { y[c] = sum / A(args.layers.at[t].HW); });
   });
 }
 

@@ -3,8 +3,8 @@
 // Layer::map: 0 the input x; forward: 1 the result; backward: 1 the gradient that arrives, 2 the one of x.
 #pragma once
 
-#include "planes.cuh"
 #include "recurrence_bwd.cuh"
+#include "stacks.cuh"
 
 namespace dla {
 namespace cuda {
@@ -16,25 +16,23 @@ DLA_KERNEL(layer_update_kernel, T, LayerUpdateArgs<T>) {
   while (tile.next()) {
     const int nb = tile.nb, cs = tile.cs;
     A* const y = tile.buffer(kY);
-    for (int t = 0; t < tile.T; ++t) {
-      const Layer& layer = args.layers.at[t];
-      for (int i = 0; i < nb; ++i) {
-        const auto x = plane<const T>(layer, 0, tile.b0 + i, tile.c0);
-        const int m = t * nb + i;
-        sums<false>(layer, x, x, cs, tile.buffer(kScratch),
-                    [&](int c, A sum) { y[m * cs + c] = args.y[tile.at(m, c)] = sum / A(layer.HW); });
-      }
-    }
+    for_stacks(args.layers, tile.T, nb, [&](int t0, int layers, int i) {
+      sums<false, T>(args.layers.at, t0, layers, tile.b0 + i, tile.c0, cs, 0, 0, tile.buffer(kScratch),
+                     [&](int t, int c, A sum) {
+                       const int m = t * nb + i;
+                       y[m * cs + c] = args.y[tile.at(m, c)] = sum / A(args.layers.at[t].HW);
+                     });
+    });
     tile.load_start(tile.buffer(kH), tile.buffer(kC));
     block_barrier();
     tile.hoist(nullptr);
     tile.scan(args.states_h, args.states_c);
     tile.refresh([&](int m0, int M, const A* d) {
-      for (int m = M - 1; m >= 0; --m) {
-        const Layer& layer = args.layers.at[(m0 + m) / nb];
-        const int64_t b = tile.b0 + (m0 + m) % nb;
-        scale(layer, plane<const T>(layer, 0, b, tile.c0), d + m * cs, plane<T>(layer, 1, b, tile.c0), cs);
-      }
+      const int first = tile.layer_of(m0);
+      for_stacks(args.layers, M / nb, nb, [&](int t0, int layers, int i) {
+        scale<false, T>(args.layers.at, first + t0, layers, tile.b0 + i, tile.c0, cs, 0, 1, d + (t0 * nb + i) * cs,
+                        static_cast<const A*>(nullptr), nb * cs);
+      });
     });
   }
 }
@@ -47,15 +45,10 @@ DLA_KERNEL(layer_update_bwd_kernel, T, LayerUpdateBwdArgs<T>) {
   while (tile.next()) {
     const int nb = tile.nb, cs = tile.cs;
     A *const dd = tile.buffer(kDD), *const d = tile.buffer(kD), *const dy = tile.buffer(kDY);
-    for (int t = 0; t < tile.T; ++t) {
-      const Layer& layer = args.layers.at[t];
-      for (int i = 0; i < nb; ++i) {
-        const auto x = plane<const T>(layer, 0, tile.b0 + i, tile.c0);
-        const auto dout = plane<const T>(layer, 1, tile.b0 + i, tile.c0);
-        const int m = t * nb + i;
-        sums<true>(layer, x, dout, cs, tile.buffer(kScratch), [&](int c, A sum) { dd[m * cs + c] = sum; });
-      }
-    }
+    for_stacks(args.layers, tile.T, nb, [&](int t0, int layers, int i) {
+      sums<true, T>(args.layers.at, t0, layers, tile.b0 + i, tile.c0, cs, 0, 1, tile.buffer(kScratch),
+                    [&](int t, int c, A sum) { dd[(t * nb + i) * cs + c] = sum; });
+    });
     tile.load_rows(args.y, tile.buffer(kY));
     block_barrier();
     tile.begin();
@@ -63,15 +56,11 @@ DLA_KERNEL(layer_update_bwd_kernel, T, LayerUpdateBwdArgs<T>) {
     tile.refresh();
     tile.scan();
     tile.keep_start();
-    tile.finish();
-    tile.for_each(tile.rows(), cs, [&](int m, int c) { dy[m * cs + c] /= A(args.layers.at[m / nb].HW); });
-    block_barrier();
-    for (int m = tile.rows() - 1; m >= 0; --m) {
-      const Layer& layer = args.layers.at[m / nb];
-      const int64_t b = tile.b0 + m % nb;
-      scale<true>(layer, plane<const T>(layer, 1, b, tile.c0), d + m * cs, dy + m * cs, plane<T>(layer, 2, b, tile.c0),
-                  cs);
-    }
+    tile.finish([&](int m, A dy) { return dy / A(args.layers.at[tile.layer_of(m)].HW); });
+    for_stacks(args.layers, tile.T, nb, [&](int t0, int layers, int i) {
+      scale<true, T>(args.layers.at, t0, layers, tile.b0 + i, tile.c0, cs, 1, 2, d + (t0 * nb + i) * cs,
+                     static_cast<const A*>(dy + (t0 * nb + i) * cs), nb * cs);
+    });
   }
 }
 

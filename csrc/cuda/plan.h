@@ -14,7 +14,7 @@
 namespace dla {
 namespace cuda {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 256;    // of a block on a device
 constexpr int kMaxLayers = 256;  // their table travels as a kernel argument
 constexpr int kMaxSamples = 8;   // per tile
 constexpr int kSkew = 4;         // what rows of weights in shared memory lie further apart, for its banks' sake
@@ -58,6 +58,7 @@ enum Buffer {
   kC,         // [nb, cs]
   kDH,        // [nb, cs] backward: gradient of the state
   kDC,        // [nb, cs]
+  kBias,      // [NG, cs] what q holds besides y
   kScratch,   // sums over parts of a block: kRows, or a vector of channels, or 18 for every two, for each thread
   kW1h,       // [R, cs + kSkew] copies of weights; never in the workspace
   kShared,    // [nb, R] W1h h of the last state; dense: [nb, NG * cs]
@@ -88,6 +89,7 @@ struct Plan {
   int channels;          // of one block; the last may have fewer
   int chunk_layers;      // layers whose partial sums are exchanged at once
   bool stages_weights;   // W1h and W2h lie in shared memory
+  bool hot;              // and so does all else that a step of the forward scan needs again and again
   int tiles_in_flight;   // groups that are launched
   int threads;
   int64_t shared_bytes;
@@ -99,6 +101,10 @@ struct Plan {
 };
 
 inline int64_t divide_up(int64_t x, int64_t y) { return (x + y - 1) / y; }
+
+// How many groups run at once where there is room for so many blocks. A cluster lies within one of the parts of a
+// chip, which are not of one size: an H100 holds 132 of 2 blocks, 62 of 4 and 30 of 8 (measured), of 264 blocks.
+inline int fitting(int blocks, int group) { return group <= 2 ? blocks / group : blocks / group * 10 / 11; }
 
 namespace plan_detail {
 
@@ -117,6 +123,8 @@ inline int64_t elements(Buffer buffer, const Problem& p, const Plan& plan) {
     case kDH:
     case kDC:
       return back ? nb * cs : 0;
+    case kBias:
+      return gates;
     case kScratch:
       return int64_t(plan.threads) * (p.attention ? 9 : 8);
     case kW1h:
@@ -180,6 +188,8 @@ inline bool place(const Problem& p, int64_t budget, Plan& plan) {
       plan.workspace_bytes += bytes;
     }
   }
+  plan.hot = plan.stages_weights;
+  for (const Buffer buffer : {kExchange, kU, kH, kC, kBias, kGates}) plan.hot = plan.hot && plan.place[buffer] >= 0;
   return true;
 }
 
@@ -211,35 +221,41 @@ class Candidate {
     plan.chunk_layers = int(std::max<int64_t>(1, std::min(p.T, budget_ / 8 / layer_bytes)));
     return place(p, budget_, plan);
   }
-  // Samples share a tile only where the weights must come from the cache anew at every step.
-  int most_samples() const { return plan.stages_weights ? 1 : kMaxSamples; }
-
+  // At once, where there are enough of them.
+  int tiles_that_fit(const Device& device) const {
+    return std::max(1, fitting(device.processors * resident_, plan.blocks_per_tile));
+  }
   int tiles_in_flight(const Device& device, int64_t B, int samples) const {
-    const int64_t room = std::max(1, device.processors * resident_ / plan.blocks_per_tile);
-    return int(std::max<int64_t>(1, std::min(divide_up(B, samples), room)));
+    return int(std::max<int64_t>(1, std::min<int64_t>(divide_up(B, samples), tiles_that_fit(device))));
   }
 
-  // The time of a sample, as bytes that a processor's share of the memory bandwidth moves meanwhile. The second
-  // reading misses the cache as far as the maps of all samples in flight outgrow it. A tile waits for its scan, T
-  // steps, and streams; meanwhile other tiles stream, if enough are in flight.
+  // Microseconds for B samples. The constants are of an H100: its bandwidth, a processor's share (bench/machine.cu),
+  // and what a step of the kernels took there (bench/results). The second reading misses the cache as far as the maps
+  // of all samples in flight outgrow it. Tiles that run at once wait for their scans at once; then come the next.
   double cost(const Problem& p, const Device& device, int64_t B, int samples) const {
-    // A step takes 1.2 us on an H200 (three barriers, two small products), when 33 KB pass a processor each
-    // microsecond; backward twice that. Predicted, not measured yet.
-    const double step = p.pass == Pass::kForward ? 40e3 : 80e3;
+    const double kMemory = 22e3, kBlock = 15e3;   // bytes a microsecond: of a processor, and of a block alone on one
+    const double kExchange = 1, kOverhead = 3.5;  // microseconds: of a cluster's exchange, and for each sample
+    const double kProducts = 9e3;                 // multiplications a microsecond, of a processor
+    const double kCache = 40e3;                   // bytes a microsecond: of weights that are not staged, likewise
+    const bool forward = p.pass == Pass::kForward;
     const double group = plan.blocks_per_tile, tiles = tiles_in_flight(device, B, samples);
-    // What is not staged comes from the second-level cache, twice as fast as from memory.
-    const double weights = plan.stages_weights ? 0 : double(p.weight_bytes()) / group / 2;
     const double maps = double(p.sample_bytes), cached = 0.8 * double(device.l2) / (tiles * samples);
     const double missed = maps > cached ? 1 - cached / maps : 0;
-    const double moved = p.pass == Pass::kForward ? maps * (2 + missed) : maps * (1.5 + 0.5 * missed);
-    const double waited = double(p.T) * (step + weights) * group / samples;
-    const double busy = std::min(1.0, tiles * group / (device.processors * resident_));
-    return std::max(moved, (waited + moved) / (resident_ * busy));
+    const double moved = double(B) * (forward ? maps * (2 + missed) : maps * (1.5 + 0.5 * missed));
+    const double streamed = moved / std::min(device.processors * kMemory, tiles * group * kBlock);
+    // Everything is multiplied by the weights twice: in the scan, and ahead of it or after.
+    const double products = 2.0 * double(p.weight_bytes() / p.accumulate_bytes) * samples / group;
+    const double unstaged = plan.stages_weights ? 0 : 2.0 * double(p.weight_bytes()) / group;
+    const double step =
+        (group > 1 ? kExchange : 0) + kOverhead * samples + (products / kProducts + unstaged / kCache) * resident_;
+    const double waves = double(divide_up(divide_up(B, samples), tiles_that_fit(device)));
+    return streamed + waves * double(p.T) * step * (forward ? 1 : 2.2);
   }
   // The cheapest number of samples per tile.
   int best_samples(const Problem& p, const Device& device, int64_t B) const {
     int best = 1;
-    for (int samples = 2; samples <= most_samples() && samples < 2 * B; samples *= 2)
+    Candidate tried = *this;
+    for (int samples = 2; samples <= kMaxSamples && samples <= B && tried.place_with(p, samples); ++samples)
       if (cost(p, device, B, samples) < cost(p, device, B, best)) best = samples;
     return best;
   }
@@ -275,7 +291,7 @@ inline Plan make_plan(const Problem& p, const Device& device, int largest_group 
       if (other.possible && !excluded && (demanded || cost(other) < cost(best))) best = other;
     }
   int samples = device.samples > 0 ? device.samples : best.best_samples(p, device, p.B);
-  while (!best.place_with(p, samples)) samples /= 2;  // one sample fits
+  while (!best.place_with(p, samples)) --samples;  // one sample fits
   Plan& plan = best.plan;
   plan.path = plan.samples_per_tile > 1  ? Path::kWeightsBound
               : plan.blocks_per_tile > 1 ? Path::kOnChip

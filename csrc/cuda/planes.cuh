@@ -1,6 +1,6 @@
 // Feature maps as one block sees them: some channels of one sample of one layer. A *planar* map has its
 // pixels side by side, an *interleaved* one its channels. Both are read 16 bytes at a time where addresses
-// allow, else in pieces of the same 16 bytes, so that sums are taken in one order whatever the alignment.
+// allow, else as single elements of the same vectors, so that sums are taken in one order whatever the alignment.
 #pragma once
 
 #include "../half.h"
@@ -27,7 +27,6 @@ struct Vector {
   static constexpr int N = 16 / sizeof(T);
   union {
     Words4 words4;
-    Words2 words2[2];
     T v[N];
   };
   DLA_DEVICE accumulate_t<T> operator[](int i) const { return widen(v[i]); }
@@ -39,10 +38,6 @@ DLA_DEVICE Vector<T> load(const T* p) {
   if constexpr (kPiece == 16) {
     const Words4* from = reinterpret_cast<const Words4*>(p);
     x.words4 = kLast ? load_last(from) : *from;
-  } else if constexpr (kPiece == 8) {
-    const Words2* from = reinterpret_cast<const Words2*>(p);
-    x.words2[0] = kLast ? load_last(from) : from[0];
-    x.words2[1] = kLast ? load_last(from + 1) : from[1];
   } else {
 #pragma unroll
     for (int i = 0; i < Vector<T>::N; ++i) x.v[i] = p[i];
@@ -61,9 +56,6 @@ template <int kPiece, class T>
 DLA_DEVICE void store(T* p, const Vector<T>& x) {
   if constexpr (kPiece == 16) {
     store_streaming(reinterpret_cast<Words4*>(p), x.words4);
-  } else if constexpr (kPiece == 8) {
-    store_streaming(reinterpret_cast<Words2*>(p), x.words2[0]);
-    store_streaming(reinterpret_cast<Words2*>(p) + 1, x.words2[1]);
   } else {
 #pragma unroll
     for (int i = 0; i < Vector<T>::N; ++i) p[i] = x.v[i];
@@ -81,8 +73,6 @@ template <class F>
 DLA_DEVICE void with_piece(int piece, F f) {
   if (piece >= 16)
     f(std::integral_constant<int, 16>{});
-  else if (piece >= 8)
-    f(std::integral_constant<int, 8>{});
   else
     f(std::integral_constant<int, 1>{});
 }
@@ -102,17 +92,21 @@ struct Term {
 
 // A few neighbouring threads take a channel. Each has kChannels x kAlong vectors in flight: these are read before
 // the first is used, and the part of a vector at the end of a channel is taken by itself.
-template <int kPiece, bool kProduct, int kChannels, int kAlong, class T, class F>
-DLA_DEVICE void planar_sums(Plane<const T> x, Plane<const T> g, int cs, int HW, F f) {
+// Of rows of HW pixels, row r from x(r) on, and g(r).
+template <int kPiece, bool kProduct, int kChannels, int kAlong, class T, class X, class G, class F>
+DLA_DEVICE void planar_sums(X x, G g, int rows, int HW, F f) {
   using A = accumulate_t<T>;
   constexpr int N = Vector<T>::N, kFew = 8;
   const int whole = HW / N, rest = HW % N, lanes = power_of_two(whole + (rest > 0), kWarp);
   const int lane = thread_index() % lanes, group = thread_index() / lanes, groups = num_threads() / lanes;
-  for (int first = 0; first < cs; first += groups * kChannels) {  // uniform, as the shuffles need
-    A sum[kChannels] = {}, few[kChannels] = {};                   // a long chain of additions is folded now and then
-    const auto at = [&](const Plane<const T>& map, int i) {
-      return map.data + at_most(first + i * groups + group, cs - 1) * map.stride;
-    };
+  for (int first = 0; first < rows; first += groups * kChannels) {  // uniform, as the shuffles need
+    A sum[kChannels] = {}, few[kChannels] = {};                     // a long chain of additions is folded now and then
+    const T *of_x[kChannels], *of_g[kChannels];
+#pragma unroll
+    for (int i = 0; i < kChannels; ++i) {
+      const int row = at_most(first + i * groups + group, rows - 1);
+      of_x[i] = x(row), of_g[i] = kProduct ? g(row) : of_x[i];
+    }
     int added = 0;
     for (int v0 = lane; v0 < whole; v0 += lanes * kAlong) {
       Vector<T> xs[kAlong][kChannels], gs[kAlong][kChannels];
@@ -121,8 +115,8 @@ DLA_DEVICE void planar_sums(Plane<const T> x, Plane<const T> g, int cs, int HW, 
 #pragma unroll
         for (int i = 0; i < kChannels; ++i) {
           const int v = at_most(v0 + j * lanes, whole - 1);
-          xs[j][i] = load<kPiece, false>(at(x, i) + v * N);
-          if (kProduct) gs[j][i] = load<kPiece, false>(at(g, i) + v * N);
+          xs[j][i] = load<kPiece, false>(of_x[i] + v * N);
+          if (kProduct) gs[j][i] = load<kPiece, false>(of_g[i] + v * N);
         }
 #pragma unroll
       for (int j = 0; j < kAlong; ++j)
@@ -139,22 +133,28 @@ DLA_DEVICE void planar_sums(Plane<const T> x, Plane<const T> g, int cs, int HW, 
     if (rest > 0 && lane == whole % lanes)
 #pragma unroll
       for (int i = 0; i < kChannels; ++i)
-        few[i] += Term<T, kProduct>::of(load_some(at(x, i) + whole * N, rest),
-                                        load_some((kProduct ? at(g, i) : at(x, i)) + whole * N, rest));
+        few[i] += Term<T, kProduct>::of(load_some(of_x[i] + whole * N, rest), load_some(of_g[i] + whole * N, rest));
 #pragma unroll
     for (int i = 0; i < kChannels; ++i) {
       const A total = sum_lanes(sum[i] + few[i], lanes);
-      const int c = first + i * groups + group;
-      if (lane == 0 && c < cs) f(c, total);
+      const int row = first + i * groups + group;
+      if (lane == 0 && row < rows) f(row, total);
     }
   }
+}
+template <int kPiece, bool kProduct, class T, class X, class G, class F>
+DLA_DEVICE void planar_sums_of_rows(X x, G g, int rows, int HW, F f) {
+  if (HW <= 2 * kWarp * Vector<T>::N)
+    planar_sums<kPiece, kProduct, kProduct ? 2 : 4, 1, T>(x, g, rows, HW, f);
+  else
+    planar_sums<kPiece, kProduct, 1, kProduct ? 2 : 4, T>(x, g, rows, HW, f);
 }
 
 // Threads side by side take a vector of channels each; what is left of the block shares out the pixels.
 template <int kPiece, bool kProduct, class T, class F>
 DLA_DEVICE void interleaved_sums(Plane<const T> x, Plane<const T> g, int cs, int HW, accumulate_t<T>* scratch, F f) {
   using A = accumulate_t<T>;
-  constexpr int N = Vector<T>::N, kFew = 32, kAlong = kProduct ? 1 : 4;
+  constexpr int N = Vector<T>::N, kFew = 32, kAlong = kProduct ? 1 : 2;
   const int vectors = (cs + N - 1) / N, columns = power_of_two(vectors, num_threads());
   const int column = thread_index() % columns, part = thread_index() / columns, parts = num_threads() / columns;
   for (int first = 0; first < vectors; first += columns) {
@@ -210,14 +210,14 @@ DLA_DEVICE void interleaved_sums(Plane<const T> x, Plane<const T> g, int cs, int
 template <bool kProduct, class T, class F>
 DLA_DEVICE void sums(const Layer& layer, Plane<const T> x, Plane<const T> g, int cs, accumulate_t<T>* scratch, F f) {
   if (cs == 0) return;
+  const int HW = not_before(layer.HW);
   with_piece(layer.piece, [&](auto piece) {
     constexpr int kPiece = decltype(piece)::value;
     if (layer.interleaved)
-      interleaved_sums<kPiece, kProduct>(x, g, cs, layer.HW, scratch, f);
-    else if (layer.HW <= 2 * kWarp * Vector<T>::N)
-      planar_sums<kPiece, kProduct, kProduct ? 2 : 4, 1>(x, g, cs, layer.HW, f);
+      interleaved_sums<kPiece, kProduct>(x, g, cs, HW, scratch, f);
     else
-      planar_sums<kPiece, kProduct, 1, kProduct ? 2 : 4>(x, g, cs, layer.HW, f);
+      planar_sums_of_rows<kPiece, kProduct, T>([&](int c) { return x.data + c * x.stride; },
+                                               [&](int c) { return g.data + c * g.stride; }, cs, HW, f);
   });
 }
 
@@ -272,14 +272,13 @@ DLA_DEVICE void scale(const Layer& layer, Plane<const T> x, const accumulate_t<T
                       Plane<T> out, int cs) {
   using A = accumulate_t<T>;
   const auto summand = [e](int c) { return kSummand ? e[c] : A(-0.0); };
+  const int HW = not_before(layer.HW);
   with_piece(layer.piece, [&](auto piece) {
     constexpr int kPiece = decltype(piece)::value;
     if (layer.interleaved)
-      scale_rows<kPiece, 2>(
-          layer.HW, cs, x, out, [&](int, int c) { return d[c]; }, [&](int, int c) { return summand(c); });
+      scale_rows<kPiece, 2>(HW, cs, x, out, [&](int, int c) { return d[c]; }, [&](int, int c) { return summand(c); });
     else
-      scale_rows<kPiece, 4>(
-          cs, layer.HW, x, out, [&](int c, int) { return d[c]; }, [&](int c, int) { return summand(c); });
+      scale_rows<kPiece, 4>(cs, HW, x, out, [&](int c, int) { return d[c]; }, [&](int c, int) { return summand(c); });
   });
 }
 // Without a summand.

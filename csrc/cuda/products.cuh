@@ -2,6 +2,8 @@
 // Every sum is taken in an order that depends on the widths alone, not on how many rows there are.
 #pragma once
 
+#include <type_traits>
+
 #include "device.h"
 
 namespace dla {
@@ -21,64 +23,92 @@ struct WeightRows {
   int side_by_side = 8;
 
   DLA_DEVICE const A* operator()(int n) const {
-    if (next == 0) return data + n * ld;  // one segment: no division
-    return data + (n / segment) * next + (n % segment) * ld;
+    if (next == 0) return data + n * ld;
+    const int g = Divisor(segment).under(n);
+    return data + g * next + (n - g * segment) * ld;
   }
 };
 
-// Four floats or two doubles.
-template <class A>
-struct Quad {
-  static constexpr int N = 16 / sizeof(A);
+// N neighbours, read by one access: a quad of four floats or two doubles, or one alone.
+template <class A, int N>
+struct Neighbours {
   union {
     Words4 words;
     A v[N];
   };
+  DLA_DEVICE void load(const A* p) {
+    if constexpr (N * sizeof(A) == 16)
+      words = *reinterpret_cast<const Words4*>(p);
+    else
+      v[0] = *p;
+  }
+  DLA_DEVICE void store(A* p) const {
+    if constexpr (N * sizeof(A) == 16)
+      *reinterpret_cast<Words4*>(p) = words;
+    else
+      *p = v[0];
+  }
 };
 template <class A>
-DLA_DEVICE Quad<A> load_quad(const A* p) {
-  Quad<A> q;
-  q.words = *reinterpret_cast<const Words4*>(p);
-  return q;
-}
+constexpr int kQuad = 16 / sizeof(A);
 template <class A>
 DLA_DEVICE bool in_quads(const A* p, int64_t ld) {
-  return reinterpret_cast<uintptr_t>(p) % 16 == 0 && ld % Quad<A>::N == 0;
+  return reinterpret_cast<uintptr_t>(p) % 16 == 0 && ld % kQuad<A> == 0;
 }
 
-template <class A, int M_TILE, int V, class F>
+// A thread takes kTurns rows of weights at a time, of each the next kDeep pieces: all are asked for before the first is
+// used, since a second-level cache takes hundreds of cycles to answer.
+constexpr int kTurns = 2;
+template <class A, int M_TILE, int V, int kDeep, class F>
 DLA_DEVICE void dots_of(int M, int N, int K, const A* x, int ldx, const WeightRows<A>& w, F f) {
-  // As many threads to a row as there are, so that all rows are done at once; sums over few threads are quick.
-  const int idle = num_threads() / (N > 0 ? N : 1), most = power_of_two((K + V - 1) / V, kWarp);
-  int lanes = w.side_by_side;
-  while (lanes * 2 <= idle) lanes *= 2;
-  lanes = at_most(lanes, most);
-  const int lane = thread_index() % lanes, group = thread_index() / lanes, groups = num_threads() / lanes;
-  for (int n0 = 0; n0 < N; n0 += groups) {  // all threads take every turn: the shuffles need them
-    const int n = at_most(n0 + group, N - 1);
-    const A* row = w(n);
-    for (int m0 = 0; m0 < M; m0 += M_TILE) {
-      A sum[M_TILE] = {};
-      for (int k = lane * V; k < K; k += lanes * V) {
-        if constexpr (V == 1) {
-          const A weight = row[k];
+  // As many threads to a row as there are, so that all rows are done in one turn; sums over few threads are quick.
+  if (N == 0) return;
+  N = not_before(N), K = not_before(K);
+  const int idle = floor_log2(num_threads() * kTurns) - ceil_log2(N), fewest = floor_log2(w.side_by_side);
+  const int log_lanes = at_most(idle > fewest ? idle : fewest, at_most(ceil_log2((K + V - 1) / V), floor_log2(kWarp)));
+  const int lanes = 1 << log_lanes, lane = thread_index() & (lanes - 1), group = thread_index() >> log_lanes;
+  const int groups = num_threads() >> log_lanes, step = lanes * V;
+  for (int n0 = 0; n0 < N; n0 += groups * kTurns) {  // all threads take every turn: the shuffles need them
+    const A* row[kTurns];
 #pragma unroll
-          for (int i = 0; i < M_TILE; ++i) sum[i] = fma(x[at_most(m0 + i, M - 1) * ldx + k], weight, sum[i]);
-        } else {
-          const Quad<A> weight = load_quad(row + k);
+    for (int j = 0; j < kTurns; ++j) row[j] = w(at_most(n0 + j * groups + group, N - 1)) + lane * V;
+    for (int m0 = 0; m0 < M; m0 += M_TILE) {
+      int of[M_TILE];
+#pragma unroll
+      for (int i = 0; i < M_TILE; ++i) of[i] = at_most(m0 + i, M - 1) * ldx + lane * V;
+      A sum[kTurns][M_TILE] = {};
+      const auto add = [&](int k, auto deep) {
+        constexpr int D = decltype(deep)::value;
+        Neighbours<A, V> weight[kTurns][D];
+#pragma unroll
+        for (int j = 0; j < kTurns; ++j)
+#pragma unroll
+          for (int d = 0; d < D; ++d) weight[j][d].load(row[j] + k + d * step);
+#pragma unroll
+        for (int d = 0; d < D; ++d)
 #pragma unroll
           for (int i = 0; i < M_TILE; ++i) {
-            const Quad<A> value = load_quad(x + at_most(m0 + i, M - 1) * ldx + k);
+            Neighbours<A, V> value;
+            value.load(x + (of[i] + k + d * step));
 #pragma unroll
-            for (int j = 0; j < V; ++j) sum[i] = fma(value.v[j], weight.v[j], sum[i]);
+            for (int j = 0; j < kTurns; ++j)
+#pragma unroll
+              for (int v = 0; v < V; ++v) sum[j][i] = fma(value.v[v], weight[j][d].v[v], sum[j][i]);
           }
-        }
-      }
+      };
+      int k = 0;
+      const int whole = K - (kDeep - 1) * step - lane * V;  // from here on some of the next kDeep pieces are missing
+      for (; k < whole; k += kDeep * step) add(k, std::integral_constant<int, kDeep>{});
+      if (kDeep > 1)
+        for (; k < K - lane * V; k += step) add(k, std::integral_constant<int, 1>{});
 #pragma unroll
-      for (int i = 0; i < M_TILE; ++i) {
-        const A total = sum_lanes(sum[i], lanes);
-        if (lane == 0 && n0 + group < N && m0 + i < M) f(m0 + i, n, total);
-      }
+      for (int j = 0; j < kTurns; ++j)
+#pragma unroll
+        for (int i = 0; i < M_TILE; ++i) {
+          const A total = sum_lanes(sum[j][i], lanes);
+          const int n = n0 + j * groups + group;
+          if (lane == 0 && n < N && m0 + i < M) f(m0 + i, n, total);
+        }
     }
   }
 }
@@ -86,29 +116,40 @@ DLA_DEVICE void dots_of(int M, int N, int K, const A* x, int ldx, const WeightRo
 // f(m, n, sum over k of x[m][k] * w(n)[k]) for every m < M and n < N, by one thread each.
 template <class A, class F>
 DLA_DEVICE void dots(int M, int N, int K, const A* x, int ldx, const WeightRows<A>& w, F f) {
-  constexpr int V = Quad<A>::N;
+  constexpr int V = kQuad<A>;
   const bool wide = K % V == 0 && in_quads(x, ldx) && in_quads(w.data, w.ld) && w.next % V == 0;
   if (!wide)  // odd sizes: right, but not fast
-    dots_of<A, 1, 1>(M, N, K, x, ldx, w, f);
-  else if (M == 1)
-    dots_of<A, 1, V>(M, N, K, x, ldx, w, f);
+    dots_of<A, 1, 1, 1>(M, N, K, x, ldx, w, f);
+  else if (M <= kRows / 2)
+    dots_of<A, 1, V, 2>(M, N, K, x, ldx, w, f);
   else
-    dots_of<A, kRows, V>(M, N, K, x, ldx, w, f);
+    dots_of<A, kRows, V, 1>(M, N, K, x, ldx, w, f);
 }
 
 template <class A, int M_TILE, class F>
 DLA_DEVICE void axpys_of(int M, int N, int K, const A* x, int ldx, const WeightRows<A>& w, A* scratch, F f) {
-  const int columns = power_of_two(N, num_threads());
-  const int column = thread_index() % columns, part = thread_index() / columns, parts = num_threads() / columns;
+  constexpr int kAhead = 4;  // rows of weights in flight
+  if (N == 0) return;
+  N = not_before(N), K = not_before(K);
+  const int log_columns = at_most(ceil_log2(N), floor_log2(num_threads())), columns = 1 << log_columns;
+  const int column = thread_index() & (columns - 1), part = thread_index() >> log_columns;
+  const int parts = num_threads() >> log_columns;
   for (int n0 = 0; n0 < N; n0 += columns) {
     const int n = n0 + column;
     for (int m0 = 0; m0 < M; m0 += M_TILE) {
       A sum[M_TILE] = {};
-      if (n < N)
-        for (int k = part; k < K; k += parts) {
-          const A weight = w(k)[n];
+      if (n < N && part < parts)
+        for (int k0 = part; k0 < K; k0 += parts * kAhead) {
+          A weight[kAhead];
 #pragma unroll
-          for (int i = 0; i < M_TILE; ++i) sum[i] = fma(x[at_most(m0 + i, M - 1) * ldx + k], weight, sum[i]);
+          for (int j = 0; j < kAhead; ++j) weight[j] = w(at_most(k0 + j * parts, K - 1))[n];
+#pragma unroll
+          for (int j = 0; j < kAhead; ++j) {
+            const int k = k0 + j * parts;
+            if (k < K)
+#pragma unroll
+              for (int i = 0; i < M_TILE; ++i) sum[i] = fma(x[at_most(m0 + i, M - 1) * ldx + k], weight[j], sum[i]);
+          }
         }
       if (parts > 1) {  // the parts of a sum meet in scratch, in order
 #pragma unroll

@@ -88,7 +88,7 @@ class RecurrenceBwd : public Recurrence<A> {
       A total = A(0);
       for (int m = refreshed() + i; m < rows(); m += nb) total += each[m * K + k];
       sum[i * K + k] = total;
-      if (rank == i % ranks) factors.last_sum[(b0 + i) * K + k] = total;
+      if (rank == (i & (ranks - 1))) factors.last_sum[(b0 + i) * K + k] = total;
     });
     block_barrier();
     back_to_h(sum);
@@ -169,8 +169,9 @@ class RecurrenceBwd : public Recurrence<A> {
     });
   }
 
-  // The gradient of y, to kDY.
-  DLA_DEVICE void finish() {
+  // f(m, the gradient of a y of row m) to kDY.
+  template <class F>
+  DLA_DEVICE void finish(F f) {
     A *const dy = buffer(kDY), *const scratch = buffer(kScratch);
     block_barrier();
     const bool split = args.projection == Projection::kSplit;
@@ -184,10 +185,15 @@ class RecurrenceBwd : public Recurrence<A> {
         keep(M, m0, dsy, grads.factors.dsy);
         ds = dsy;
       }
-      axpys(M, cs, met(), ds, met(), w1y(), scratch, [&](int m, int j, A sum) { dy[(m0 + m) * cs + j] = sum; });
+      axpys(M, cs, met(), ds, met(), w1y(), scratch,
+            [&](int m, int j, A sum) { dy[(m0 + m) * cs + j] = f(m0 + m, sum); });
       block_barrier();
     });
     block_barrier();
+  }
+
+  DLA_DEVICE void finish() {
+    finish([](int, A dy) { return dy; });
   }
 
  private:
@@ -211,7 +217,8 @@ class RecurrenceBwd : public Recurrence<A> {
   DLA_DEVICE void keep(int M, int m0, const A* from, A* factor) const {
     for_each(M, R, [&](int m, int r) {
       const int row = m0 + m;
-      if (row % ranks == rank) factor[(int64_t(row / nb) * B + b0 + row % nb) * R + r] = from[m * R + r];
+      if ((row & (ranks - 1)) == rank)
+        factor[(int64_t(this->layer_of(row)) * B + b0 + this->sample_of(row)) * R + r] = from[m * R + r];
     });
   }
   // ds = (W2h^T da) where u > 0, in every block of the group; ds may be u itself.

@@ -9,9 +9,8 @@ namespace cuda {
 template <class T>
 DLA_KERNEL(rescale_kernel, T, RescaleArgs<T>) {
   my_piece(args.pieces, [&](int t, int64_t b, int64_t c0, int cs) {
-    const Layer& layer = args.layers.at[t];
     const int64_t row = (t * args.pieces.B + b) * args.pieces.C + c0;
-    scale(layer, plane<const T>(layer, 0, b, c0), args.d + row, plane<T>(layer, 1, b, c0), cs);
+    scale<false, T>(args.layers.at, t, 1, b, c0, cs, 0, 1, args.d + row, nullptr, 0);
   });
 }
 
@@ -19,12 +18,10 @@ template <class T>
 DLA_KERNEL(rescale_bwd_kernel, T, RescaleBwdArgs<T>) {
   using A = accumulate_t<T>;
   my_piece(args.pieces, [&](int t, int64_t b, int64_t c0, int cs) {
-    const Layer& layer = args.layers.at[t];
     const int64_t row = (t * args.pieces.B + b) * args.pieces.C + c0;
-    const auto dout = plane<const T>(layer, 1, b, c0);
-    sums<true>(layer, plane<const T>(layer, 0, b, c0), dout, cs, reinterpret_cast<A*>(shared_memory()),
-               [&](int c, A sum) { args.dd[row + c] = sum; });
-    scale(layer, dout, args.d + row, plane<T>(layer, 2, b, c0), cs);
+    sums<true, T>(args.layers.at, t, 1, b, c0, cs, 0, 1, reinterpret_cast<A*>(shared_memory()),
+                  [&](int, int c, A sum) { args.dd[row + c] = sum; });
+    scale<false, T>(args.layers.at, t, 1, b, c0, cs, 1, 2, args.d + row, nullptr, 0);
   });
 }
 
