@@ -16,15 +16,15 @@ DLA_KERNEL(depthwise_kernel, T, DepthwiseArgs<T>) {
     const auto x = plane<const T>(layer, 0, b, c0);
     const auto value = plane<T>(layer, 1, b, c0);
     const int64_t row = b * args.pieces.C + c0;
-    stencil<T, Sums<A, 2>, 1, 4>(
-        layer, args.W, cs, reinterpret_cast<A*>(shared_memory()),
-        [&](int c, Source<T>* maps) {
-          maps[0] = source(layer, x, c);
-          const auto out = target(layer, value, c);
+    stencil<T, Sums<A, 2>, 1, 0, 1, 8>(
+        layer, !layer.interleaved, args.W, cs, reinterpret_cast<A*>(shared_memory()),
+        [&](int c, auto& maps) {
+          maps.near[0] = channel(layer, x, c);
+          maps.out[0] = channel(layer, value, c);
           const Taps<A> v = load_taps(args.v + (c0 + c) * kTaps);
-          return [=](Sums<A, 2>& few, int p, const auto& arounds) {
-            const auto around = [&](int a, int b) { return arounds(0, a, b); };
-            few.v[0] += around(1, 1), few.v[1] += out.store(p, v.filter(around));
+          return [=](Sums<A, 2>& few, auto& pixel) {
+            const auto around = [&](int a, int b) { return pixel.near(0, a, b); };
+            few.v[0] += around(1, 1), few.v[1] += pixel.write(0, v.filter(around));
           };
         },
         [&](int c, const Sums<A, 2>& sums) {
@@ -42,19 +42,19 @@ DLA_KERNEL(depthwise_bwd_kernel, T, DepthwiseBwdArgs<T>) {
     const auto x = plane<const T>(layer, 0, b, c0), dvalue = plane<const T>(layer, 1, b, c0);
     const auto dx = plane<T>(layer, 2, b, c0);
     const int64_t row = b * args.pieces.C + c0;
-    stencil<T, Sums<A, kTaps>, 1, 4>(
-        layer, args.W, cs, reinterpret_cast<A*>(shared_memory()),
-        [&](int c, Source<T>* maps) {
+    stencil<T, Sums<A, kTaps>, 1, 1, 1, 4, true>(
+        layer, !layer.interleaved, args.W, cs, reinterpret_cast<A*>(shared_memory()),
+        [&](int c, auto& maps) {
           const A dmean_x = args.dy[row + c] / A(layer.HW);
-          const A dmean_value = args.dy[args.pieces.B * args.pieces.C + row + c] / A(layer.HW);
-          maps[0] = source(layer, dvalue, c, dmean_value);
-          const auto in = source(layer, x, c);
-          const auto out = target(layer, dx, c);
+          maps.plus = args.dy[args.pieces.B * args.pieces.C + row + c] / A(layer.HW);
+          maps.near[0] = channel(layer, dvalue, c);
+          maps.here[0] = channel(layer, x, c);
+          maps.out[0] = channel(layer, dx, c);
           const Taps<A> v = load_taps(args.v + (c0 + c) * kTaps);
-          return [=](Sums<A, kTaps>& few, int p, const auto& arounds) {
-            const auto around = [&](int a, int b) { return arounds(0, a, b); };
-            correlate(in[p], around, few.v);
-            out.store(p, v.transposed(around) + dmean_x);
+          return [=](Sums<A, kTaps>& few, auto& pixel) {
+            const auto around = [&](int a, int b) { return pixel.near(0, a, b); };
+            correlate(pixel.here(0), around, few.v);
+            pixel.write(0, v.transposed(around) + dmean_x);
           };
         },
         [&](int c, const Sums<A, kTaps>& sums) {

@@ -5,8 +5,8 @@
 #pragma once
 
 #include "attention.cuh"
-#include "planes.cuh"
 #include "recurrence_bwd.cuh"
+#include "stacks.cuh"
 #include "stencil.cuh"
 
 namespace dla {
@@ -38,27 +38,31 @@ struct LightTaps {
   }
 };
 
+template <int kMaps>
+DLA_DEVICE bool planar(const Layer* layers) {
+  return !layers[0].interleaved && !layers[kMaps - 1].interleaved;
+}
+
 // o of sample i of the tile. d [cs]; null for ones.
 template <int kMaps, class S, class T>
 DLA_DEVICE void light_filter(const LightStepArgs<T>& args, const Recurrence<accumulate_t<T>>& tile, int i,
                              const accumulate_t<T>* d) {
   using A = accumulate_t<T>;
   const int64_t b = tile.b0 + i;
-  const auto o = plane<T>(args.layers[0], 1, b, tile.c0);
   const A* const gate = tile.buffer(kGate) + i * tile.cs;
-  stencil<T, S, kMaps, kMaps == 1 ? 4 : 2>(
-      args.layers[0], args.W, tile.cs, tile.buffer(kScratch),
-      [&](int c, Source<T>* maps) {
+  stencil<T, S, kMaps, 0, 1, kMaps == 1 ? 8 : 4>(
+      args.layers[0], planar<kMaps>(args.layers), args.W, tile.cs, tile.buffer(kScratch),
+      [&](int c, auto& maps) {
 #pragma unroll
         for (int m = 0; m < kMaps; ++m)
-          maps[m] = source(args.layers[m], plane<const T>(args.layers[m], 0, b, tile.c0), c);
+          maps.near[m] = channel(args.layers[m], plane<const T>(args.layers[m], 0, b, tile.c0), c);
+        maps.out[0] = channel(args.layers[0], plane<T>(args.layers[0], 1, b, tile.c0), c);
         const LightTaps<A, kMaps> taps(args.filters, tile.c0 + c, gate[c], d ? d[c] : A(1));
-        const auto out = target(args.layers[0], o, c);
-        return [=](typename S::Few& few, int p, const auto& arounds) {
+        return [=](typename S::Few& few, auto& pixel) {
           A sum = A(0);
 #pragma unroll
-          for (int m = 0; m < kMaps; ++m) sum += taps.filter(m, [&](int a, int b) { return arounds(m, a, b); });
-          sum = out.store(p, sum);
+          for (int m = 0; m < kMaps; ++m) sum += taps.filter(m, [&](int a, int b) { return pixel.near(m, a, b); });
+          sum = pixel.write(0, sum);
           if constexpr (S::kSize > 0) few.add(sum);
         };
       },
@@ -79,10 +83,9 @@ DLA_KERNEL(light_step_kernel, T, LightStepArgs<T>) {
     const int nb = tile.nb, cs = tile.cs;
     A *const y = tile.buffer(kY), *const gate = tile.buffer(kGate);
     for (int m = 0; m < tile.rows(); ++m) {
-      const Layer& layer = args.layers[m / nb];
-      const auto x = plane<const T>(layer, 0, tile.b0 + m % nb, tile.c0);
-      sums<false>(layer, x, x, cs, tile.buffer(kScratch),
-                  [&](int c, A sum) { y[m * cs + c] = args.y[tile.at(m, c)] = sum / A(layer.HW); });
+      sums<false, T>(args.layers, tile.layer_of(m), 1, tile.b0 + tile.sample_of(m), tile.c0, cs, 0, 0,
+                     tile.buffer(kScratch),
+                     [&](int t, int c, A sum) { y[m * cs + c] = args.y[tile.at(m, c)] = sum / A(args.layers[t].HW); });
     }
     tile.load_start(tile.buffer(kH), tile.buffer(kC));
     group_barrier();  // the gate needs the y of other blocks
@@ -116,20 +119,17 @@ DLA_DEVICE void light_correlate(const LightStepBwdArgs<T>& args, const Recurrenc
   const int64_t b = tile.b0 + i;
   const LightFilters<A>& filters = args.filters;
   const int nb = tile.nb, cs = tile.cs;
-  stencil<T, S, 1, 2>(
-      args.layers[0], args.W, cs, tile.buffer(kScratch),
-      [&](int c, Source<T>* maps) {
-        maps[0] = source(args.layers[0], plane<const T>(args.layers[0], 1, b, tile.c0), c);
-        struct {
-          Source<T> of[kMaps];
-        } in;
+  stencil<T, S, 1, kMaps, 0, kMaps == 1 ? 4 : 2>(
+      args.layers[0], planar<kMaps>(args.layers), args.W, cs, tile.buffer(kScratch),
+      [&](int c, auto& maps) {
+        maps.near[0] = channel(args.layers[0], plane<const T>(args.layers[0], 1, b, tile.c0), c);
 #pragma unroll
         for (int m = 0; m < kMaps; ++m)
-          in.of[m] = source(args.layers[m], plane<const T>(args.layers[m], 0, b, tile.c0), c);
-        return [=](S& few, int p, const auto& arounds) {
+          maps.here[m] = channel(args.layers[m], plane<const T>(args.layers[m], 0, b, tile.c0), c);
+        return [=](S& few, auto& pixel) {
 #pragma unroll
           for (int m = 0; m < kMaps; ++m)
-            correlate(in.of[m][p], [&](int a, int b) { return arounds(0, a, b); }, few.v + m * kTaps);
+            correlate(pixel.here(m), [&](int a, int b) { return pixel.near(0, a, b); }, few.v + m * kTaps);
         };
       },
       [&](int c, const S& sums) {
@@ -166,24 +166,23 @@ DLA_DEVICE void light_back(const LightStepBwdArgs<T>& args, const Recurrence<acc
   const int64_t b = tile.b0 + i;
   const A* const gate = tile.buffer(kGate) + i * tile.cs;
   const int next = tile.nb * tile.cs;
-  stencil<T, Nothing<A>, 1, 2>(
-      args.layers[0], args.W, tile.cs, tile.buffer(kScratch),
-      [&](int c, Source<T>* maps) {
-        maps[0] = source(args.layers[0], plane<const T>(args.layers[0], 1, b, tile.c0), c);
+  stencil<T, Nothing<A>, 1, 0, kMaps, 4>(
+      args.layers[0], planar<kMaps>(args.layers), args.W, tile.cs, tile.buffer(kScratch),
+      [&](int c, auto& maps) {
+        maps.near[0] = channel(args.layers[0], plane<const T>(args.layers[0], 1, b, tile.c0), c);
         const LightTaps<A, kMaps> taps(args.filters, tile.c0 + c, gate[c], d ? d[c] : A(1));
         struct {
-          Target<T> of[kMaps];
-          A plus[kMaps];
-        } out;
+          A of[kMaps];
+        } plus;
 #pragma unroll
         for (int m = 0; m < kMaps; ++m) {
-          out.of[m] = target(args.layers[m], plane<T>(args.layers[m], 2, b, tile.c0), c);
-          out.plus[m] = dy[m * next + c];
+          maps.out[m] = channel(args.layers[m], plane<T>(args.layers[m], 2, b, tile.c0), c);
+          plus.of[m] = dy[m * next + c];
         }
-        return [=](Nothing<A>&, int p, const auto& arounds) {
+        return [=](Nothing<A>&, auto& pixel) {
 #pragma unroll
           for (int m = 0; m < kMaps; ++m)
-            out.of[m].store(p, taps.transposed(m, [&](int a, int b) { return arounds(0, a, b); }) + out.plus[m]);
+            pixel.write(m, taps.transposed(m, [&](int a, int b) { return pixel.near(0, a, b); }) + plus.of[m]);
         };
       },
       [](int, Nothing<A>) {});
