@@ -94,7 +94,8 @@ class Build:
         return [self.tool.Resources(*row) for row in json.loads((self.folder / "out").read_text())]
 
     def check_record(self, tier):
-        """It must be of these sources; while one works on them the fast tier only says so."""
+        """One of other sources costs a full run its time: it compiles for every chip, and says so. But where there is
+        no compiler nothing is known of these sources, and only the fast tier lets that pass."""
         if self.record.digest != self.tool.digest():
             stale = f"the record is of other sources; run: python tools/{self.folder.name} --write"
-            (pytest.skip if tier == "fast" else pytest.fail)(stale)
+            (pytest.skip if self.version is not None or tier == "fast" else pytest.fail)(stale)

@@ -37,7 +37,7 @@ def test_every_kernel_is_there_for_every_architecture(resources, pytestconfig):
         assert found == expected, f"sm_{arch}"
 
 
-def test_no_kernel_spills_and_two_blocks_fit_on_a_processor(resources):
+def test_no_kernel_spills_beyond_its_frame_and_two_blocks_fit_on_a_processor(resources):
     assert cuda_resources.faults(resources) == []
 
 
@@ -62,8 +62,9 @@ ptxas info    : Used 128 registers, used 1 barriers, 16 bytes cumulative stack s
 
 def test_what_is_a_fault():
     fine = cuda_resources.Resources("scan", "fp32", 90, 128, 0, 0)
-    faults = [fine._replace(stack=16), fine._replace(spills=8), fine._replace(registers=129)]
-    assert cuda_resources.faults([fine, *faults, fine._replace(dtype="fp64", registers=255)]) == faults
+    frames = [fine._replace(stack=cuda_resources.FRAME), fine._replace(kernel="light_step", stack=192)]
+    faults = [*(r._replace(stack=r.stack + 8) for r in frames), fine._replace(registers=129)]
+    assert cuda_resources.faults([fine, *frames, *faults, fine._replace(dtype="fp64", registers=255)]) == faults
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="g++ is absent")
