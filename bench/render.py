@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from bench import attention, gpu_attention, gpu_report, networks, plot, predict, scaling, stages
+from bench import attention, gpu_attention, gpu_plans, gpu_report, networks, plot, predict, scaling, stages
 from bench.common import HERE, Target
 from bench.gpu_inputs import DTYPES, ROWS, map_bytes
 from dla_kernels.terminal import table
@@ -87,8 +87,30 @@ def counted() -> str:
     return fenced(predict.report_counters(large_and_small_maps("cpu/counters.json")))
 
 
+# What may be in the folder of a GPU, and what it is.
+REPORTS = {
+    "plans.json": "Tiles laid out in every way, `python -m bench.gpu_plans`",
+    "bench.txt": "Ours beside its peers, `python -m dla_kernels bench --device cuda`",
+    "networks.txt": "A training step of whole networks, `python -m bench.gpu_networks`",
+    "machine.txt": "What the chip does for what the kernels ask of it, `bench/machine.cu`",
+}
+
+
+def report_of(path: Path) -> str:
+    """As it was printed, under the commit of what was measured."""
+    if path.suffix != ".json":
+        return path.read_text().strip()
+    found = json.loads(path.read_text())
+    return f"commit {found['commit']}\n{gpu_plans.report(found['rows'])}"
+
+
 def on_gpus() -> str:
-    parts = [f"### {p.name}\n\n" + fenced((p / "bench.txt").read_text().strip()) for p in gpus()]
+    parts = []
+    for path in gpus():
+        parts.append(f"### {path.name}\n")
+        for file, title in REPORTS.items():
+            if (path / file).exists():
+                parts.append(f"{title}:\n\n" + fenced(report_of(path / file)))
     return "\n".join(parts) or UNMEASURED + "\n"
 
 

@@ -71,7 +71,11 @@ def random_attention(C: int, **options: Any) -> Attention:
     return Attention(*(torch.randn(s, **options) * C**-0.25 for s in ((K,), (K,), (C, 1, 3, 3))))
 
 
-HEADS = 3  # a divisor of every C here
+def heads_of(C: int) -> int:
+    """Three where they divide C, for they are no power of two."""
+    return next(heads for heads in (3, 2, 1) if C % heads == 0)
+
+
 FORMATS = (torch.contiguous_format, torch.channels_last)
 
 
@@ -105,18 +109,18 @@ def make_cases(cell: Cell, sizes: Sequence[tuple[int, int]], B: int, C: int, R: 
     def light_step(f: Any, t: Sequence[Tensor]) -> Outputs:
         x, o_prev, q, k, v, lam, e, *rest = t
         w, start = pack(*rest[:W]), tuple(rest[W:])
-        options = {"heads": HEADS, "cell": cell, "state": start, "e": e}
+        options = {"heads": heads_of(C), "cell": cell, "state": start, "e": e}
         attention = Attention(q, k, v)
         o, states, moments = f.light_step(x, o_prev, attention, lam, w, **options, moments=True)
         first, _, _ = f.light_step(x, None, attention, lam, w, **options)
-        mrla, _, _ = f.light_step(x, o_prev, attention, lam, heads=HEADS)
+        mrla, _, _ = f.light_step(x, o_prev, attention, lam, heads=heads_of(C))
         return (o, *states, first, mrla, moments)
 
     def base_step(f: Any, t: Sequence[Tensor]) -> Outputs:
         stage, out, w = None, [], pack(*t[8:])
         for i in range(2):
             filters = Attention(*t[2 + 3 * i : 5 + 3 * i])
-            o, stage, _ = f.base_step(t[i], stage, filters, w, heads=HEADS, cell=cell)
+            o, stage, _ = f.base_step(t[i], stage, filters, w, heads=heads_of(C), cell=cell)
             out.append(o)
         return out
 
@@ -149,7 +153,7 @@ def make_plain_cases(sizes: Sequence[tuple[int, int]], B: int, C: int, device: s
         Case("gap", None, xs, lambda f, t: (f.gap(t),)),
         Case("rescale", None, (*xs, d), lambda f, t: f.rescale(t[:-1], t[-1])),
         Case("depthwise", None, (x, v), lambda f, t: f.depthwise(*t)),
-        Case("attend", None, (d[0], q, k, *past), lambda f, t: f.attend(*t[:3], t[3:], heads=HEADS)),
+        Case("attend", None, (d[0], q, k, *past), lambda f, t: f.attend(*t[:3], t[3:], heads=heads_of(C))),
         Case("mix", None, (*(x * n for n in range(1, T + 1)), d), lambda f, t: f.mix(t[:-1], t[-1], moments=True)),
         Case("norm_add", None, (x, x.flip(0), gamma, beta), norm_add),
     ]

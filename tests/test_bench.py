@@ -2,13 +2,16 @@
 
 import itertools
 import json
+import os
 import re
 
 import pytest
+import sanitized
 
-from bench import devices, gpu, gpu_attention, gpu_inputs, gpu_report, networks, run
+from bench import devices, gpu, gpu_attention, gpu_inputs, gpu_networks, gpu_plans, gpu_report, networks, run
 from bench.common import Shape, Target
 from dla_kernels import reference
+from dla_kernels.verify import heads_of
 
 BF16_MB = {  # design section 7, in the order of its rows
     (12, 128, 64): 201,
@@ -259,3 +262,39 @@ def test_a_network_that_is_another_is_not_timed(monkeypatch):
     monkeypatch.setattr(reference, "refresh", slip)
     with pytest.raises(SystemExit, match=r"dla_base_resnet20: the gradient is off by .* of that of copying"):
         networks.check("dla_base_resnet20", ("ours", "copying"))
+
+
+def test_layouts_are_put_into_the_environment_and_out_of_it_again(monkeypatch):
+    for variable in gpu_plans.VARIABLES:
+        monkeypatch.setenv(variable, "7")
+    gpu_plans.lay_out("4x3")
+    assert [os.environ[variable] for variable in gpu_plans.VARIABLES] == ["4", "3"]
+    gpu_plans.lay_out(gpu_plans.PLAN)
+    assert not set(gpu_plans.VARIABLES) & set(os.environ)
+
+
+def test_the_best_layout_stands_beside_the_plan():
+    ms = {"copy": 0.1, "plan/forward": 0.4, "2x1/forward": 0.3, "8x1/forward": 0.5, "plan/backward": 0.7}
+    ms |= {"2x1/backward": 0.8, "8x1/backward": 0.6}
+    line = gpu_plans.report([{"name": "row", "ms": ms}]).splitlines()[-1].split()
+    assert line == ["row", "100", "400", "300", "2x1", "700", "600", "8x1"]
+
+
+def test_layouts_are_measured_on_a_stand_in(stand_in, monkeypatch):
+    monkeypatch.setattr(gpu_plans, "WAYS", ("plan", "1x2"))
+    row = gpu_plans.measure(gpu_inputs.REHEARSAL[1], stand_in, rounds=1)
+    assert list(row["ms"]) == ["copy", "plan/forward", "plan/backward", "1x2/forward", "1x2/backward"]
+
+
+def test_a_step_of_whole_networks_is_measured_on_a_stand_in(stand_in, monkeypatch):
+    monkeypatch.setattr(gpu_networks, "ATTENTIONS", ("", "dla_light_"))
+    row = gpu_networks.measure(gpu_networks.REHEARSAL[0], stand_in, rounds=1, seconds=0.1)
+    names = ["resnet20", "dla_light_resnet20", "dla_light_resnet20/reference"]
+    assert list(row["launches"]) == names
+    assert set(row["ms"]) == {f"{name}{graph}" for name in names for graph in ("", " graph")}
+    assert all(name in gpu_networks.report([row]) for name in names)
+
+
+def test_what_the_sanitizers_watch_can_be_called():
+    for sizes, *_, C, _ in sanitized.SIZES:
+        assert C % heads_of(C) == 0, sizes
