@@ -1,6 +1,7 @@
 """Tools that compile for minutes, where what they have on record is not of these sources and this compiler.
 
-conftest.py starts them first, beside the other tests, and theirs wait last. The fast tier compiles for one chip.
+conftest.py starts them first, beside the other tests, and theirs wait last. The fast tier and the rest compile for one
+chip, the full run for all.
 Several pytest processes (pytest-xdist) may share a run: the first that needs a tool starts it, all wait for its files.
 """
 
@@ -65,7 +66,7 @@ class Build:
 
     def chips(self, tier):
         """What the rows are of."""
-        return (self.one,) if tier == "fast" and not self.recorded else self.every
+        return (self.one,) if tier != "full" and not self.recorded else self.every
 
     def start(self, tier):
         """Unless there is nothing to compile or no compiler, or another process has."""
@@ -94,8 +95,8 @@ class Build:
         return [self.tool.Resources(*row) for row in json.loads((self.folder / "out").read_text())]
 
     def check_record(self, tier):
-        """One of other sources costs a full run its time: it compiles for every chip, and says so. But where there is
-        no compiler nothing is known of these sources, and only the fast tier lets that pass."""
+        """One of other sources costs a full run its time: it compiles for every chip. It is told, no more; but where
+        there is no compiler nothing is known of these sources, and only the fast tier lets that pass."""
         if self.record.digest != self.tool.digest():
             stale = f"the record is of other sources; run: python tools/{self.folder.name} --write"
             (pytest.skip if self.version is not None or tier == "fast" else pytest.fail)(stale)

@@ -162,14 +162,9 @@ def choose(items, tier, seed):
             "cases of the Python layer on other backends": len(cheap) - len(once),
             "cases that cost more than they find": len(quick) - len(cheap),
         }
-    had = {item for item in (*pairs, *fewer) if not compiles_more(item)}
+    had = {*pairs, *fewer}
     rest = [item for item in (*quick, *few) if item not in had]
     return rest, reasons | {"cases of the fast tier": len(had)}
-
-
-def compiles_more(item):
-    """Whether the rest of the full run asks a compiler about more chips than the fast tier has."""
-    return "resources" in item.fixturenames and not item.module.BUILD.recorded
 
 
 def test_of(item):
