@@ -43,7 +43,7 @@ def cuda_plan(
     """The plan for T maps [B, C, H, W] of ``dtype`` with HW pixels each, and bottleneck width R.
 
     >>> cuda_plan(12, 128, 256, 64, 64)["path"]
-    'on-chip'
+    'weights-bound'
     """
     described = DEVICES[device] if isinstance(device, str) else device
     maps = 2 if backward else 1
