@@ -19,12 +19,13 @@ import time
 from collections.abc import Callable, Iterable
 from importlib import metadata
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.common import commit
+from bench.common import LATEST, commit
 
 Call = Callable[[], object]
 
@@ -285,6 +286,13 @@ class StandIn(Cpu):
     def peak_bytes(self, call: Call) -> int:
         call()
         return 0
+
+
+def new_results(device: Cuda | StandIn, out: Path | None) -> tuple[Path, dict[str, Any]]:
+    """A folder for what is measured of a device, and what stands before its rows."""
+    folder = out or LATEST / slug(device.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder, {"system": device.facts(), "commit": commit(), "rows": []}
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 
 import dla_kernels as dla
-from bench.common import LATEST, MB, commit
-from bench.devices import Cuda, StandIn, slug
+from bench.common import MB
+from bench.devices import Cuda, StandIn, new_results
 from bench.gpu_clock import medians_and_spreads, reason, sampled
 from dla_kernels.terminal import table
 
@@ -114,9 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder for the results (default: bench/results/latest/<device>)")
     args = parser.parse_args(argv)
     device = StandIn() if args.stand_in else Cuda()
-    out = args.out or LATEST / slug(device.name)
-    out.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {"system": device.facts(), "commit": commit(), "rows": []}
+    out, result = new_results(device, args.out)
     for setting in REHEARSAL if args.stand_in else SETTINGS:
         began = time.monotonic()
         result["rows"].append(measure(setting, device, args.rounds, args.seconds))

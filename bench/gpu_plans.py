@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from bench.common import LATEST, Shape, commit
-from bench.devices import Call, Cuda, StandIn, slug
+from bench.common import Shape
+from bench.devices import Call, Cuda, StandIn, new_results
 from bench.gpu import chosen
 from bench.gpu_clock import reason
 from bench.gpu_inputs import REHEARSAL, ROWS, Inputs, layer_update_parity
@@ -103,10 +103,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder for the results (default: bench/results/latest/<device>)")
     args = parser.parse_args(argv)
     device = StandIn() if args.stand_in else Cuda()
-    out = args.out or LATEST / slug(device.name)
-    out.mkdir(parents=True, exist_ok=True)
+    out, result = new_results(device, args.out)
     rows = REHEARSAL if args.stand_in else ROWS[:8]
-    result: dict[str, Any] = {"system": device.facts(), "commit": commit(), "rows": []}
     for shape in chosen(rows, args.rows) if args.rows else rows:
         result["rows"].append(measure(shape, device, args.rounds))
         print(report(result["rows"][-1:]).splitlines()[-1], flush=True)
