@@ -234,7 +234,7 @@ def run(args: argparse.Namespace, device: Cuda | StandIn, log: Log) -> tuple[int
     earlier = json.loads((out / "bench.json").read_text()) if args.add and (out / "bench.json").exists() else {}
     measures = {"rows": (measure, brief), "layers": (gpu_attention.measure, gpu_attention.brief)}
     began, text = time.monotonic(), ""
-    todo = [(kind, dtype, row) for kind in measures for dtype in args.dtypes for row in getattr(args, kind)]
+    todo = [(kind, dtype, row) for dtype in args.dtypes for kind in measures for row in getattr(args, kind)]
     for i, (kind, dtype, shape) in enumerate(todo):
         spent = time.monotonic() - began
         if spent > args.budget:
