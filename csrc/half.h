@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "common.h"
 
@@ -84,6 +85,31 @@ DLA_HOST_DEVICE Half narrow<Half>(float x) {
   }
   bits += 0xfff + (bits >> 13 & 1);
   return {uint16_t(sign | (bits - (112u << 23)) >> 13)};
+#endif
+}
+
+// Two of 16 bits in a word, the first in its lower half: how they lie in memory, and what one instruction rounds.
+template <class T>
+DLA_HOST_DEVICE float widen_of(uint32_t pair, int which) {
+  return widen(T{uint16_t(pair >> 16 * which)});
+}
+template <>
+DLA_HOST_DEVICE float widen_of<BFloat16>(uint32_t pair, int which) {
+  const uint32_t bits = which == 0 ? pair << 16 : pair & 0xffff0000u;
+  float f;
+  return memcpy(&f, &bits, sizeof f), f;
+}
+template <class T>
+DLA_HOST_DEVICE uint32_t narrow_pair(float first, float second) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint32_t pair;
+  if (std::is_same<T, BFloat16>::value)
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  else
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  return pair;
+#else
+  return narrow<T>(first).bits | uint32_t(narrow<T>(second).bits) << 16;
 #endif
 }
 

@@ -7,16 +7,9 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include "checks.h"
+#include "map_view.h"
 
 namespace dla {
-
-// A map [B, C, H, W] whose channels or pixels are neighbours in memory.
-template <class T>
-struct MapView {
-  T* data;
-  int64_t C, HW, sb, sc, sp;
-  bool interleaved;
-};
 
 // Distance between neighbouring pixels if H and W can be walked as one axis, else 0.
 inline int64_t pixel_stride(const Tensor& x) {

@@ -56,13 +56,15 @@ struct Pool {
     for (float& v : x) v = scale * draw();
     return x.data();
   }
-  void* result_map(int64_t n, float) { return result(n); }
-  void* result_map(int64_t n, BFloat16) { return half_results.emplace_back(n, uint16_t(0xffff)).data(); }
-  void* drawn_map(int64_t n, float) { return drawn(n, 1); }
-  void* drawn_map(int64_t n, BFloat16) {
+  float* result_map(int64_t n, float) { return result(n); }
+  BFloat16* result_map(int64_t n, BFloat16) {
+    return reinterpret_cast<BFloat16*>(half_results.emplace_back(n, uint16_t(0xffff)).data());
+  }
+  float* drawn_map(int64_t n, float) { return drawn(n, 1); }
+  BFloat16* drawn_map(int64_t n, BFloat16) {
     std::vector<uint16_t>& x = half_inputs.emplace_back(n);
     for (uint16_t& v : x) v = narrow<BFloat16>(draw()).bits;
-    return x.data();
+    return reinterpret_cast<BFloat16*>(x.data());
   }
   uint64_t hash() const {
     uint64_t h = 1;
@@ -227,35 +229,11 @@ struct Call {
           problem(Pass::kBackward, 0), of.device);
   }
 
-  // Enters map `which` of layer t, as enter_maps of operators.h does.
   template <class T>
-  void enter(Layer& layer, int t, int which, void* data) {
-    const int HW = of.HW[t % of.HW.size()];
+  MapView<T> map(int t, T* data) const {
+    const int64_t HW = of.HW[t % of.HW.size()];
     const bool interleaved = of.interleaved != (of.mixed && t % 2 == 1);
-    const int64_t sample = C * HW, stride = interleaved ? C : HW;
-    layer.map[which] = {data, sample, stride};
-    layer.HW = HW, layer.interleaved = interleaved;
-    if (which == 0) layer.piece = 16;
-    const auto narrow_to = [&](uint64_t bytes) {
-      while (bytes % layer.piece != 0) layer.piece /= 2;
-    };
-    narrow_to(reinterpret_cast<uintptr_t>(data));
-    narrow_to(uint64_t(sample) * sizeof(T));
-    narrow_to(uint64_t(stride) * sizeof(T));
-    const bool on_16 = reinterpret_cast<uintptr_t>(data) % 16 == 0 && sample * sizeof(T) % 16 == 0;
-    const bool gapless = !interleaved && HW >= int(16 / sizeof(T)) && (which == 0 || layer.slab > 0);
-    layer.slab = !gapless ? 0 : on_16 && (which == 0 || layer.slab == 16) ? 16 : 1;
-  }
-  template <class T>
-  bool alike(const Layers& layers) const {
-    bool all = true;
-    for (int t = 0; t < of.T; ++t) {
-      const Layer &layer = layers.at[t], &first = layers.at[0];
-      const bool whole = layer.piece >= 16 && layer.HW % int(16 / sizeof(T)) == 0;
-      all =
-          all && !layer.interleaved && layer.HW == first.HW && layer.slab == first.slab && (layer.slab == 16 || whole);
-    }
-    return all;
+    return {data, C, HW, C * HW, interleaved ? 1 : HW, interleaved ? C : 1, interleaved};
   }
 
   template <class T>
@@ -264,17 +242,18 @@ struct Call {
     int64_t sample_bytes = 0;
     LayerUpdateArgs<T> forward{};
     LayerUpdateBwdArgs<T> backward{};
+    std::vector<MapView<T>> x, out, dout, dx;
     for (int t = 0; t < of.T; ++t) {
       const int64_t size = state * of.HW[t % of.HW.size()];
       sample_bytes += size / of.B * int64_t(sizeof(T));
-      void* const x = memory.drawn_map(size, T{});
-      enter<T>(forward.layers.at[t], t, 0, x);
-      enter<T>(forward.layers.at[t], t, 1, memory.result_map(size, T{}));
-      enter<T>(backward.layers.at[t], t, 0, x);
-      enter<T>(backward.layers.at[t], t, 1, memory.drawn_map(size, T{}));
-      enter<T>(backward.layers.at[t], t, 2, memory.result_map(size, T{}));
+      x.push_back(map(t, memory.drawn_map(size, T{})));
+      out.push_back(map(t, memory.result_map(size, T{})));
+      dout.push_back(map(t, memory.drawn_map(size, T{})));
+      dx.push_back(map(t, memory.result_map(size, T{})));
     }
-    forward.layers.alike = alike<T>(forward.layers), backward.layers.alike = alike<T>(backward.layers);
+    enter_maps(x, 0, of.B, forward.layers), enter_maps(out, 1, of.B, forward.layers);
+    enter_maps(x, 0, of.B, backward.layers);
+    enter_maps(dout, 1, of.B, backward.layers), enter_maps(dx, 2, of.B, backward.layers);
     forward.cell = cell;
     backward.y = forward.y = memory.result(rows * C);
     forward.states_h = cell.saves_h ? memory.result(rows * C) : nullptr;
@@ -300,13 +279,13 @@ struct Call {
     LightStepArgs<float> forward{};
     LightStepBwdArgs<float> backward{};
     for (int m = 0; m < of.T; ++m) {
-      void* const x = memory.drawn(size, 1);
-      enter<float>(forward.layers[m], m, 0, x);
-      enter<float>(backward.layers[m], m, 0, x);
-      enter<float>(backward.layers[m], m, 2, memory.result(size));
+      const MapView<float> x = map(m, memory.drawn(size, 1));
+      enter_map(x, 0, of.B, forward.layers[m]);
+      enter_map(x, 0, of.B, backward.layers[m]);
+      enter_map(map(m, memory.result(size)), 2, of.B, backward.layers[m]);
     }
-    enter<float>(forward.layers[0], 0, 1, memory.result(size));
-    enter<float>(backward.layers[0], 0, 1, memory.drawn(size, 1));
+    enter_map(map(0, memory.result(size)), 1, of.B, forward.layers[0]);
+    enter_map(map(0, memory.drawn(size, 1)), 1, of.B, backward.layers[0]);
     take(cell.NG > 0 ? 1 : 0, cell.NG > 0 ? 1 : of.T);
     forward.cell = cell, forward.filters = filters, forward.W = W;
     backward.y = forward.y = memory.result(rows * C);
@@ -353,10 +332,10 @@ struct Call {
     MixArgs<float> mix{};
     mix.pieces = pieces, mix.M = int(of.T);
     mix.coef = memory.drawn(rows * C, 1), mix.planes = memory.result(2 * state);
-    for (int m = 0; m < of.T; ++m) enter<float>(mix.values.at[m], m, 0, memory.drawn(size, 1));
-    enter<float>(mix.out, 0, 0, memory.result(size));
-    for (int which : {0, 1}) enter<float>(depthwise.layer, 0, which, memory.drawn(size, 1));
-    enter<float>(depthwise.layer, 0, 2, memory.result(size));
+    for (int m = 0; m < of.T; ++m) enter_map(map(m, memory.drawn(size, 1)), 0, of.B, mix.values.at[m]);
+    enter_map(map(0, memory.result(size)), 0, of.B, mix.out);
+    for (int which : {0, 1}) enter_map(map(0, memory.drawn(size, 1)), which, of.B, depthwise.layer);
+    enter_map(map(0, memory.result(size)), 2, of.B, depthwise.layer);
     start(depthwise_bwd_kernel<float>, depthwise, how);
     start(mix_kernel<float>, mix, how);
     const MomentsArgs<float> moments{of.B, C, of.HW[0], mix.planes, memory.result(2 * C)};

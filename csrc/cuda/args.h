@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "../common.h"
+#include "layers.h"
 #include "plan.h"
 
 namespace dla {
@@ -33,26 +34,6 @@ extern std::atomic<int64_t> launches;
 #endif
 
 // ---- maps ----
-
-// stride: between channels of a planar map, between pixels of an interleaved one.
-struct MapPointer {
-  void* data;
-  int64_t sample, stride;
-};
-// The maps of one layer; which is which, an op says. `piece`: the widest access, in bytes, at which every row
-// of every one of them begins.
-constexpr int kMapsPerLayer = 3;
-struct Layer {
-  MapPointer map[kMapsPerLayer];
-  int HW, piece;
-  bool interleaved;
-  int slab;  // 0, or where the channels of every map follow each other without a gap: the widest access, in bytes, at
-             // which every eighth of them begins
-};
-struct Layers {
-  Layer at[kMaxLayers];
-  bool alike;  // all are planar, of one size, and read 16 bytes at a time: csrc/cuda/stacks.cuh
-};
 
 // The blocks of an op on maps alone: for each layer and sample, pieces of `channels` channels.
 struct Pieces {

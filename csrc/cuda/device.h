@@ -26,7 +26,6 @@ using simt::peer;
 using simt::shared_memory;
 using simt::shuffle_xor;
 using simt::thread_index;
-using simt::warp_barrier;
 
 inline void block_barrier() { simt::barrier(); }
 inline void cluster_barrier() { simt::cluster_barrier(); }
@@ -72,7 +71,6 @@ DLA_DEVICE unsigned char* shared_memory() {
   return dynamic_shared;
 }
 DLA_DEVICE void block_barrier() { __syncthreads(); }
-DLA_DEVICE void warp_barrier() { __syncwarp(); }
 
 // Clusters begin with sm_90; before, a group is one block.
 DLA_DEVICE int cluster_rank() {

@@ -44,10 +44,9 @@ DLA_KERNEL(layer_update_bwd_kernel, T, LayerUpdateBwdArgs<T>) {
   RecurrenceBwd<A> tile(args.cell, args.grads);
   while (tile.next()) {
     const int nb = tile.nb, cs = tile.cs;
-    A *const dd = tile.buffer(kDD), *const d = tile.buffer(kD), *const dy = tile.buffer(kDY);
     for_stacks(args.layers, tile.T, nb, [&](int t0, int layers, int i) {
       sums<true, T>(args.layers.at, t0, layers, tile.b0 + i, tile.c0, cs, 0, 1, tile.buffer(kScratch),
-                    [&](int t, int c, A sum) { dd[(t * nb + i) * cs + c] = sum; });
+                    [&](int t, int c, A sum) { tile.buffer(kDD)[(t * nb + i) * cs + c] = sum; });
     });
     tile.load_rows(args.y, tile.buffer(kY));
     block_barrier();
@@ -58,8 +57,9 @@ DLA_KERNEL(layer_update_bwd_kernel, T, LayerUpdateBwdArgs<T>) {
     tile.keep_start();
     tile.finish([&](int m, A dy) { return dy / A(args.layers.at[tile.layer_of(m)].HW); });
     for_stacks(args.layers, tile.T, nb, [&](int t0, int layers, int i) {
-      scale<true, T>(args.layers.at, t0, layers, tile.b0 + i, tile.c0, cs, 1, 2, d + (t0 * nb + i) * cs,
-                     static_cast<const A*>(dy + (t0 * nb + i) * cs), nb * cs);
+      const int first = (t0 * nb + i) * cs;
+      scale<true, T>(args.layers.at, t0, layers, tile.b0 + i, tile.c0, cs, 1, 2, tile.buffer(kD) + first,
+                     tile.buffer(kDY) + first, nb * cs);
     });
   }
 }

@@ -73,38 +73,6 @@ inline void check_layers(const Tensors& xs) {
                   " layers in one launch on CUDA, got ", xs.size());
 }
 
-// Enters a map as number `which` of its layer, 0 first, and narrows the layer's piece to what it allows.
-template <class T>
-void enter_map(const MapView<T>& map, int which, int64_t B, Layer& layer) {
-  const int64_t stride = map.interleaved ? map.sp : map.sc;
-  const bool one_row = (map.interleaved ? map.HW : map.C) == 1;
-  layer.map[which] = {const_cast<void*>(static_cast<const void*>(map.data)), map.sb, stride};
-  layer.HW = int(map.HW);
-  layer.interleaved = map.interleaved;
-  int piece = which == 0 ? 16 : layer.piece;
-  const auto narrow_to = [&](uint64_t bytes) {
-    while (bytes % piece != 0) piece /= 2;
-  };
-  narrow_to(reinterpret_cast<uintptr_t>(map.data));
-  if (B > 1) narrow_to(uint64_t(map.sb) * sizeof(T));
-  if (!one_row) narrow_to(uint64_t(stride) * sizeof(T));
-  layer.piece = piece;
-  const bool on_16 = reinterpret_cast<uintptr_t>(map.data) % 16 == 0 && (B == 1 || map.sb * sizeof(T) % 16 == 0);
-  const bool gapless = !map.interleaved && (map.C == 1 || stride == map.HW) && map.HW >= int64_t(16 / sizeof(T));
-  layer.slab = !gapless || (which > 0 && layer.slab == 0) ? 0 : on_16 && (which == 0 || layer.slab == 16) ? 16 : 1;
-}
-template <class T>
-void enter_maps(const std::vector<MapView<T>>& maps, int which, int64_t B, Layers& layers) {
-  if (which == 0) layers.alike = !maps.empty();
-  for (size_t t = 0; t < maps.size(); ++t) {
-    enter_map(maps[t], which, B, layers.at[t]);
-    const Layer &layer = layers.at[t], &first = layers.at[0];
-    const bool whole = layer.piece >= 16 && layer.HW % int(16 / sizeof(T)) == 0;
-    layers.alike = layers.alike && !layer.interleaved && layer.HW == first.HW && layer.slab == first.slab &&
-                   (layer.slab == 16 || whole);
-  }
-}
-
 // Blocks of an op on maps alone take about 64 KB each; pieces of whole vectors of channels.
 template <class T>
 Pieces pieces_of(const std::vector<MapView<const T>>& maps, int64_t B) {

@@ -27,9 +27,15 @@ struct Vector {
   static constexpr int N = 16 / sizeof(T);
   union {
     Words4 words4;
+    uint32_t words[4];
     T v[N];
   };
-  DLA_DEVICE accumulate_t<T> operator[](int i) const { return widen(v[i]); }
+  DLA_DEVICE accumulate_t<T> operator[](int i) const {
+    if constexpr (sizeof(T) == 2)
+      return widen_of<T>(words[i / 2], i % 2);
+    else
+      return widen(v[i]);
+  }
 };
 // kLast: nobody will read them again.
 template <int kPiece, bool kLast, class T>
@@ -90,64 +96,108 @@ struct Term {
   }
 };
 
-// A few neighbouring threads take a channel. Each has kChannels x kAlong vectors in flight: these are read before
-// the first is used, and the part of a vector at the end of a channel is taken by itself.
-// Of rows of HW pixels, row r from x(r) on, and g(r).
-template <int kPiece, bool kProduct, int kChannels, int kAlong, class T, class X, class G, class F>
-DLA_DEVICE void planar_sums(X x, G g, int rows, int HW, F f) {
+// A plane of HW pixels: whole vectors from its element `front` on; what stands before them and behind is its edge.
+template <class T>
+struct Span {
+  static constexpr int N = Vector<T>::N;
+  int front, HW;
+
+  DLA_DEVICE int whole() const { return (HW - front) / N; }
+  DLA_DEVICE int edge() const { return HW - whole() * N; }
+  // Vector v and element k of the edge, as elements of the plane. A plane that has no vector begins in the middle of
+  // one, which is there to be read.
+  DLA_DEVICE int vector(int v) const { return front + at_most(v, whole() - 1) * N; }
+  DLA_DEVICE int of_edge(int k) const {
+    const int within = at_most(k, edge() - 1);
+    return within < front ? within : within + whole() * N;
+  }
+};
+
+// Neighbouring threads, `lanes` of them, share a plane: by its size alone, which then decides the order of sums. A
+// group takes kPlanes of them at a time, and of each kAlong vectors a thread: that many are read before the first is
+// used.
+struct PlaneTeam {
+  int lanes, lane, group, groups;
+
+  DLA_DEVICE explicit PlaneTeam(int vectors) {
+    lanes = vectors >= 4 * kWarp ? kWarp : power_of_two(vectors, kWarp / 4);
+    lane = thread_index() % lanes, group = thread_index() / lanes, groups = num_threads() / lanes;
+  }
+  // Calls f with kPlanes and kAlong, whose product is given: several planes where there are enough for all.
+  template <int kInFlight, class F>
+  DLA_DEVICE void with_shape(int planes, F f) const {
+    if (planes > 2 * groups)
+      f(std::integral_constant<int, kInFlight>{}, std::integral_constant<int, 1>{});
+    else
+      f(std::integral_constant<int, 1>{}, std::integral_constant<int, kInFlight>{});
+  }
+};
+
+template <class T>
+struct PlaneToSum {
+  const T *x, *g;
+  int front;
+};
+// f(i, sum) for each plane(i).
+template <int kPiece, bool kProduct, int kPlanes, int kAlong, class T, class Of, class F>
+DLA_DEVICE void planar_sums(const PlaneTeam& team, int planes, int HW, Of plane, F f) {
   using A = accumulate_t<T>;
   constexpr int N = Vector<T>::N, kFew = 8;
-  const int whole = HW / N, rest = HW % N, lanes = power_of_two(whole + (rest > 0), kWarp);
-  const int lane = thread_index() % lanes, group = thread_index() / lanes, groups = num_threads() / lanes;
-  for (int first = 0; first < rows; first += groups * kChannels) {  // uniform, as the shuffles need
-    A sum[kChannels] = {}, few[kChannels] = {};                     // a long chain of additions is folded now and then
-    const T *of_x[kChannels], *of_g[kChannels];
+  const int lanes = team.lanes, stride = team.groups * kPlanes;
+  for (int first = 0; first < planes; first += stride) {  // uniform, as the shuffles need
+    A sum[kPlanes] = {}, few[kPlanes] = {};               // a long chain of additions is folded now and then
+    PlaneToSum<T> of[kPlanes];
+    Span<T> span[kPlanes];
 #pragma unroll
-    for (int i = 0; i < kChannels; ++i) {
-      const int row = at_most(first + i * groups + group, rows - 1);
-      of_x[i] = x(row), of_g[i] = kProduct ? g(row) : of_x[i];
+    for (int i = 0; i < kPlanes; ++i) {
+      of[i] = plane(at_most(first + i * team.groups + team.group, planes - 1));
+      span[i] = {of[i].front, HW};
+    }
+    bool more = HW % N != 0;
+    for (int k = team.lane; more; k += lanes) {
+      A term[kPlanes];
+#pragma unroll
+      for (int i = 0; i < kPlanes; ++i) {
+        const int at = span[i].of_edge(k);
+        term[i] = kProduct ? widen(of[i].x[at]) * widen(of[i].g[at]) : widen(of[i].x[at]);
+      }
+      more = false;
+#pragma unroll
+      for (int i = 0; i < kPlanes; ++i) {
+        few[i] += k < span[i].edge() ? term[i] : A(0);
+        more = more || k + lanes < span[i].edge();
+      }
     }
     int added = 0;
-    for (int v0 = lane; v0 < whole; v0 += lanes * kAlong) {
-      Vector<T> xs[kAlong][kChannels], gs[kAlong][kChannels];
+    for (int v0 = team.lane; v0 < HW / N; v0 += lanes * kAlong) {
+      Vector<T> xs[kAlong][kPlanes], gs[kAlong][kPlanes];
 #pragma unroll
       for (int j = 0; j < kAlong; ++j)
 #pragma unroll
-        for (int i = 0; i < kChannels; ++i) {
-          const int v = at_most(v0 + j * lanes, whole - 1);
-          xs[j][i] = load<kPiece, false>(of_x[i] + v * N);
-          if (kProduct) gs[j][i] = load<kPiece, false>(of_g[i] + v * N);
+        for (int i = 0; i < kPlanes; ++i) {
+          const int at = span[i].vector(v0 + j * lanes);
+          xs[j][i] = load<kPiece, false>(of[i].x + at);
+          if (kProduct) gs[j][i] = load<kPiece, false>(of[i].g + at);
         }
 #pragma unroll
       for (int j = 0; j < kAlong; ++j)
 #pragma unroll
-        for (int i = 0; i < kChannels; ++i) {
+        for (int i = 0; i < kPlanes; ++i) {
           const A term = Term<T, kProduct>::of(xs[j][i], gs[j][i]);
-          few[i] += v0 + j * lanes < whole ? term : A(0);
+          few[i] += v0 + j * lanes < span[i].whole() ? term : A(0);
         }
       added += kAlong;
       if (added % kFew == 0)
 #pragma unroll
-        for (int i = 0; i < kChannels; ++i) sum[i] += few[i], few[i] = A(0);
+        for (int i = 0; i < kPlanes; ++i) sum[i] += few[i], few[i] = A(0);
     }
-    if (rest > 0 && lane == whole % lanes)
 #pragma unroll
-      for (int i = 0; i < kChannels; ++i)
-        few[i] += Term<T, kProduct>::of(load_some(of_x[i] + whole * N, rest), load_some(of_g[i] + whole * N, rest));
-#pragma unroll
-    for (int i = 0; i < kChannels; ++i) {
+    for (int i = 0; i < kPlanes; ++i) {
       const A total = sum_lanes(sum[i] + few[i], lanes);
-      const int row = first + i * groups + group;
-      if (lane == 0 && row < rows) f(row, total);
+      const int at = first + i * team.groups + team.group;
+      if (team.lane == 0 && at < planes) f(at, total);
     }
   }
-}
-template <int kPiece, bool kProduct, class T, class X, class G, class F>
-DLA_DEVICE void planar_sums_of_rows(X x, G g, int rows, int HW, F f) {
-  if (HW <= 2 * kWarp * Vector<T>::N)
-    planar_sums<kPiece, kProduct, kProduct ? 2 : 4, 1, T>(x, g, rows, HW, f);
-  else
-    planar_sums<kPiece, kProduct, 1, kProduct ? 2 : 4, T>(x, g, rows, HW, f);
 }
 
 // Threads side by side take a vector of channels each; what is left of the block shares out the pixels.
@@ -206,85 +256,106 @@ DLA_DEVICE void interleaved_sums(Plane<const T> x, Plane<const T> g, int cs, int
   }
 }
 
-// f(c, sum) once for each of the cs channels. scratch: a vector for each thread.
-template <bool kProduct, class T, class F>
-DLA_DEVICE void sums(const Layer& layer, Plane<const T> x, Plane<const T> g, int cs, accumulate_t<T>* scratch, F f) {
-  if (cs == 0) return;
-  const int HW = not_before(layer.HW);
-  with_piece(layer.piece, [&](auto piece) {
-    constexpr int kPiece = decltype(piece)::value;
-    if (layer.interleaved)
-      interleaved_sums<kPiece, kProduct>(x, g, cs, HW, scratch, f);
-    else
-      planar_sums_of_rows<kPiece, kProduct, T>([&](int c) { return x.data + c * x.stride; },
-                                               [&](int c) { return g.data + c * g.stride; }, cs, HW, f);
-  });
-}
-
 // ---- out = x * d + e, with d and e for each channel ----
 
+// f(x[i], i)
 template <class T, class F>
 DLA_DEVICE Vector<T> mapped(const Vector<T>& x, F f) {
   Vector<T> out;
+  if constexpr (sizeof(T) == 2) {
 #pragma unroll
-  for (int i = 0; i < Vector<T>::N; ++i) out.v[i] = narrow<T>(f(x[i], i));
+    for (int i = 0; i < Vector<T>::N; i += 2) out.words[i / 2] = narrow_pair<T>(f(x[i], i), f(x[i + 1], i + 1));
+  } else {
+#pragma unroll
+    for (int i = 0; i < Vector<T>::N; ++i) out.v[i] = narrow<T>(f(x[i], i));
+  }
   return out;
 }
 
-// Rows are what lies side by side: pixels of a channel, or channels of a pixel. factor(row, i) and summand(row, i)
-// are those of element i of a row. A thread has kBatch rows in flight.
-template <int kPiece, int kBatch, class T, class Factor, class Summand>
-DLA_DEVICE void scale_rows(int rows, int length, Plane<const T> x, Plane<T> out, Factor factor, Summand summand) {
+template <class T>
+struct PlaneToScale {
+  const T* x;
+  T* out;
+  int front;
+  accumulate_t<T> d, e;
+};
+// Each plane(i).
+template <int kPiece, int kPlanes, int kAlong, class T, class Of>
+DLA_DEVICE void scale_planes(const PlaneTeam& team, int planes, int HW, Of plane) {
   using A = accumulate_t<T>;
   constexpr int N = Vector<T>::N;
-  const int vectors = (length + N - 1) / N, lanes = power_of_two(vectors, num_threads());
-  const int lane = thread_index() % lanes, group = thread_index() / lanes, groups = num_threads() / lanes;
-  for (int v = lane; v < vectors; v += lanes) {
-    const int n = at_most(length - v * N, N);
-    const auto scaled = [&](const Vector<T>& x, int row) {
-      return mapped(x, [&](A value, int i) {
-        const int at = at_most(v * N + i, length - 1);
-        return fma(value, factor(row, at), summand(row, at));
-      });
-    };
-    if (n == N) {
-      for (int row0 = group; row0 < rows; row0 += groups * kBatch) {
-        Vector<T> xs[kBatch];
+  const int lanes = team.lanes;
+  for (int first = team.group; first < planes; first += team.groups * kPlanes) {
+    PlaneToScale<T> of[kPlanes];
+    Span<T> span[kPlanes];
 #pragma unroll
-        for (int j = 0; j < kBatch; ++j)
-          xs[j] = load<kPiece, true>(x.data + at_most(row0 + j * groups, rows - 1) * x.stride + v * N);
+    for (int i = 0; i < kPlanes; ++i) {
+      const int at = first + i * team.groups;
+      of[i] = plane(at_most(at, planes - 1));
+      span[i] = {of[i].front, HW};
+    }
+    for (int v0 = team.lane; v0 < HW / N; v0 += lanes * kAlong) {
+      Vector<T> xs[kAlong][kPlanes];
 #pragma unroll
-        for (int j = 0; j < kBatch; ++j) {
-          const int row = row0 + j * groups;
-          if (row < rows) store<kPiece>(out.data + row * out.stride + v * N, scaled(xs[j], row));
-        }
+      for (int j = 0; j < kAlong; ++j)
+#pragma unroll
+        for (int i = 0; i < kPlanes; ++i) xs[j][i] = load<kPiece, true>(of[i].x + span[i].vector(v0 + j * lanes));
+#pragma unroll
+      for (int j = 0; j < kAlong; ++j)
+#pragma unroll
+        for (int i = 0; i < kPlanes; ++i)
+          if (first + i * team.groups < planes && v0 + j * lanes < span[i].whole())
+            store<kPiece>(of[i].out + span[i].vector(v0 + j * lanes),
+                          mapped(xs[j][i], [&](A value, int) { return fma(value, of[i].d, of[i].e); }));
+    }
+    bool more = HW % N != 0;
+    for (int k = team.lane; more; k += lanes) {
+      A value[kPlanes];
+#pragma unroll
+      for (int i = 0; i < kPlanes; ++i) value[i] = widen(of[i].x[span[i].of_edge(k)]);
+      more = false;
+#pragma unroll
+      for (int i = 0; i < kPlanes; ++i) {
+        if (first + i * team.groups < planes && k < span[i].edge())
+          of[i].out[span[i].of_edge(k)] = narrow<T>(fma(value[i], of[i].d, of[i].e));
+        more = more || k + lanes < span[i].edge();
       }
-    } else {
-      for (int row = group; row < rows; row += groups)
-        store_some(out.data + row * out.stride + v * N, scaled(load_some(x.data + row * x.stride + v * N, n), row), n);
     }
   }
 }
 
-// d and e [cs]. Without a summand -0 is added, which changes nothing, not even a -0.
-template <bool kSummand, class T>
-DLA_DEVICE void scale(const Layer& layer, Plane<const T> x, const accumulate_t<T>* d, const accumulate_t<T>* e,
-                      Plane<T> out, int cs) {
+// A row is a pixel, its channels side by side. d and e are functions of a channel. A thread has kBatch rows in flight.
+template <int kPiece, class T, class D, class E>
+DLA_DEVICE void scale_pixels(int HW, int cs, Plane<const T> x, Plane<T> out, D d, E e) {
   using A = accumulate_t<T>;
-  const auto summand = [e](int c) { return kSummand ? e[c] : A(-0.0); };
-  const int HW = not_before(layer.HW);
-  with_piece(layer.piece, [&](auto piece) {
-    constexpr int kPiece = decltype(piece)::value;
-    if (layer.interleaved)
-      scale_rows<kPiece, 2>(HW, cs, x, out, [&](int, int c) { return d[c]; }, [&](int, int c) { return summand(c); });
-    else
-      scale_rows<kPiece, 4>(cs, HW, x, out, [&](int c, int) { return d[c]; }, [&](int c, int) { return summand(c); });
-  });
-}
-// Without a summand.
-template <class T>
-DLA_DEVICE void scale(const Layer& layer, Plane<const T> x, const accumulate_t<T>* d, Plane<T> out, int cs) {
-  scale<false, T>(layer, x, d, nullptr, out, cs);
+  constexpr int N = Vector<T>::N, kBatch = 2;
+  const int vectors = (cs + N - 1) / N, lanes = power_of_two(vectors, num_threads());
+  const int lane = thread_index() % lanes, group = thread_index() / lanes, groups = num_threads() / lanes;
+  for (int v = lane; v < vectors; v += lanes) {
+    const int n = at_most(cs - v * N, N);
+    const auto scaled = [&](const Vector<T>& x) {
+      return mapped(x, [&](A value, int i) {
+        const int c = at_most(v * N + i, cs - 1);
+        return fma(value, d(c), e(c));
+      });
+    };
+    if (n == N) {
+      for (int row0 = group; row0 < HW; row0 += groups * kBatch) {
+        Vector<T> xs[kBatch];
+#pragma unroll
+        for (int j = 0; j < kBatch; ++j)
+          xs[j] = load<kPiece, true>(x.data + at_most(row0 + j * groups, HW - 1) * x.stride + v * N);
+#pragma unroll
+        for (int j = 0; j < kBatch; ++j) {
+          const int row = row0 + j * groups;
+          if (row < HW) store<kPiece>(out.data + row * out.stride + v * N, scaled(xs[j]));
+        }
+      }
+    } else {
+      for (int row = group; row < HW; row += groups)
+        store_some(out.data + row * out.stride + v * N, scaled(load_some(x.data + row * x.stride + v * N, n)), n);
+    }
+  }
 }
 
 }  // namespace cuda
