@@ -110,12 +110,17 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_networks", description=__doc__.partition("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds at most (default 9)")
     parser.add_argument("--seconds", type=float, default=15.0, help="timing of one family, about (default 15)")
+    parser.add_argument(
+        "--families", default="", metavar="PARTS", help="only those whose name holds one, e.g. resnet110"
+    )
     parser.add_argument("--stand-in", action="store_true", help="tiny networks on the CPU: rehearses, measures nothing")
     parser.add_argument("--out", type=Path, help="folder for the results (default: bench/results/latest/<device>)")
     args = parser.parse_args(argv)
     device = StandIn() if args.stand_in else Cuda()
     out, result = new_results(device, args.out)
     for setting in REHEARSAL if args.stand_in else SETTINGS:
+        if not any(part in setting.family for part in args.families.split(",")):
+            continue
         began = time.monotonic()
         result["rows"].append(measure(setting, device, args.rounds, args.seconds))
         print(f"{setting}: {time.monotonic() - began:.0f} s", flush=True)

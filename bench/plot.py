@@ -16,6 +16,7 @@ COLOURS = {
     "cpu": "#d1603d",
     "cuda": "#d1603d",
     "triton": "#8e5ea2",
+    "triton graph": "#5f3a70",
     "ours graph": "#a3401f",
     "ours in place": "#e8a87c",
     "ours lstm": "#c9a227",

@@ -1,5 +1,6 @@
 """What stands between the clock and a table: order of calls, medians, spreads, ratios, bandwidths, peaks."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -195,3 +196,13 @@ def test_the_picture_draws_the_floor_and_the_times(monkeypatch, tmp_path):
     assert drawn.keys() == {"cpu", "eager", "compile", "floor: one pass at a copy's bandwidth"}
     assert drawn["cpu"] == [2, 2.5, 4, 4.0]
     assert drawn["floor: one pass at a copy's bandwidth"] == pytest.approx([2, 2.0, 4, 4.0])
+
+
+def test_every_committed_run_on_a_gpu_can_be_drawn(tmp_path):
+    """Whoever was measured has a colour."""
+    pytest.importorskip("matplotlib")
+    runs = [json.loads(file.read_text()) for file in common.LATEST.parent.glob("*/bench.json")]
+    on_gpus = [run["rows"] for run in runs if "layers" in run]
+    assert on_gpus
+    for i, rows in enumerate(on_gpus):
+        plot.speedups([row for row in rows if row["ms"]], tmp_path / f"{i}.png")
