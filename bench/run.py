@@ -12,10 +12,14 @@ from pathlib import Path
 
 import torch
 
-from bench import attention, common, gpu, networks, ops, plot, predict, render, scaling, stages
+from bench import common
 from bench.common import LATEST, SHAPES, Target, commit, target_table
 from bench.devices import Cuda, slug
-from bench.work import every_op
+from bench.model import predict, scaling
+from bench.ops import timing
+from bench.ops.work import every_op
+from bench.report import plot, render
+from bench.targets import attention, gpu, networks, stages
 from dla_kernels.__main__ import at_least_one, system
 
 WHAT = {
@@ -66,7 +70,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "simulated cache (valgrind: half an hour for all)",
     )
     parser.add_argument("--check", action="store_true", help="render: write nothing; exit 1 if the page is stale")
-    ops.add_arguments(parser, every_op())
+    timing.add_arguments(parser, every_op())
     given = vars(parser.parse_args(argv))
     what = given.pop("what") or ("ops" if {"suite", "ops"} & set(given) else "targets")
     if unheard := set(given) - set(OPTIONS[what]) - {"device"}:
@@ -106,7 +110,7 @@ def main() -> None:
     if args.device == "cpu":
         common.restart_with_allocator()
     torch.set_num_threads(args.threads)
-    runners = {"targets": run_targets, "ops": ops.run, "scaling": scaling.run, "model": predict.run}
+    runners = {"targets": run_targets, "ops": timing.run, "scaling": scaling.run, "model": predict.run}
     try:
         raise SystemExit(runners[args.what](args))
     except KeyboardInterrupt:

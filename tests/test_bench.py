@@ -8,8 +8,10 @@ import re
 import pytest
 import sanitized
 
-from bench import devices, gpu, gpu_attention, gpu_inputs, gpu_networks, gpu_plans, gpu_report, networks, run
+from bench import devices, run
 from bench.common import Shape, Target
+from bench.report import gpu_tables
+from bench.targets import gpu, gpu_attention, gpu_inputs, gpu_networks, gpu_plans, networks
 from dla_kernels import reference
 from dla_kernels.verify import heads_of
 
@@ -79,7 +81,7 @@ def row_of(shape, **ms):
 def test_targets_follow_from_times_bytes_and_launches():
     row = row_of(Shape(6, 256, 1024, 14, 16), forward__ours=6.0, forward__ours_graph=5.0, forward__eager_graph=10.0)
     row["ms"] |= {"forward+backward/ours graph": 15.0, "forward+backward/eager": 15.0, "forward+backward/compile": 18.0}
-    found = {target.name: target for target in gpu_report.targets(row, full_gbs=4500.0)}
+    found = {target.name: target for target in gpu_tables.targets(row, full_gbs=4500.0)}
     # 3S = 18 GB in 5 ms: 3600 GB/s. 4S = 24 GB in 15 - 5 ms: 2400 GB/s.
     ratios = {name: (round(target.ratio, 3), target.limit, target.met) for name, target in found.items()}
     assert ratios == {
@@ -99,12 +101,12 @@ def test_targets_follow_from_times_bytes_and_launches():
     ("shape", "limit"), [((12, 128, 64, 32, 4), 3.0), ((12, 8, 64, 32, 4), 5.0), ((3, 256, 256, 56, 16), 1.3)]
 )
 def test_the_limit_over_the_best_peer_depends_on_the_row(shape, limit):
-    assert gpu_report.peer_limit(Shape(*shape)) == limit
+    assert gpu_tables.peer_limit(Shape(*shape)) == limit
 
 
 def test_small_rows_have_no_bandwidth_target():
     row = row_of(Shape(1, 8, 64, 32, 4), forward__ours=1.0) | {"S": 10**6}
-    assert {target.name for target in gpu_report.targets(row, 4500.0)} == {"forward: launches", "backward: launches"}
+    assert {target.name for target in gpu_tables.targets(row, 4500.0)} == {"forward: launches", "backward: launches"}
 
 
 def test_a_target_met_exactly_is_met():

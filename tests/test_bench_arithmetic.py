@@ -6,9 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import common, gpu_clock, ops, plot, scaling
+from bench import clock, common
 from bench.common import Shape
 from bench.devices import Cpu
+from bench.model import scaling
+from bench.ops import timing
+from bench.report import plot
 
 # A copy of S bytes, both ways, in 3 ms: 4 GB/s. Ours: 8 MB in 2.5 ms, 3.2 GB/s.
 ROW = {
@@ -29,25 +32,25 @@ ROW = {
 
 
 def test_bandwidth_is_bytes_over_time():
-    assert (ops.gbs(ROW, "cpu"), ops.copy_gbs(ROW)) == (pytest.approx(3.2), pytest.approx(4.0))
-    assert ops.copy_gbs({**ROW, "ms": {"cpu": 2.5}}) is None
+    assert (timing.gbs(ROW, "cpu"), timing.copy_gbs(ROW)) == (pytest.approx(3.2), pytest.approx(4.0))
+    assert timing.copy_gbs({**ROW, "ms": {"cpu": 2.5}}) is None
 
 
 def test_costs_of_a_row_are_in_the_units_of_the_table():
     """Spread in percent; the best peer's time over ours; GB/s and of a copy's; MB, ours and eager; calls."""
-    assert ops.costs_of(ROW, ["cpu"]) == ["4", "1.60x", "3.2", "0.80", "2.5", "9.0", "2 / 7"]
+    assert timing.costs_of(ROW, ["cpu"]) == ["4", "1.60x", "3.2", "0.80", "2.5", "9.0", "2 / 7"]
     alone = {**ROW, "ms": {"cpu": 2.5}, "calls": {}, "peak_bytes": {}}
-    assert ops.costs_of(alone, ["cpu"]) == ["4", "-", "3.2", "-", "-", "-", "- / -"]
-    assert ops.costs_of({**ROW, "ms": {"eager": 5.0}}, ["cpu"]) == ["-"] * 7
+    assert timing.costs_of(alone, ["cpu"]) == ["4", "-", "3.2", "-", "-", "-", "- / -"]
+    assert timing.costs_of({**ROW, "ms": {"eager": 5.0}}, ["cpu"]) == ["-"] * 7
 
 
 def test_the_faster_of_plain_and_captured_counts():
     row = {**ROW, "ms": {**ROW["ms"], "cpu graph": 1.0, "eager graph": 3.0}, "iqr_ms": {"cpu graph": 0.5}}
-    assert ops.costs_of(row, ["cpu"])[:4] == ["50", "3.00x", "8.0", "2.00"]
+    assert timing.costs_of(row, ["cpu"])[:4] == ["50", "3.00x", "8.0", "2.00"]
 
 
 def test_the_csv_has_a_line_for_each_candidate():
-    header, body = ops.lines([ROW])
+    header, body = timing.lines([ROW])
     assert [dict(zip(header[4:], line[4:])) for line in body] == [
         dict(zip(header[4:], line.split(",")))
         for line in (
@@ -62,7 +65,7 @@ def test_the_csv_has_a_line_for_each_candidate():
 
 
 def test_the_report_has_a_line_for_each_row_and_its_notes():
-    title, header, _, line, *rest = ops.report([ROW], ["cpu"]).splitlines()
+    title, header, _, line, *rest = timing.report([ROW], ["cpu"]).splitlines()
     assert title == "mix, ms"
     costs = "ours +-% speedup GB/s of copy MB eager MB calls"
     assert " ".join(header.split()) == f"shape dtype pass cpu eager compile copy {costs}"
@@ -75,7 +78,7 @@ def test_the_report_has_a_line_for_each_row_and_its_notes():
 
 def test_medians_and_spreads_are_those_of_quartiles():
     """Between quartiles, at a quarter and three quarters of n + 1 samples, in whatever order they came."""
-    found = gpu_clock.medians_and_spreads({"odd": [8.0, 1.0, 16.0, 2.0, 4.0], "even": [1, 2, 3, 10], "one": [7.0]})
+    found = clock.medians_and_spreads({"odd": [8.0, 1.0, 16.0, 2.0, 4.0], "even": [1, 2, 3, 10], "one": [7.0]})
     assert found == {
         "ms": {"odd": 4.0, "even": 2.5, "one": 7.0},
         "iqr_ms": {"odd": 12 - 1.5, "even": 8.25 - 1.25, "one": 0.0},
@@ -130,7 +133,7 @@ def test_sampled_rounds_are_interleaved_and_inputs_take_turns():
     fake = Candidates(a=1 / 1024, b=2 / 1024)
     built = [("a", lambda: [fake.of("a"), fake.of("A", "a")]), ("b", lambda: [fake.of("b", "b")])]
     notes = {}
-    samples = gpu_clock.sampled(Device(fake), built, "forward", 3, 1e9, notes)
+    samples = clock.sampled(Device(fake), built, "forward", 3, 1e9, notes)
     assert "".join(fake.called) == "aAaA" + "bbbb" + "aAaA bb aAaA bb aAaA bb".replace(" ", "")
     assert samples == {"a": [1e3 / 1024] * 3, "b": [2e3 / 1024] * 3}
     assert notes == {}
@@ -142,7 +145,7 @@ def test_a_candidate_that_cannot_be_built_is_a_note():
 
     fake, notes = Candidates(a=1.0), {}
     device = Device(fake)
-    samples = gpu_clock.sampled(device, [("b", broken), ("a", lambda: [fake.of("a")])], "forward", 2, 1e9, notes)
+    samples = clock.sampled(device, [("b", broken), ("a", lambda: [fake.of("a")])], "forward", 2, 1e9, notes)
     assert (samples, notes) == ({"a": [1000.0] * 2}, {"forward/b": "ValueError: no"})
     assert device.released == 2
 
@@ -150,7 +153,7 @@ def test_a_candidate_that_cannot_be_built_is_a_note():
 def test_time_that_is_up_ends_after_five_rounds():
     fake = Candidates(a=1.0, b=1.0)
     built = [(name, lambda name=name: [fake.of(name)]) for name in "ab"]
-    samples = gpu_clock.sampled(Device(fake), built, "forward", 9, -1.0, {})
+    samples = clock.sampled(Device(fake), built, "forward", 9, -1.0, {})
     assert {name: len(times) for name, times in samples.items()} == {"a": 5, "b": 5}
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import dla_kernels as dla
-from bench import counts, model
 from bench.devices import memory_changes
-from bench.work import every_op, work_of
+from bench.model import counts, formulas
+from bench.ops.work import every_op, work_of
 from dla_kernels.backends import BACKENDS
 
 BUDGETS = {name: costs for name, costs in json.loads(counts.BUDGETS.read_text()).items() if name != "launches"}
@@ -19,7 +19,7 @@ CASES = counts.budgeted()
 BY_CALLGRIND = ("instructions", "read", "written")
 # Another compiler moves some instructions.
 MORE = 1.15
-ANEW = "if that is meant, run: python -m bench.counts --write"
+ANEW = "if that is meant, run: python -m bench.model.counts --write"
 
 
 def test_there_is_a_budget_for_everything():
@@ -90,7 +90,7 @@ def test_the_model_knows_the_bytes_that_pass_the_cache(watched, shape):
         op, at, which, _ = case
         if at.HW != shape.HW or op in ROWS_ALONE:
             continue
-        costs, expected = watched[str(case)], model.traffic(op, which, at)
+        costs, expected = watched[str(case)], formulas.traffic(op, which, at)
         again = 0 if small else expected.again
         scratch = SCRATCH.get(op, 10) * 4 * at.T * at.B * at.C * (at.T if op == "base_step" else 1)
         name = f"{op} {which}: {costs['read']} read, {costs['written']} written, expected {expected}"

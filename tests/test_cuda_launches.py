@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dla_kernels as dla
-from bench.counts import BUDGETS
+from bench.model.counts import BUDGETS
 from dla_kernels.backends import BACKENDS, SIMT
 
 from .calls import cotangents_for, named

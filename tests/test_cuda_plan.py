@@ -229,7 +229,7 @@ MEASURED = json.loads((Path(__file__).parent.parent / "bench/results/h100-80gb-h
 @BOTH_PASSES
 @pytest.mark.parametrize("row", MEASURED["rows"], ids=lambda row: row["name"])
 def test_what_is_chosen_is_nearly_the_best_that_was_measured(plans, row, backward):
-    """Of the layouts of blocks and samples that bench.gpu_plans tried on an H100."""
+    """Of the layouts of blocks and samples that bench.targets.gpu_plans tried on an H100."""
     T, B, C, H, W, r = map(int, re.fullmatch(r"T(\d+)-B(\d+)-C(\d+)-HW(\d+)x(\d+)-r(\d+)", row["name"]).groups())
     plan = plans(Problem(backward, "joint", 3, T, B, C, C // r, T * C * H * W * 2 * (1 + backward)), H100)
     op = "backward" if backward else "forward"

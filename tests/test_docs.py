@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import dla_kernels
-from bench import render, run
+from bench import run
+from bench.report import render
 from dla_kernels import __main__ as cli
 
 ROOT = Path(__file__).parent.parent

@@ -64,7 +64,7 @@ def test_the_public_ops_are_those_of_the_schema():
         "dla_kernels/ops/{}.py",
         "dla_kernels/reference/{}.py",
         "tests/test_{}.py",
-        "bench/bench_{}.py",
+        "bench/ops/{}.py",
     ],
 )
 def test_an_op_is_found_in_one_guess(op, where):

@@ -13,11 +13,13 @@ import pytest
 import torch
 
 import dla_kernels as dla
-from bench import counts, model, ncu, ops, predict, run, scaling
+from bench import run
 from bench.common import Shape
 from bench.devices import Calls, Cpu
-from bench.suites import SUITES, shapes_of
-from bench.work import PASSES, every_op, work_of
+from bench.model import counts, formulas, ncu, predict, scaling
+from bench.ops import timing
+from bench.ops.suites import SUITES, shapes_of
+from bench.ops.work import PASSES, every_op, work_of
 
 ROOT = Path(__file__).parent.parent
 SHAPE = Shape(3, 2, 16, 4, 4)  # a map has 512 pixels, 2048 bytes; R = 4
@@ -36,38 +38,38 @@ M, S, ROW = 2048, 6144, 128
     ],
 )
 def test_bytes_are_those_worked_out_by_hand(op, which, one_pass, two_passes):
-    found = model.traffic(op, which, SHAPE)
-    assert [found.bytes(path) for path in model.PATHS] == [one_pass, two_passes]
+    found = formulas.traffic(op, which, SHAPE)
+    assert [found.bytes(path) for path in formulas.PATHS] == [one_pass, two_passes]
 
 
 @pytest.mark.parametrize(("which", "once"), [("forward", 2), ("backward", 3)])
 def test_a_stage_moves_what_the_design_says(which, once):
     """2 S or 3 S forward, 3 S or 4 S backward, all else under 2 %."""
     shape = Shape(12, 128, 64, 32, 4)
-    found = model.traffic("layer_update", which, shape, "bf16")
-    for passes, path in zip((once, once + 1), model.PATHS):
+    found = formulas.traffic("layer_update", which, shape, "bf16")
+    for passes, path in zip((once, once + 1), formulas.PATHS):
         assert 1 <= found.bytes(path) / (passes * shape.S / 2) < 1.02
 
 
 def test_operations_of_a_cell_are_those_worked_out_by_hand():
     R, C, rows = 4, 16, 6
-    joint = model.Products.of(model.CELLS["scan"], C, R)
+    joint = formulas.Products.of(formulas.CELLS["scan"], C, R)
     assert joint == (2 * R * C, 2 * R * C, 6 * C * R)
-    assert model.traffic("scan", "forward", SHAPE).flops == rows * 10 * C * R
-    assert model.traffic("refresh", "forward", SHAPE).flops == rows * 8 * C * R + 2 * 2 * C * R
+    assert formulas.traffic("scan", "forward", SHAPE).flops == rows * 10 * C * R
+    assert formulas.traffic("refresh", "forward", SHAPE).flops == rows * 8 * C * R + 2 * 2 * C * R
 
 
 def test_both_passes_are_forward_plus_backward():
     for op in every_op():
-        parts = (model.traffic(op, which, SHAPE) for which in ("forward", "backward"))
-        assert model.traffic(op, "both", SHAPE) == next(parts).plus(next(parts))
+        parts = (formulas.traffic(op, which, SHAPE) for which in ("forward", "backward"))
+        assert formulas.traffic(op, "both", SHAPE) == next(parts).plus(next(parts))
 
 
 @pytest.mark.parametrize("op", every_op())
 def test_the_model_has_the_maps_of_the_work(op):
     """What it says is read and written is at least what the op takes and returns."""
     shape = shapes_of(op, (SHAPE,))[0]
-    work, found = work_of(op, shape), model.traffic(op, "forward", shape)
+    work, found = work_of(op, shape), formulas.traffic(op, "forward", shape)
     if op not in ("attend", "base_step"):  # one reads few filters; the other reads values again for each layer
         assert found.read <= sum(x.nbytes for x in work.tensors)
     assert found.read >= sum(x.nbytes for x in work.tensors[: work.maps])
@@ -75,7 +77,7 @@ def test_the_model_has_the_maps_of_the_work(op):
 
 def test_predicted_time_is_that_of_bytes_and_of_operations():
     machine = predict.Machine(bytes_per_ms=100.0, flops_per_ms=10.0)
-    found = model.Traffic(300, 200, 100, 50)
+    found = formulas.Traffic(300, 200, 100, 50)
     assert predict.predicted_ms(found, machine, "one pass") == 5 + 5
     assert predict.predicted_ms(found, machine, "two passes") == 6 + 5
 
@@ -129,12 +131,12 @@ def test_the_runner_times_the_chosen_ops_alone(monkeypatch, capsys, tmp_path):
         lines = list(csv.DictReader(file))
     assert len(lines) == sum(len(row["ms"]) for row in rows)
     assert (tmp_path / "out.png").stat().st_size > 10_000
-    text = ops.report(rows, ["cpu"])
+    text = timing.report(rows, ["cpu"])
     assert "mix, ms\n" in text and "scan, ms\n" in text
 
 
 def test_an_op_that_is_off_is_not_timed(monkeypatch, capsys):
-    monkeypatch.setattr(ops, "parity", lambda case, backend: (1.0, 0.1))
+    monkeypatch.setattr(timing, "parity", lambda case, backend: (1.0, 0.1))
     code, printed = run_bench(monkeypatch, capsys, "--ops", "gap", "--rounds", "2")
     assert code == 1
     assert "off by 1, allowed 0.1: not timed" in printed.out
@@ -150,8 +152,8 @@ def test_an_op_that_is_off_is_not_timed(monkeypatch, capsys):
     ],
 )
 def test_errors_say_what_was_expected(monkeypatch, capsys, options, said):
-    monkeypatch.setattr(ops.BACKENDS["cuda"], "ops", None)
-    monkeypatch.setattr(ops.BACKENDS["cuda"], "_tried", True)
+    monkeypatch.setattr(timing.BACKENDS["cuda"], "ops", None)
+    monkeypatch.setattr(timing.BACKENDS["cuda"], "_tried", True)
     code, printed = run_bench(monkeypatch, capsys, *options)
     assert code != 0
     assert said in f"{code} {printed.err}"
@@ -188,7 +190,7 @@ NCU = """
 import json, pathlib, sys
 options = dict(zip(sys.argv[1:], sys.argv[2:]))
 assert options["--metrics"] == "dram__bytes_read.sum,dram__bytes_write.sum" and "--csv" in options
-assert options["-m"] == "bench.ncu" and sys.argv[-3:-1] == ["--watched", "cuda"]
+assert options["-m"] == "bench.model.ncu" and sys.argv[-3:-1] == ["--watched", "cuda"]
 names = [f"{op} T{T}-B{B}-C{C}-HW{HW}x{HW}-r{r} {dtype} {which}" for op, (T, B, C, HW, r), which, dtype in
          json.loads(sys.argv[-1])]
 lines = ["==PROF== Connected to process 7"]
@@ -276,7 +278,7 @@ def test_only_calls_that_compute_are_counted():
 @pytest.mark.slow
 def test_pytest_benchmark_compares_two_runs(tmp_path):
     pytest.importorskip("pytest_benchmark")
-    command = [sys.executable, "-m", "pytest", "bench/bench_gap.py", "-k", "C2048 and forward"]
+    command = [sys.executable, "-m", "pytest", "bench/ops/gap.py", "-k", "C2048 and forward"]
     command += ["--benchmark-only", "--benchmark-autosave", "--benchmark-storage", f"file://{tmp_path}"]
     command += ["--benchmark-max-time", "0.1", "--benchmark-min-rounds", "2"]
     environment = {name: value for name, value in os.environ.items() if "XDIST" not in name}  # it times nothing there

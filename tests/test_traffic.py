@@ -2,9 +2,9 @@
 
 import pytest
 
-from bench import model
 from bench.common import Shape
-from bench.work import every_op
+from bench.model import formulas
+from bench.ops.work import every_op
 
 SHAPE = Shape(4, 3, 20, 6, 5)
 T, B, C, R, HW = 4, 3, 20, 4, 36
@@ -109,7 +109,7 @@ def test_every_op_has_its_traffic_worked_out():
 
 @pytest.mark.parametrize(("op", "which"), EXPECTED)
 def test_traffic_is_that_worked_out_by_hand(op, which):
-    assert model.traffic(op, which, SHAPE) == EXPECTED[op, which]
+    assert formulas.traffic(op, which, SHAPE) == EXPECTED[op, which]
 
 
 @pytest.mark.parametrize(
@@ -130,12 +130,12 @@ def test_traffic_is_that_worked_out_by_hand(op, which):
 )
 def test_maps_halve_in_bf16_and_rows_do_not(op, which, read, written, again):
     """So the difference is half of the maps, here by their number, and nothing else."""
-    fp32, bf16 = (model.traffic(op, which, SHAPE, dtype) for dtype in ("fp32", "bf16"))
+    fp32, bf16 = (formulas.traffic(op, which, SHAPE, dtype) for dtype in ("fp32", "bf16"))
     assert bf16.flops == fp32.flops
     maps = [2 * (a - b) / M for a, b in zip(fp32[:3], bf16[:3])]
     assert maps == [read, written, again]
 
 
 def test_bytes_of_layer_update_in_bf16_are_those_worked_out_by_hand():
-    found = model.traffic("layer_update", "backward", SHAPE, "bf16")
+    found = formulas.traffic("layer_update", "backward", SHAPE, "bf16")
     assert found[:3] == (S + 2 * T * ROW + JOINT, S / 2 + JOINT, S / 2)

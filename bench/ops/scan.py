@@ -1,6 +1,6 @@
 """scan: the cell over T layers. `cell` may be another, such as the LSTM that torch has too."""
 
-from bench.work import CELLS, Work, benchmarks, cell_weights, pack, rows
+from bench.ops.work import CELLS, Work, benchmarks, cell_weights, pack, rows
 
 
 def work(shape, dtype, device, cell=CELLS["scan"]):

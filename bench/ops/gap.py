@@ -1,6 +1,6 @@
 """gap: the means of T maps."""
 
-from bench.work import Work, benchmarks, maps
+from bench.ops.work import Work, benchmarks, maps
 
 
 def work(shape, dtype, device):

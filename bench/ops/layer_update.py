@@ -1,6 +1,6 @@
 """layer_update: a whole stage, with the paper's cell."""
 
-from bench.work import CELLS, Work, benchmarks, cell_weights, maps, pack
+from bench.ops.work import CELLS, Work, benchmarks, cell_weights, maps, pack
 
 CELL = CELLS["layer_update"]
 

@@ -1,6 +1,6 @@
 """mix: what the last of T layers attends to."""
 
-from bench.work import Work, benchmarks, maps, rows
+from bench.ops.work import Work, benchmarks, maps, rows
 
 
 def work(shape, dtype, device):

@@ -20,14 +20,15 @@ from typing import Any
 import torch
 
 import dla_kernels as dla
-from bench import model, plot
-from bench.bench_scan import work as scan_work
+from bench.clock import medians_and_spreads, reason, sampled
 from bench.common import MB, Shape, commit, holds
 from bench.devices import Call, Cpu, Cuda
-from bench.gpu_clock import medians_and_spreads, reason, sampled
-from bench.gpu_inputs import copies_needed
-from bench.suites import BATCHES, SUITES, shapes_of
-from bench.work import DTYPES, PASSES, Work, torch_lstm, work_of
+from bench.model import formulas
+from bench.ops.scan import work as scan_work
+from bench.ops.suites import BATCHES, SUITES, shapes_of
+from bench.ops.work import DTYPES, PASSES, Work, torch_lstm, work_of
+from bench.report import plot
+from bench.targets.gpu_inputs import copies_needed
 from dla_kernels import reference
 from dla_kernels.__main__ import at_least_one, system
 from dla_kernels.backends import BACKENDS
@@ -111,7 +112,7 @@ def measure(op: str, shape: Shape, dtype: str, args: argparse.Namespace, device:
     for which in args.passes:
         notes = {f"parity {n}": f"off by {e:.3g}, allowed {a:.3g}: not timed" for n, (e, a) in wrong.items()}
         row: dict[str, Any] = {"op": op, "name": str(shape), "shape": shape._asdict(), "dtype": dtype, "pass": which}
-        row |= {"S": works[0].S, "model": model.traffic(op, which, shape, dtype)._asdict(), "notes": notes}
+        row |= {"S": works[0].S, "model": formulas.traffic(op, which, shape, dtype)._asdict(), "notes": notes}
         row |= {"ms": {}, "iqr_ms": {}, "samples": {}, "calls": {}, "peak_bytes": {}}
         rows.append(row)
         if wrong:

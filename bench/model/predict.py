@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import torch
 
-from bench import ncu, ops
 from bench.common import MB, Shape, commit
-from bench.counts import Counted, callgrind
 from bench.devices import Cpu, Cuda
-from bench.model import PATHS, Traffic, traffic
+from bench.model import ncu
+from bench.model.counts import Counted, callgrind
+from bench.model.formulas import PATHS, Traffic, traffic
+from bench.ops import timing
 from dla_kernels.__main__ import system
 from dla_kernels.terminal import progress, table
 
@@ -50,7 +51,7 @@ def machine(device: Cpu | Cuda, moved: float) -> Machine:
 
 
 def report(rows: list[dict]) -> str:
-    """The measured time of ours beside what the model predicts, for rows of bench/ops.py with a machine each."""
+    """The measured time of ours beside what the model predicts, for rows of bench/ops/timing.py with a machine each."""
     body = []
     for row in rows:
         found, on = Traffic(**row["model"]), Machine(**row["machine"])
@@ -82,7 +83,7 @@ def time_them(todo: list[tuple[str, Shape, str]], args: argparse.Namespace, devi
     """Rows with the times of ours and what the machine reaches beside them."""
     args.peers, rows = [], []
     for op, shape, dtype in progress(todo, "model"):
-        for row in ops.measure(op, shape, dtype, args, device):
+        for row in timing.measure(op, shape, dtype, args, device):
             if row["ms"]:
                 on = machine(device, Traffic(**row["model"]).bytes(PATHS[0]))
                 rows.append({**row, "machine": on._asdict()})
@@ -107,8 +108,8 @@ def count_them(todo: list[tuple[str, Shape, str]], args: argparse.Namespace, dev
 def run(args: argparse.Namespace) -> int:
     """`bench model`"""
     device: Cpu | Cuda = Cuda() if args.device == "cuda" else Cpu()
-    args.backends = ops.backends_for(args.backends, device)
-    todo = [(op, shape, dtype) for (op, shape), dtype in product(ops.chosen(args, device), args.dtypes)]
+    args.backends = timing.backends_for(args.backends, device)
+    todo = [(op, shape, dtype) for (op, shape), dtype in product(timing.chosen(args, device), args.dtypes)]
     rows, text, file = (
         (count_them, report_counters, "counters.json") if args.counters else (time_them, report, "model.json")
     )

@@ -1,4 +1,4 @@
-"""What is timed of an op: its tensors at one shape and how to call it. Each op states its own in bench_<op>.py."""
+"""What is timed of an op: its tensors at one shape and how to call it. Each op states its own in a file of its name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import bench
+import bench.ops
 import dla_kernels as dla
 from bench.common import Shape
 from dla_kernels import reference
@@ -27,9 +27,8 @@ D = 32  # channels per head, as in the published networks
 
 
 def every_op() -> list[str]:
-    """All that have a bench_<op>.py."""
-    names = [module.name.removeprefix("bench_") for module in pkgutil.iter_modules(bench.__path__)]
-    return [name for name in names if hasattr(dla, name) and name in reference.__all__]
+    """All that have a file here."""
+    return [module.name for module in pkgutil.iter_modules(bench.ops.__path__) if module.name in reference.__all__]
 
 
 class Work:
@@ -93,7 +92,7 @@ class Work:
 
 def work_of(op: str, shape: Shape, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Work:
     torch.manual_seed(0)
-    return importlib.import_module(f"bench.bench_{op}").work(shape, dtype, device)
+    return importlib.import_module(f"bench.ops.{op}").work(shape, dtype, device)
 
 
 def maps(count: int, shape: Shape, dtype: torch.dtype, device: str) -> list[Tensor]:
@@ -142,9 +141,9 @@ def benchmarks(work: Callable[..., Work]) -> Callable:
     """A test for pytest-benchmark: ours beside the eager reference, at the shapes of two suites."""
     import pytest
 
-    from bench.suites import SUITES, shapes_of
+    from bench.ops.suites import SUITES, shapes_of
 
-    op = work.__module__.removeprefix("bench.bench_")
+    op = work.__module__.removeprefix("bench.ops.")
     shapes = shapes_of(op, SUITES["cifar"] + SUITES["imagenet"])
 
     @pytest.mark.parametrize("which", PASSES)

@@ -12,7 +12,7 @@ from torch import Tensor
 import dla_kernels as dla
 from bench.common import MB, Target, holds, interleaved, medians_ms
 from bench.devices import Saved
-from bench.published import base_stage_by_copying
+from bench.targets.published import base_stage_by_copying
 from dla_kernels import reference
 from dla_kernels.attention import filter_width
 from dla_kernels.cells import accumulate_dtype

@@ -2,7 +2,7 @@
 
 import torch
 
-from bench.work import Work, benchmarks, maps
+from bench.ops.work import Work, benchmarks, maps
 from dla_kernels.cells import accumulate_dtype
 from dla_kernels.reference.attention import moments_of
 

@@ -1,4 +1,4 @@
-"""The bytes that pass a GPU's memory, by its own counters: what bench/counts.py does by a simulated cache for a CPU.
+"""The bytes that pass a GPU's memory, by its own counters: what counts.py does by a simulated cache for a CPU.
 
 Nsight Compute (ncu) runs a process of ours and reads the counters around each kernel, whose caches it empties first.
 What a kernel has written and its L2 still holds at its end is not counted: shapes that are to be compared outgrow it.
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from bench.common import HERE
-from bench.counts import Counted
+from bench.model.counts import Counted
 from dla_kernels.terminal import progress
 from dla_kernels.verify import functions
 
@@ -74,7 +74,7 @@ def counters(cases: Sequence[Counted], backend: str = "cuda") -> dict[str, dict[
         command = [tool(), "--metrics", ",".join(METRICS.values()), "--clock-control", "none"]
         command += ["--profile-from-start", "off", "--nvtx", "--print-nvtx-rename", "kernel"]
         command += ["--csv", "--page", "raw", "--print-units", "base", "--log-file", str(log)]
-        command += [sys.executable, "-m", "bench.ncu", "--watched", backend, json.dumps(cases)]
+        command += [sys.executable, "-m", "bench.model.ncu", "--watched", backend, json.dumps(cases)]
         done = subprocess.run(command, cwd=HERE.parent, stdout=subprocess.DEVNULL, check=False)  # shows its progress
         said = log.read_text() if log.exists() else ""
         if done.returncode or "==ERROR==" in said:
@@ -88,7 +88,7 @@ def counters(cases: Sequence[Counted], backend: str = "cuda") -> dict[str, dict[
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m bench.ncu", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.model.ncu", description=__doc__)
     parser.add_argument("--watched", nargs=2, metavar=("BACKEND", "CASES"), required=True, help="by ncu, see above")
     backend, cases = parser.parse_args().watched
     run_under_ncu(backend, Counted.from_argument(cases))

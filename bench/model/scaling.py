@@ -8,9 +8,11 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import model, ops, plot
 from bench.common import Shape, commit, holds
 from bench.devices import Cpu, Cuda
+from bench.model import formulas
+from bench.ops import timing
+from bench.report import plot
 from dla_kernels.__main__ import system
 from dla_kernels.terminal import progress, table
 
@@ -70,7 +72,7 @@ def crossing(sizes: list[float], ours: list[float], theirs: list[float]) -> floa
 
 def floor_ms(row: dict, path: str = "one pass") -> float:
     """The bytes of the model at the copy's bandwidth."""
-    return model.Traffic(**row["model"]).bytes(path) / (ops.copy_gbs(row) or math.nan) / 1e6
+    return formulas.Traffic(**row["model"]).bytes(path) / (timing.copy_gbs(row) or math.nan) / 1e6
 
 
 def times(rows: list[dict], name: str) -> list[float]:
@@ -130,7 +132,7 @@ def picture(rows: list[dict], path: Path, tag: dict[str, str] | None = None) -> 
 def run(args: argparse.Namespace) -> int:
     """`bench scaling`: measures, and writes scaling.json and scaling.png into --out."""
     device: Cpu | Cuda = Cuda() if args.device == "cuda" else Cpu()
-    args.backends, args.passes = ops.backends_for(args.backends, device), list(PASSES)
+    args.backends, args.passes = timing.backends_for(args.backends, device), list(PASSES)
     if args.no_compile:
         args.peers = [peer for peer in args.peers if peer != "compile"]
     todo = [(axis, BASE._replace(**{axis: n})) for axis, values in AXES.items() for n in values]
@@ -139,10 +141,10 @@ def run(args: argparse.Namespace) -> int:
         raise SystemExit(f"--shapes: none of those around {BASE} holds {args.shapes!r}")
     rows = []
     for axis, shape in progress(todo, "scaling"):
-        rows += [{**row, "axis": axis} for row in ops.measure(OP, shape, "fp32", args, device)]
+        rows += [{**row, "axis": axis} for row in timing.measure(OP, shape, "fp32", args, device)]
     wrong = [note for row in rows for note in row["notes"] if note.startswith("parity")]
     if wrong:
-        print(ops.report(rows, args.backends))
+        print(timing.report(rows, args.backends))
         return 1
     result = {"system": system() | device.facts(), "commit": commit(), "rows": rows}
     (args.out / "scaling.json").write_text(json.dumps(result, indent=1))

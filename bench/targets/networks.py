@@ -13,7 +13,7 @@ from torch import Tensor
 import dla_kernels as dla
 from bench.common import MB, Target, holds, interleaved, medians_ms
 from bench.devices import Cpu
-from bench.published import base_step_by_copying
+from bench.targets.published import base_step_by_copying
 from dla_kernels.nn import DLABase
 from dla_kernels.terminal import progress, table
 

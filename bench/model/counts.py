@@ -2,7 +2,7 @@
 
 Instructions of the CPU kernels and the bytes that pass a simulated cache, by valgrind's callgrind; calls into torch,
 allocations and bytes that stay alive, those for the backward pass among them, by torch; launches of the CUDA kernels.
-`bench/budgets.json` holds what they may be; `python -m bench.counts --write` makes it anew.
+`bench/budgets.json` holds what they may be; `python -m bench.model.counts --write` makes it anew.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ import torch
 
 from bench.common import HERE, Shape
 from bench.devices import Call, Calls, memory_changes
-from bench.suites import shapes_of
-from bench.work import DTYPES, Work, every_op, work_of
+from bench.ops.suites import shapes_of
+from bench.ops.work import DTYPES, Work, every_op, work_of
 from dla_kernels.terminal import progress
 
 BUDGETS = HERE / "budgets.json"
@@ -167,7 +167,7 @@ def callgrind(cases: Sequence[Counted], isa: str = "x86-64-v3") -> dict[str, dic
         out, log, library = Path(folder) / "out", Path(folder) / "log", compiled_requests(Path(folder))
         command = [tool, "--tool=callgrind", "--instr-atstart=no", "--cache-sim=yes", f"--LL={CACHE},16,{LINE}"]
         command += ["--D1=32768,8,64", "--I1=32768,8,64", f"--callgrind-out-file={out}", f"--log-file={log}"]
-        command += [sys.executable, "-m", "bench.counts", "--watched", str(library), json.dumps(cases)]
+        command += [sys.executable, "-m", "bench.model.counts", "--watched", str(library), json.dumps(cases)]
         environment = os.environ | {"DLA_KERNELS_ISA": isa, "TRITON_INTERPRET": "0", "DLA_KERNELS_SIMT": "0"}
         environment["DLA_KERNELS_L2"] = str(CACHE)  # by which the kernels cut their blocks
         environment.pop("DLA_KERNELS_POISON", None)  # with which the tests fill scratch memory
@@ -183,7 +183,7 @@ def measured() -> dict[str, dict[str, int]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.counts", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.model.counts", description=__doc__)
     parser.add_argument("--write", action="store_true", help=f"into {BUDGETS.relative_to(HERE.parent)}")
     parser.add_argument("--watched", nargs=2, metavar=("LIBRARY", "CASES"), help=argparse.SUPPRESS)
     args = parser.parse_args()

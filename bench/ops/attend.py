@@ -1,6 +1,6 @@
 """attend: what the last of T layers has of each layer, from rows alone."""
 
-from bench.work import Work, benchmarks, filters, heads, rows
+from bench.ops.work import Work, benchmarks, filters, heads, rows
 
 
 def work(shape, dtype, device):

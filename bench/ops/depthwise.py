@@ -1,6 +1,6 @@
 """depthwise: the values of a layer, a 3x3 filter for each channel."""
 
-from bench.work import Work, benchmarks, filters, maps
+from bench.ops.work import Work, benchmarks, filters, maps
 
 
 def work(shape, dtype, device):

@@ -1,6 +1,6 @@
 """rescale: T maps by their gates."""
 
-from bench.work import Work, benchmarks, maps, rows
+from bench.ops.work import Work, benchmarks, maps, rows
 
 
 def work(shape, dtype, device):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bench import gpu_attention
 from bench.common import MB, Shape, Target, target_table
-from bench.gpu_inputs import PASSES
+from bench.targets import gpu_attention
+from bench.targets.gpu_inputs import PASSES
 from dla_kernels.terminal import table
 
 OURS = ("copy", "ours", "ours graph", "triton", "triton graph")

@@ -1,6 +1,6 @@
 """Every way to lay layer_update out on a GPU: blocks and samples of a tile, beside what the plan chose.
 
-    python -m bench.gpu_plans [--rows PARTS] [--out FOLDER]
+    python -m bench.targets.gpu_plans [--rows PARTS] [--out FOLDER]
 
 Each as a CUDA graph, in bf16: the forward pass, and the backward pass as the time beyond it. The constants of the plan
 (csrc/cuda/plan.h) are to choose what is nearly the best here; a plan that had no room for so many samples took fewer.
@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
+from bench.clock import reason
 from bench.common import Shape
 from bench.devices import Call, Cuda, StandIn, new_results
-from bench.gpu import chosen
-from bench.gpu_clock import reason
-from bench.gpu_inputs import REHEARSAL, ROWS, Inputs, layer_update_parity
+from bench.targets.gpu import chosen
+from bench.targets.gpu_inputs import REHEARSAL, ROWS, Inputs, layer_update_parity
 from dla_kernels.terminal import table
 
 PLAN = "plan"  # its own choice
@@ -96,7 +96,7 @@ def report(rows: list[dict]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu_plans", description=__doc__.partition("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.targets.gpu_plans", description=__doc__.partition("\n\n")[0])
     parser.add_argument("--rows", default="", metavar="PARTS", help="only rows whose name holds one, e.g. B8-C64,C2048")
     parser.add_argument("--rounds", type=int, default=5, help="of each layout (default 5)")
     parser.add_argument("--stand-in", action="store_true", help="tiny rows on the CPU: rehearses, measures nothing")

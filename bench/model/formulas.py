@@ -12,7 +12,7 @@ import math
 from typing import NamedTuple
 
 from bench.common import Shape
-from bench.work import CELLS, DTYPES
+from bench.ops.work import CELLS, DTYPES
 from dla_kernels.attention import filter_width
 from dla_kernels.cells import Cell, accumulate_dtype, weight_shapes
 
@@ -60,7 +60,7 @@ BACKWARD = 3  # times the products of a forward pass: again, then the gradients 
 
 
 def traffic(op: str, which: str, shape: Shape, dtype: str = "fp32") -> Traffic:
-    """Of one call of an op in bench_<op>.py; ``which`` is one of bench.work.PASSES."""
+    """Of one call of an op in bench/ops/<op>.py; ``which`` is one of bench.ops.work.PASSES."""
     if which == "both":
         return traffic(op, "forward", shape, dtype).plus(traffic(op, "backward", shape, dtype))
     T, B, C, HW, _ = shape

@@ -12,7 +12,7 @@ from torch import Tensor
 import dla_kernels as dla
 from bench.common import Shape
 from bench.devices import Cuda, StandIn
-from bench.work import torch_lstm
+from bench.ops.work import torch_lstm
 from dla_kernels import reference
 from dla_kernels.backends import BACKENDS
 from dla_kernels.verify import Case, functions, largest_error, parity, random_weights

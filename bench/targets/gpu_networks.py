@@ -1,6 +1,6 @@
 """A training step of whole networks on a GPU, and the attention tax: what attention adds to the plain network's step.
 
-    python -m bench.gpu_networks [--out FOLDER]
+    python -m bench.targets.gpu_networks [--out FOLDER]
 
 Weights in fp32 under autocast to bf16, plain SGD. Each step as calls and, captured with its optimizer, as one CUDA
 graph, ours and by the reference; networks are interleaved round by round, medians are quoted.
@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 
 import dla_kernels as dla
+from bench.clock import medians_and_spreads, reason, sampled
 from bench.common import MB
 from bench.devices import Cuda, StandIn, new_results
-from bench.gpu_clock import medians_and_spreads, reason, sampled
 from dla_kernels.terminal import table
 
 ATTENTIONS = ("", "se_", "dia_", "dla_light_", "dla_base_")
@@ -107,7 +107,9 @@ def report(rows: list[dict]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu_networks", description=__doc__.partition("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.targets.gpu_networks", description=__doc__.partition("\n\n")[0]
+    )
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds at most (default 9)")
     parser.add_argument("--seconds", type=float, default=15.0, help="timing of one family, about (default 15)")
     parser.add_argument(

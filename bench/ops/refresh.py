@@ -1,6 +1,6 @@
 """refresh: the gates of T layers from the last context."""
 
-from bench.work import CELLS, Work, benchmarks, cell_weights, pack, rows
+from bench.ops.work import CELLS, Work, benchmarks, cell_weights, pack, rows
 
 CELL = CELLS["refresh"]
 

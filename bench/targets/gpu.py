@@ -22,11 +22,12 @@ from typing import Any
 import torch
 
 import dla_kernels as dla
-from bench import gpu_attention, gpu_report, plot
+from bench.clock import medians_and_spreads, reason, sampled
 from bench.common import LATEST, Shape, commit
 from bench.devices import Call, Cuda, StandIn, slug
-from bench.gpu_clock import medians_and_spreads, reason, sampled
-from bench.gpu_inputs import DTYPES, REHEARSAL, ROWS, Inputs, Set, layer_update_parity, scan_parity
+from bench.report import gpu_tables, plot
+from bench.targets import gpu_attention
+from bench.targets.gpu_inputs import DTYPES, REHEARSAL, ROWS, Inputs, Set, layer_update_parity, scan_parity
 from dla_kernels import reference
 from dla_kernels.verify import largest_error
 
@@ -171,7 +172,7 @@ def brief(row: dict) -> str:
     ms = row["ms"]
     parts = [f"copy {1e3 * ms['copy/copy']:.0f}"]
     for op in OPS:
-        times = [f"{name} {1e3 * ms[f'{op}/{name}']:.0f}" for name in gpu_report.names([row], op) if "lstm" not in name]
+        times = [f"{name} {1e3 * ms[f'{op}/{name}']:.0f}" for name in gpu_tables.names([row], op) if "lstm" not in name]
         parts.append(f"{op}: {', '.join(times)}")
     return "us: " + "; ".join(parts)
 
@@ -179,7 +180,7 @@ def brief(row: dict) -> str:
 def write(out: Path, result: dict) -> str:
     """The JSON, and the tables beside it. By renaming, so that a run cut short leaves no half file."""
     out.mkdir(parents=True, exist_ok=True)
-    text = gpu_report.report(result)
+    text = gpu_tables.report(result)
     for name, content in (("bench.json", json.dumps(result)), ("bench.txt", text + "\n")):
         (out / f"{name}.new").write_text(content)
         (out / f"{name}.new").rename(out / name)

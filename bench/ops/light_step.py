@@ -1,7 +1,7 @@
 """light_step: one layer of DLA-L, as published."""
 
-from bench.attention import Layer, Row
-from bench.work import Work, benchmarks
+from bench.ops.work import Work, benchmarks
+from bench.targets.attention import Layer, Row
 
 
 def work(shape, dtype, device):

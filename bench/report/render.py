@@ -13,9 +13,11 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from bench import attention, gpu_attention, gpu_plans, gpu_report, networks, plot, predict, scaling, stages
 from bench.common import HERE, Target
-from bench.gpu_inputs import DTYPES, ROWS, map_bytes
+from bench.model import predict, scaling
+from bench.report import gpu_tables, plot
+from bench.targets import attention, gpu_attention, gpu_plans, networks, stages
+from bench.targets.gpu_inputs import DTYPES, ROWS, map_bytes
 from dla_kernels.terminal import table
 
 RESULTS = HERE / "results"
@@ -89,9 +91,9 @@ def counted() -> str:
 
 # What may be in the folder of a GPU, and what it is.
 REPORTS = {
-    "plans.json": "Tiles laid out in every way, `python -m bench.gpu_plans`",
+    "plans.json": "Tiles laid out in every way, `python -m bench.targets.gpu_plans`",
     "bench.txt": "Ours beside its peers, `python -m dla_kernels bench --device cuda`",
-    "networks.txt": "A training step of whole networks, `python -m bench.gpu_networks`",
+    "networks.txt": "A training step of whole networks, `python -m bench.targets.gpu_networks`",
     "machine.txt": "What the chip does for what the kernels ask of it, `bench/machine.cu`",
 }
 
@@ -125,11 +127,11 @@ def gpu_promises() -> list[tuple[str, Target]]:
     out = []
     for dtype in DTYPES:
         for shape in ROWS:
-            names = [f"{op}/{name}" for op in ("forward", "forward+backward", "scan") for name in gpu_report.ORDER]
+            names = [f"{op}/{name}" for op in ("forward", "forward+backward", "scan") for name in gpu_tables.ORDER]
             ms = {name: 2.0 if name.startswith("forward+") else 1.0 for name in (*names, "copy/copy")}
             row = {"shape": shape._asdict(), "S": map_bytes(shape, dtype), "ms": ms}
             row["launches"] = {f"{d}/ours": {"kernels": 1.0, "copies": 0.0} for d in ("forward", "backward")}
-            out += [(f"{dtype} {shape}", target) for target in gpu_report.targets(row, 1.0)]
+            out += [(f"{dtype} {shape}", target) for target in gpu_tables.targets(row, 1.0)]
         for layer in gpu_attention.LAYERS:
             ms = {"copy/copy": 1.0, "forward/ours": 1.0}
             row = {"name": str(layer), "S": 1, "ms": ms, "launches": {"forward/ours": {"kernels": 1.0, "copies": 0.0}}}

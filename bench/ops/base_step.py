@@ -2,8 +2,8 @@
 
 from functools import partial
 
-from bench.attention import Row, Stage, base_stage
-from bench.work import Work, benchmarks
+from bench.ops.work import Work, benchmarks
+from bench.targets.attention import Row, Stage, base_stage
 
 
 def work(shape, dtype, device):
