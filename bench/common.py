@@ -1,4 +1,4 @@
-"""Shapes, inputs, peers and the clock that all benchmarks share.
+"""Shapes, targets and the clock that all benchmarks share.
 
 Two things drown CPU figures if left alone. Fresh outputs cost page faults that vary threefold from run
 to run: benchmark processes run with ALLOCATOR set, so that freed memory is kept. And a clock that
@@ -14,17 +14,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
-import dla_kernels as dla
-from dla_kernels import reference
 from dla_kernels.terminal import table
-from dla_kernels.verify import Case, largest_error, parity
 
 HERE = Path(__file__).parent
 MB = 1e6
@@ -71,69 +64,6 @@ SHAPES = (
     Shape(6, 8, 1024, 14, 20),
     Shape(3, 8, 2048, 7, 20),
 )
-
-
-class Inputs:
-    """The tensors of one shape, fp32, with and without gradients."""
-
-    def __init__(self, shape: Shape) -> None:
-        torch.manual_seed(0)
-        T, B, C, HW, _ = shape
-        self.shape = shape
-        self.xs = [torch.randn(B, C, HW, HW) for _ in range(T)]
-        w1, w2 = torch.randn(shape.R, 2 * C), torch.randn(3 * C, shape.R)
-        self.weights = dla.Joint(w1 * (2 * C) ** -0.5, w2 * shape.R**-0.5, torch.zeros(3 * C))
-        self.y = reference.gap(self.xs)
-
-    @cached_property
-    def buffers(self) -> list[Tensor]:
-        return [torch.zeros_like(x) for x in self.xs]
-
-    @cached_property
-    def grads(self) -> list[Tensor]:
-        return [torch.randn_like(x) for x in self.xs]
-
-    @cached_property
-    def leaves(self) -> tuple[list[Tensor], dla.Joint]:
-        return [x.clone().requires_grad_() for x in self.xs], dla.Joint(
-            *(w.clone().requires_grad_() for w in self.weights)
-        )
-
-    def copy(self) -> None:
-        """The floor: S bytes read, S bytes written, into buffers that exist."""
-        for buffer, x in zip(self.buffers, self.xs):
-            buffer.copy_(x)
-
-    def forward_backward(self, layer_update: Callable) -> tuple[Tensor, ...]:
-        xs, weights = self.leaves
-        out, _ = layer_update(xs, weights)
-        return torch.autograd.grad(out, [*xs, *weights], self.grads)
-
-    def inplace(self) -> None:
-        with torch.no_grad():
-            dla.layer_update(self.buffers, self.weights, inplace=True)
-
-
-def check_parity(inputs: Inputs) -> dict[str, tuple[float, float]]:
-    """(error, allowed) of all that is timed, outputs and gradients, on these very inputs."""
-    T = inputs.shape.T
-
-    def update(f, t: Sequence[Tensor], **options) -> Sequence[Tensor]:
-        out, states = f.layer_update(t[:T], dla.Joint(*t[T:]), **options)
-        return (*out, *states)
-
-    def scan(f, t: Sequence[Tensor]) -> Sequence[Tensor]:
-        return f.scan(t[0], dla.Joint(*t[1:]))
-
-    whole = (*inputs.xs, *inputs.weights)
-    with torch.no_grad():
-        copies = [x.clone() for x in whole]
-        inplace = largest_error(update(dla, copies, inplace=True), update(dla, whole))
-    return {
-        "layer_update": parity(Case("layer_update", dla.PAPER_DSU, whole, update), "cpu"),
-        "scan": parity(Case("scan", dla.PAPER_DSU, (inputs.y, *inputs.weights), scan), "cpu"),
-        "layer_update in place": (inplace, 0.0),  # the same bits
-    }
 
 
 def interleaved(candidates: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

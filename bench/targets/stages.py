@@ -2,63 +2,74 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import torch
 
 import dla_kernels as dla
-from bench import common
-from bench.common import MB, SHAPES, Inputs, Shape, Target
+from bench.common import MB, SHAPES, Shape, Target, holds, interleaved, medians_ms
+from bench.ops.work import CELLS, Work, pack, work_of
 from dla_kernels import reference
 from dla_kernels.terminal import progress, table
+from dla_kernels.verify import largest_error, parity
+
+CELL = CELLS["layer_update"]
+PARTS = ("gap", "refresh", "rescale")  # of a forward pass, by themselves, to say where a missed target goes
 
 
-def candidates(inputs: Inputs, with_compile: bool) -> dict[str, dict[str, object]]:
-    """For each measured op, its candidates by name; each is called without arguments."""
+def in_place(update: Work) -> Callable[[], list[torch.Tensor]]:
+    """layer_update of copies of the maps, over and over."""
+    T = update.shape.T
+    maps, weights = [x.clone() for x in update.tensors[:T]], pack(CELL, update.tensors[T:])
+
+    def call() -> list[torch.Tensor]:
+        with torch.no_grad():
+            return dla.layer_update(maps, weights, cell=CELL, inplace=True)[0]
+
+    return call
+
+
+def checked(scan: Work, update: Work) -> dict[str, tuple[float, float]]:
+    """(error, allowed) of all that is timed."""
+    once = largest_error(in_place(update)(), update.call(dla, update.tensors))
+    checks = {work.op: parity(work.case, "cpu") for work in (scan, update)}
+    return checks | {"layer_update in place": (once, 0.0)}  # the same bits
+
+
+def candidates(scan: Work, update: Work, with_compile: bool) -> dict[str, Callable[[], object]]:
+    """What is timed, by op and name."""
     peers = {"eager": reference}
-    ops = {
-        "scan": {name: partial(f.scan, inputs.y, inputs.weights) for name, f in peers.items()},
-        "forward": {name: partial(f.layer_update, inputs.xs, inputs.weights) for name, f in peers.items()},
-        "forward+backward": {name: partial(inputs.forward_backward, f.layer_update) for name, f in peers.items()},
-    }
     if with_compile:
         # Each shape is compiled for itself, as a user who calls it in a loop would have it.
         torch._dynamo.reset()
-        scan = torch.compile(reference.scan, dynamic=False)
-        update = torch.compile(reference.layer_update, dynamic=False)
-        ops["scan"]["compile"] = partial(scan, inputs.y, inputs.weights)
-        ops["forward"]["compile"] = partial(update, inputs.xs, inputs.weights)
-        ops["forward+backward"]["compile"] = partial(inputs.forward_backward, update)
-    ops["scan"]["ours"] = partial(dla.scan, inputs.y, inputs.weights)
-    ops["forward"]["ours"] = partial(dla.layer_update, inputs.xs, inputs.weights)
-    ops["forward"]["ours in place"] = inputs.inplace
-    ops["forward+backward"]["ours"] = partial(inputs.forward_backward, dla.layer_update)
-    # The parts of a forward pass by themselves, to say where a missed target goes.
-    last = tuple(s[-1] for s in dla.scan(inputs.y, inputs.weights))
-    ops["parts"] = {
-        "gap": partial(dla.gap, inputs.xs),
-        "refresh": partial(dla.refresh, inputs.y, last, inputs.weights),
-        "rescale": partial(dla.rescale, inputs.xs, inputs.y),
-    }
-    return ops
+        ops = (reference.scan, reference.layer_update)
+        peers["compile"] = SimpleNamespace(**{op.__name__: torch.compile(op, dynamic=False) for op in ops})
+    peers["ours"] = dla
+    found: dict[str, Callable[[], object]] = {"copy/copy": update.copy}
+    for op, work, which in (
+        ("scan", scan, "forward"),
+        ("forward", update, "forward"),
+        ("forward+backward", update, "both"),
+    ):
+        found |= {f"{op}/{name}": work.run(which, f) for name, f in peers.items()}
+    found["forward/ours in place"] = in_place(update)
+    return found | {f"parts/{op}": work_of(op, update.shape).run("forward", dla) for op in PARTS}
 
 
 def measure(shape: Shape, rounds: int, with_compile: bool) -> dict:
-    inputs = Inputs(shape)
-    checks = common.check_parity(inputs)
+    scan, update = work_of("scan", shape), work_of("layer_update", shape)
+    checks = checked(scan, update)
     for op, (error, allowed) in checks.items():
         if not error <= allowed:
             raise SystemExit(f"{shape}: {op} is off by {error:.3g}, allowed {allowed:.3g}; not timing a wrong op")
-    named = {"copy/copy": inputs.copy}
-    for op, by_name in candidates(inputs, with_compile).items():
-        named |= {f"{op}/{name}": call for name, call in by_name.items()}
-    seconds = common.interleaved(named, rounds)
+    seconds = interleaved(candidates(scan, update, with_compile), rounds)
     return {
         "shape": shape._asdict(),
         "name": str(shape),
         "S": shape.S,
         "parity": {op: {"error": error, "allowed": allowed} for op, (error, allowed) in checks.items()},
-        "ms": common.medians_ms(seconds),
+        "ms": medians_ms(seconds),
         "seconds": seconds,
     }
 
@@ -118,5 +129,5 @@ def report(rows: list[dict]) -> str:
 
 
 def run(rounds: int, with_compile: bool, wanted: str) -> list[dict]:
-    shapes = [shape for shape in SHAPES if common.holds(str(shape), wanted)]
+    shapes = [shape for shape in SHAPES if holds(str(shape), wanted)]
     return [measure(shape, rounds, with_compile) for shape in progress(shapes, "bench")]
