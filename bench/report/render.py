@@ -196,6 +196,26 @@ def highlights() -> str:
     return "\n".join(lines) + "\n"
 
 
+def gpu_highlights() -> str:
+    """How many times faster than eager, each called, and each as a CUDA graph."""
+    parts = []
+    for path in gpus():
+        found, body = json.loads((path / "bench.json").read_text()), []
+        for what, kind in (("`layer_update`, a stage at once", "rows"), ("`light_step`, a layer of DLA-L", "layers")):
+            times = [row["ms"] for row in found[kind] if row["dtype"] == "bf16"]
+            for op in ("forward", "forward+backward"):
+                line = [f"{what}, {op}"]
+                for graph in ("", " graph"):
+                    ratios = sorted(ms[f"{op}/eager{graph}"] / ms[f"{op}/ours{graph}"] for ms in times)
+                    line.append(f"{ratios[0]:.1f} - {ratios[-1]:.1f}x" if ratios else "")
+                body.append(line)
+        head = ["faster than", "eager PyTorch", "the same, both as CUDA graphs"]
+        lines = [head, ["---"] * len(head), *body]
+        table_of = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        parts.append(f"On one {found['system']['device']}, bf16:\n\n{table_of}\n")
+    return "\n".join(parts) or UNMEASURED + "\n"
+
+
 # The pages, and what makes their blocks.
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     DOCS / "performance.md": {
@@ -210,7 +230,7 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
         "gpus": on_gpus,
         "targets": targets,
     },
-    HERE.parent / "README.md": {"highlights": highlights},
+    HERE.parent / "README.md": {"highlights": highlights, "gpu_highlights": gpu_highlights},
 }
 # A picture, the results it is made from, and how.
 PICTURES: dict[str, tuple[str, Callable[[dict, Path, dict], None]]] = {
