@@ -23,8 +23,8 @@ struct Layer {
   MapPointer map[kMapsPerLayer];
   int HW, piece;
   bool interleaved;
-  int slab;  // 0, or where the channels of every map follow each other without a gap: the widest access, in bytes, at
-             // which every eighth of them begins
+  int slab;  // 0, or where the channels of every map follow each other without a gap, none smaller than 16 bytes: 16 if
+             // every eighth of them begins on 16 bytes, else 1
 };
 struct Layers {
   Layer at[kMaxLayers];

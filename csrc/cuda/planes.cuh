@@ -103,9 +103,9 @@ struct Span {
   int front, HW;
 
   DLA_DEVICE int whole() const { return (HW - front) / N; }
-  DLA_DEVICE int edge() const { return HW - whole() * N; }
-  // Vector v and element k of the edge, as elements of the plane. A plane that has no vector begins in the middle of
-  // one, which is there to be read.
+  DLA_DEVICE int edge() const { return HW - whole() * N; }  // less than two vectors
+  // Vector v and element k of the edge, as elements of the plane. Where a plane of a slab has no vector to itself, the
+  // one that it begins in is there to be read.
   DLA_DEVICE int vector(int v) const { return front + at_most(v, whole() - 1) * N; }
   DLA_DEVICE int of_edge(int k) const {
     const int within = at_most(k, edge() - 1);
@@ -113,15 +113,20 @@ struct Span {
   }
 };
 
-// Neighbouring threads, `lanes` of them, share a plane: by its size alone, which then decides the order of sums. A
-// group takes kPlanes of them at a time, and of each kAlong vectors a thread: that many are read before the first is
-// used.
+// Neighbouring threads, `lanes` of them, share a plane: by its size alone, since that decides the order of sums, as
+// does where its vectors begin. A group takes kPlanes of them at a time, and of each kAlong vectors a thread: that many
+// are read before the first is used. Of an edge a thread takes kEdge elements at most.
+template <class T>
 struct PlaneTeam {
+  static constexpr int N = Vector<T>::N, kFew = kWarp / 4, kEdge = (2 * N + kFew - 1) / kFew;
+  bool has_edges;
   int lanes, lane, group, groups;
 
-  DLA_DEVICE explicit PlaneTeam(int vectors) {
-    lanes = vectors >= 4 * kWarp ? kWarp : power_of_two(vectors, kWarp / 4);
-    lane = thread_index() % lanes, group = thread_index() / lanes, groups = num_threads() / lanes;
+  DLA_DEVICE explicit PlaneTeam(int HW) : has_edges(HW % N != 0) {
+    const int vectors = HW / N, few = has_edges ? floor_log2(kFew) : at_most(ceil_log2(vectors), floor_log2(kFew));
+    const int log_lanes = vectors >= 4 * kWarp ? floor_log2(kWarp) : few;
+    lanes = 1 << log_lanes, lane = thread_index() & (lanes - 1);
+    group = thread_index() >> log_lanes, groups = num_threads() >> log_lanes;
   }
   // Calls f with kPlanes and kAlong, whose product is given: several planes where there are enough for all.
   template <int kInFlight, class F>
@@ -140,7 +145,7 @@ struct PlaneToSum {
 };
 // f(i, sum) for each plane(i).
 template <int kPiece, bool kProduct, int kPlanes, int kAlong, class T, class Of, class F>
-DLA_DEVICE void planar_sums(const PlaneTeam& team, int planes, int HW, Of plane, F f) {
+DLA_DEVICE void planar_sums(const PlaneTeam<T>& team, int planes, int HW, Of plane, F f) {
   using A = accumulate_t<T>;
   constexpr int N = Vector<T>::N, kFew = 8;
   const int lanes = team.lanes, stride = team.groups * kPlanes;
@@ -153,20 +158,19 @@ DLA_DEVICE void planar_sums(const PlaneTeam& team, int planes, int HW, Of plane,
       of[i] = plane(at_most(first + i * team.groups + team.group, planes - 1));
       span[i] = {of[i].front, HW};
     }
-    bool more = HW % N != 0;
-    for (int k = team.lane; more; k += lanes) {
-      A term[kPlanes];
+    if (team.has_edges) {
+      A term[PlaneTeam<T>::kEdge][kPlanes];
 #pragma unroll
-      for (int i = 0; i < kPlanes; ++i) {
-        const int at = span[i].of_edge(k);
-        term[i] = kProduct ? widen(of[i].x[at]) * widen(of[i].g[at]) : widen(of[i].x[at]);
-      }
-      more = false;
+      for (int j = 0; j < PlaneTeam<T>::kEdge; ++j)
 #pragma unroll
-      for (int i = 0; i < kPlanes; ++i) {
-        few[i] += k < span[i].edge() ? term[i] : A(0);
-        more = more || k + lanes < span[i].edge();
-      }
+        for (int i = 0; i < kPlanes; ++i) {
+          const int at = span[i].of_edge(team.lane + j * lanes);
+          term[j][i] = kProduct ? fma(widen(of[i].x[at]), widen(of[i].g[at]), A(0)) : widen(of[i].x[at]);
+        }
+#pragma unroll
+      for (int j = 0; j < PlaneTeam<T>::kEdge; ++j)
+#pragma unroll
+        for (int i = 0; i < kPlanes; ++i) few[i] += team.lane + j * lanes < span[i].edge() ? term[j][i] : A(0);
     }
     int added = 0;
     for (int v0 = team.lane; v0 < HW / N; v0 += lanes * kAlong) {
@@ -281,7 +285,7 @@ struct PlaneToScale {
 };
 // Each plane(i).
 template <int kPiece, int kPlanes, int kAlong, class T, class Of>
-DLA_DEVICE void scale_planes(const PlaneTeam& team, int planes, int HW, Of plane) {
+DLA_DEVICE void scale_planes(const PlaneTeam<T>& team, int planes, int HW, Of plane) {
   using A = accumulate_t<T>;
   constexpr int N = Vector<T>::N;
   const int lanes = team.lanes;
@@ -308,18 +312,20 @@ DLA_DEVICE void scale_planes(const PlaneTeam& team, int planes, int HW, Of plane
             store<kPiece>(of[i].out + span[i].vector(v0 + j * lanes),
                           mapped(xs[j][i], [&](A value, int) { return fma(value, of[i].d, of[i].e); }));
     }
-    bool more = HW % N != 0;
-    for (int k = team.lane; more; k += lanes) {
-      A value[kPlanes];
+    if (team.has_edges) {
+      A value[PlaneTeam<T>::kEdge][kPlanes];
 #pragma unroll
-      for (int i = 0; i < kPlanes; ++i) value[i] = widen(of[i].x[span[i].of_edge(k)]);
-      more = false;
+      for (int j = 0; j < PlaneTeam<T>::kEdge; ++j)
 #pragma unroll
-      for (int i = 0; i < kPlanes; ++i) {
-        if (first + i * team.groups < planes && k < span[i].edge())
-          of[i].out[span[i].of_edge(k)] = narrow<T>(fma(value[i], of[i].d, of[i].e));
-        more = more || k + lanes < span[i].edge();
-      }
+        for (int i = 0; i < kPlanes; ++i) value[j][i] = widen(of[i].x[span[i].of_edge(team.lane + j * lanes)]);
+#pragma unroll
+      for (int j = 0; j < PlaneTeam<T>::kEdge; ++j)
+#pragma unroll
+        for (int i = 0; i < kPlanes; ++i) {
+          const int k = team.lane + j * lanes;
+          if (first + i * team.groups < planes && k < span[i].edge())
+            of[i].out[span[i].of_edge(k)] = narrow<T>(fma(value[j][i], of[i].d, of[i].e));
+        }
     }
   }
 }

@@ -34,7 +34,7 @@ struct Stack {
     return static_cast<const T*>(layer[t].map[which].data) + b * first.sample + (c0 + c) * first.stride;
   }
   // How many elements of channel c come before its first whole vector.
-  DLA_DEVICE int front(int c) const { return layer->slab ? -(c * HW) & (Vector<T>::N - 1) : 0; }
+  DLA_DEVICE int front(int c) const { return layer->slab ? int(-(unsigned(c) * HW) & (Vector<T>::N - 1)) : 0; }
   DLA_DEVICE int piece() const { return layer->slab == 16 ? 16 : layer->piece; }
 };
 
@@ -52,8 +52,8 @@ DLA_DEVICE void sums(const Layer* all, int t0, int layers, int64_t b, int64_t c0
     if (layer.interleaved)
       return interleaved_sums<kPiece, kProduct>(plane<const T>(layer, x, b, c0), plane<const T>(layer, g, b, c0),
                                                 stack.cs, stack.HW, scratch, [&](int c, A sum) { f(t0, c, sum); });
-    const PlaneTeam team(stack.HW / Vector<T>::N);
-    team.with_shape<kProduct ? 2 : 4>(stack.planes(), [&](auto planes, auto along) {
+    const PlaneTeam<T> team(stack.HW);
+    team.template with_shape<kProduct ? 2 : 4>(stack.planes(), [&](auto planes, auto along) {
       planar_sums<kPiece, kProduct, decltype(planes)::value, decltype(along)::value, T>(
           team, stack.planes(), stack.HW,
           [&](int i) {
@@ -83,9 +83,9 @@ DLA_DEVICE void scale(const Layer* all, int t0, int layers, int64_t b, int64_t c
       return scale_pixels<kPiece>(
           stack.HW, stack.cs, plane<const T>(layer, x, b, c0), plane<T>(layer, out, b, c0), [d](int c) { return d[c]; },
           summand);
-    const PlaneTeam team(stack.HW / Vector<T>::N);
-    constexpr int kInFlight = kSummand ? 3 : 4;  // what the registers hold
-    team.with_shape<kInFlight>(stack.planes(), [&](auto planes, auto along) {
+    const PlaneTeam<T> team(stack.HW);
+    constexpr int kInFlight = 3;  // what the registers hold
+    team.template with_shape<kInFlight>(stack.planes(), [&](auto planes, auto along) {
       scale_planes<kPiece, decltype(planes)::value, decltype(along)::value, T>(
           team, stack.planes(), stack.HW, [&](int i) {
             return stack.of(i, [&](int t, int c) {
