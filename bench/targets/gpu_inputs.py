@@ -12,6 +12,7 @@ from torch import Tensor
 import dla_kernels as dla
 from bench.common import Shape
 from bench.devices import Cuda, StandIn
+from bench.ops.suites import CIFAR
 from bench.ops.work import torch_lstm
 from dla_kernels import reference
 from dla_kernels.backends import BACKENDS
@@ -19,7 +20,6 @@ from dla_kernels.verify import Case, functions, largest_error, parity, random_we
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
-CIFAR = ((64, 32), (128, 16), (256, 8))  # C, HW
 ROWS = (
     *(Shape(12, 128, C, HW, 4) for C, HW in CIFAR),
     Shape(3, 256, 256, 56, 16),

@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import torch
+from torch import Tensor
 
 import dla_kernels as dla
 from bench.common import MB, SHAPES, Shape, Target, holds, interleaved, medians_ms
 from bench.ops.work import CELLS, Work, pack, work_of
 from dla_kernels import reference
 from dla_kernels.terminal import progress, table
-from dla_kernels.verify import largest_error, parity
+from dla_kernels.verify import Case, largest_error, parity
 
 CELL = CELLS["layer_update"]
 PARTS = ("gap", "refresh", "rescale")  # of a forward pass, by themselves, to say where a missed target goes
 
 
-def in_place(update: Work) -> Callable[[], list[torch.Tensor]]:
-    """layer_update of copies of the maps, over and over."""
-    T = update.shape.T
-    maps, weights = [x.clone() for x in update.tensors[:T]], pack(CELL, update.tensors[T:])
+def with_states(f: Any, tensors: Sequence[Tensor], T: int, **options: bool) -> tuple[Tensor, ...]:
+    """All that layer_update returns of T maps and weights."""
+    out, states = f.layer_update(tensors[:T], pack(CELL, tensors[T:]), cell=CELL, **options)
+    return (*out, *states)
 
-    def call() -> list[torch.Tensor]:
+
+def in_place(update: Work) -> Callable[[], tuple[Tensor, ...]]:
+    """layer_update of copies of the maps, over and over."""
+    tensors = [x.clone() for x in update.tensors]
+
+    def call() -> tuple[Tensor, ...]:
         with torch.no_grad():
-            return dla.layer_update(maps, weights, cell=CELL, inplace=True)[0]
+            return with_states(dla, tensors, update.shape.T, inplace=True)
 
     return call
 
 
 def checked(scan: Work, update: Work) -> dict[str, tuple[float, float]]:
     """(error, allowed) of all that is timed."""
-    once = largest_error(in_place(update)(), update.call(dla, update.tensors))
-    checks = {work.op: parity(work.case, "cpu") for work in (scan, update)}
+    whole = Case(update.op, CELL, update.tensors, partial(with_states, T=update.shape.T))
+    once = largest_error(in_place(update)(), whole.call(dla, whole.tensors))
+    checks = {case.op: parity(case, "cpu") for case in (scan.case, whole)}
     return checks | {"layer_update in place": (once, 0.0)}  # the same bits
 
 
