@@ -108,7 +108,7 @@ def version() -> str | None:
 
 # Inner loops take all the registers there are: what outlives them, such as which tile is next, may wait in memory,
 # beside thousands of loads of maps. A kernel's frame is to have no more than that.
-FRAME, FRAMES = 64, {"light_step": 192, "light_step_bwd": 192}  # bytes
+FRAME, FRAMES = 40, {"light_step": 192, "light_step_bwd": 192}  # bytes
 
 
 def faults(found: list[Resources]) -> list[Resources]:
