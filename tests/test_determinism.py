@@ -63,7 +63,7 @@ def cells_for(op):
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("op", OPS)
 def test_the_same_bits_from_run_to_run_and_on_any_number_of_threads(backend, set_threads, op, dtype):
-    for cell, layout in zip(cells_for(op), ["mixed", "nchw", "channels_last"]):
+    for cell, layout in some(backend, zip(cells_for(op), ["mixed", "nchw", "channels_last"]), 1):
         inputs = inputs_of(op, BATCH, cell, dtype, layout=layout, device=backend.device)
         cotangents = cotangents_for(op, inputs, **options_of(op, cell))
         first = complete_outcome(op, backend, inputs, cotangents, cell)
@@ -117,14 +117,14 @@ def test_a_sample_does_not_depend_on_its_batch(backend, op, layout):
     sizes = [(0, n) for n in range(1, BATCH.B)]
     places = [(b, b + 1) for b in range(1, BATCH.B)]
     groups = some(backend, sizes + places, 3)
-    for cell in cells_for(op):
+    for cell in some(backend, cells_for(op), 1):
         assert_batch_invariant(op, backend, BATCH, cell, torch.float32, groups, layout)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("op", OPS)
 def test_a_sample_does_not_depend_on_its_batch_in_any_dtype(backend, op, dtype):
-    for cell in cells_for(op):
+    for cell in some(backend, cells_for(op), 1):
         assert_batch_invariant(op, backend, BATCH, cell, dtype, [(0, 1), (8, 9), (2, 7)], layout="mixed")
 
 
@@ -132,7 +132,7 @@ def test_a_sample_does_not_depend_on_its_batch_in_any_dtype(backend, op, dtype):
 @pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
 def test_a_sample_does_not_depend_on_its_batch_where_weights_outgrow_the_cache(backend, cell, op):
     shape = replace(WIDE[cell.projection], B=5)
-    assert_batch_invariant(op, backend, shape, cell, torch.float32, [(0, 1), (4, 5), (0, 2), (1, 4)])
+    assert_batch_invariant(op, backend, shape, cell, torch.float32, [(0, 1), (1, 5)])
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])

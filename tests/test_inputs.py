@@ -21,6 +21,7 @@ from .cases import (
     with_cells,
     with_layouts,
 )
+from .interpreter import some
 from .tolerances import assert_same_bits
 
 
@@ -86,7 +87,7 @@ def test_a_gradient_asked_for_alone_has_the_same_bits(backend, op):
     options = options_of(op, cell)
     cotangents = cotangents_for(op, inputs, **options)
     everything = outcome(getattr(dla, op), inputs, cotangents, backend=backend.name, **options)
-    for wanted in dict(named("", inputs)):
+    for wanted in some(backend, dict(named("", inputs)), 3):
         fresh = mapped(torch.Tensor.detach, inputs)
         x = dict(named("", fresh))[wanted].requires_grad_()
         outputs = dict(named("out", getattr(dla, op)(**fresh, backend=backend.name, **options)))

@@ -95,8 +95,8 @@ def test_a_choice_by_name_does_not_change_the_tier():
     assert some == {case for case in every if "saturated" in case}
 
 
-def test_names_left_to_the_full_run_are_tests():
-    for name in tiers.LEFT:
+def test_names_in_the_rule_are_tests():
+    for name in (*tiers.LEFT, *tiers.ONCE):
         file, _, test = name.partition("::")
         assert f"def {test}" in (ROOT / f"tests/{file}.py").read_text(), name
 

@@ -2,8 +2,9 @@
 
 ``full``  every case, but of the Triton kernels, which take seconds a case, interpreted here or compiled on a GPU: of
           each test every value of every parameter, at least once, of what is not too large for the interpreter.
-``fast``  of each test every pair of values of its parameters, at least once; of the Triton kernels a few cases; tests
-          of the Python layer on one backend; nothing that costs more than it finds (``LEFT``).
+``fast``  of each test every pair of values of its parameters, at least once (of some every value: ``ONCE``); of the
+          Triton kernels a few cases; tests of the Python layer on one backend; nothing that costs more than it finds
+          (``LEFT``).
 ``rest``  what is in ``full`` and not in ``fast``.
 
 A seed chooses the cases. It is made from the commit, so that successive commits walk through the whole product, and a
@@ -78,7 +79,28 @@ LEFT = (
     "test_model::test_pytest_benchmark_compares_two_runs",
     "test_model::test_scaling_draws_what_it_measures",
     "test_model::test_the_runner_times_the_chosen_ops_alone",
+    "test_models::test_two_processes_make_the_gradients_of_one",
     "test_soak::test_a_short_run_passes_and_says_its_seed",
+    "test_tiers::test_a_choice_by_name_does_not_change_the_tier",
+    "test_tiers::test_a_crash_costs_one_case_and_is_named",
+    "test_tiers::test_fast_and_rest_are_the_full_run_and_share_nothing",
+    "test_tiers::test_workers_choose_by_the_seed_of_their_run",
+)
+# Tests that have every value once in the fast tier, not every pair of values, and no case of the Triton kernels: what
+# they ask for long of a stage, a compiler or finite differences, others ask of each op in a smaller way.
+ONCE = (
+    "test_backward_ops::test_backward_operators_equal_autograd_at_every_shape",
+    "test_base_step::test_a_stage_equals_one_that_copies_gradients_included",
+    "test_base_step::test_every_cell_in_a_step_from_every_state",
+    "test_determinism::test_a_sample_does_not_depend_on_its_batch_where_weights_outgrow_the_cache",
+    "test_gradcheck::test_every_entry_of_the_jacobians",
+    "test_gradcheck::test_first_derivatives_of_every_cell_from_every_state",
+    "test_gradcheck::test_second_derivatives_of_every_cell",
+    "test_integration::test_every_op_compiles_as_one_graph",
+    "test_integration::test_inductor_finds_the_strides_it_was_promised",
+    "test_light_step::test_a_stage_of_twelve_layers_and_norms_equals_the_reference",
+    "test_norm_add::test_derivatives_match_finite_differences",
+    "test_triton::test_other_tiles_give_the_same_results",
 )
 # Cases of Triton kernels that a test has in the fast tier; the Jacobians have none.
 FEW = 2
@@ -152,9 +174,9 @@ def choose(items, tier, seed):
 
     cheap = [item for item in quick if not is_left(item)]
     once = [item for item in cheap if item.path.stem not in PYTHON_LAYER or backend_of(item) in (None, "cpu")]
-    pairs = [item for cases in by(test_of, once).values() for item in taken(cases, values, 2, seed)]
+    pairs = [item for cases in by(test_of, once).values() for item in taken(cases, values, strength(cases[0]), seed)]
     kernels = [item for item in few if not is_left(item) and item.path.stem not in (*PYTHON_LAYER, "test_gradcheck")]
-    fewer = [item for cases in by(test_of, kernels).values() for item in cases[:FEW]]
+    fewer = [item for cases in by(test_of, kernels).values() if strength(cases[0]) > 1 for item in cases[:FEW]]
     if tier == FAST:
         return [*pairs, *fewer], {
             "cases whose pairs of values others have": len(once) - len(pairs),
@@ -172,7 +194,16 @@ def test_of(item):
 
 
 def is_left(item):
-    return any(f"{item.path.stem}::{item.originalname}".startswith(name) for name in LEFT)
+    return named(item, LEFT)
+
+
+def strength(item):
+    """How many values of a test's parameters the fast tier combines."""
+    return 1 if named(item, ONCE) else 2
+
+
+def named(item, names):
+    return any(f"{item.path.stem}::{item.originalname}".startswith(name) for name in names)
 
 
 def told(tier, seed, number, reasons):
