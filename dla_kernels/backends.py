@@ -17,13 +17,17 @@ from typing import Any
 
 import torch
 
-from . import fakes
-
 _HERE = Path(__file__).parent
 
 
 class Unavailable(Exception):
     """Why a backend cannot serve, and what to do about it."""
+
+
+def _register_shapes(namespace: str) -> None:
+    from .ops import shapes  # which imports this module
+
+    shapes.register(namespace)
 
 
 def _load_library(name: str, mend: str, namespace: str = "dla") -> Any:
@@ -34,7 +38,7 @@ def _load_library(name: str, mend: str, namespace: str = "dla") -> Any:
         torch.ops.load_library(path)
     except (OSError, RuntimeError) as error:
         raise Unavailable(f"{path.name} does not load with torch {torch.__version__}: {error}") from error
-    fakes.register(namespace)
+    _register_shapes(namespace)
     return getattr(torch.ops, namespace)
 
 
@@ -72,7 +76,7 @@ def _load_triton() -> Any:
         triton_ops = importlib.import_module("triton_ops")
     except ImportError as error:
         raise Unavailable(f"{error}; run: pip install triton") from error
-    fakes.register(triton_ops.NAMESPACE)
+    _register_shapes(triton_ops.NAMESPACE)
     return triton_ops.ops
 
 

@@ -1,24 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from .. import reference
 from ..backends import REFERENCE, select
-from .autograd import (
-    Backward,
-    accumulated,
-    double_backward,
-    kernels,
-    needs_grad,
-    split_at,
-    with_signature,
-    without_autocast,
-)
+from .autograd import accumulated, without_autocast
 from .checks import check_heads, check_past, check_tensor, shape_of
+from .differentiable import Differentiable
 
 
 def attend(
@@ -43,56 +33,23 @@ def attend(
     if chosen == REFERENCE:
         with without_autocast(y.device):
             return reference.attend(y, q, k, past, heads=heads)
-    flat = accumulated([y, q, k, *past], y)
-    if needs_grad(flat):
-        return _Attend.apply(_Spec(chosen, heads), *flat)
-    return kernels(chosen).attend(*flat[:3], flat[3:], heads)
+    y, q, k, *before = accumulated([y, q, k, *past], y)
+    coef, keys, scale = _run(chosen, y, q, k, before, sizes=(None, None, None), heads=heads)
+    return coef, keys, scale
 
 
-class _Spec(NamedTuple):
-    """What is not a tensor."""
-
-    backend: str
-    heads: int
+def _shapes(y: Tensor, q: Tensor, k: Tensor, past: list[Tensor], heads: int) -> tuple[Tensor, ...]:
+    M = past[0].shape[0] if past else 0
+    return tuple(y.new_empty((M + 1, *y.shape)) for _ in range(3))
 
 
-class _Attend(torch.autograd.Function):
-    @staticmethod
-    @with_signature
-    def forward(spec: _Spec, y: Tensor, q: Tensor, k: Tensor, *past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return kernels(spec.backend).attend(y, q, k, list(past), spec.heads)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        ctx.spec, *flat = inputs
-        ctx.save_for_backward(*flat)
-        ctx.like = output[0].shape
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple:
-        saved = ctx.saved_tensors  # once: checkpointing recomputes them at each look
-        arrived = [saved[0].new_zeros(ctx.like) if g is None else g for g in grads]
-        run = _AttendBwd.apply if torch.is_grad_enabled() else _AttendBwd.forward
-        return None, *run(ctx.spec, *arrived, *saved)
-
-
-class _AttendBwd(Backward):
-    @staticmethod
-    @with_signature
-    def forward(spec: _Spec, *flat: Tensor) -> tuple[Tensor, ...]:
-        grads, (y, q, k), past = split_at(flat, 3, 3, len(flat) - 6)
-        dy, dq, dk, dpast = kernels(spec.backend).attend_bwd(*grads, y, q, k, past, spec.heads)
-        return (dy, dq, dk, *dpast)
-
-    @staticmethod
-    def backward(ctx: Any, *ggs: Tensor | None) -> tuple:
-        saved = ctx.saved_tensors
-        grads, inputs = split_at(saved, 3, len(saved) - 3)
-
-        def forward(y: Tensor, q: Tensor, k: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
-            return reference.attend(y, q, k, past, heads=ctx.spec.heads)
-
-        found = double_backward(forward, inputs, grads, ggs)
-        to_inputs, to_grads = split_at(found, len(inputs), len(grads))
-        return None, *to_grads, *to_inputs
+_run = Differentiable(
+    "attend",
+    "coef keys scale",
+    forward=lambda ops, y, q, k, past, *, heads: ops.attend(y, q, k, past, heads),
+    backward=lambda ops, dcoef, dkeys, dscale, y, q, k, past, heads: ops.attend_bwd(
+        dcoef, dkeys, dscale, y, q, k, past, heads
+    ),
+    reference=reference.attend,
+    shapes=_shapes,
+)

@@ -1,4 +1,4 @@
-"""What the autograd functions of all ops share. Each op states its own forward and backward."""
+"""What ops share on their way into autograd."""
 
 from __future__ import annotations
 
@@ -28,17 +28,6 @@ def kernels(backend: str) -> Any:
     return BACKENDS[backend].ops
 
 
-class Backward(torch.autograd.Function):
-    """A backward pass as a function of its own, so that it can be differentiated: it keeps all its tensors. ``spec``,
-    its first argument, is none."""
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
-        ctx.spec, *tensors = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.set_materialize_grads(False)
-
-
 def needs_grad(*groups: Sequence[Tensor]) -> bool:
     # Forward-mode AD enters too, and is told there that it is not supported: past autograd, its tangents
     # would be dropped without a word.
@@ -65,26 +54,6 @@ def without_autocast(device: torch.device) -> AbstractContextManager:
     return nullcontext()
 
 
-def split_at(flat: Sequence[Any], *counts: int) -> list[list[Any]]:
-    """Cuts ``flat`` into pieces of ``counts`` items."""
-    assert len(flat) == sum(counts)
-    pieces, start = [], 0
-    for count in counts:
-        pieces.append(list(flat[start : start + count]))
-        start += count
-    return pieces
-
-
-def filled(grads: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
-    """Zeros where no gradient arrived."""
-    return [torch.zeros_like(x) if g is None else g for g, x in zip(grads, like)]
-
-
-def filled_or_none(grads: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
-    """[] if no gradient arrived at all, else zeros where one is missing."""
-    return [] if all(g is None for g in grads) else filled(grads, like)
-
-
 def double_backward(
     forward: Callable[..., Tensors], inputs: Sequence[Tensor], grads: Sequence[Tensor], ggs: Sequence[Tensor | None]
 ) -> Tensors:
@@ -101,4 +70,4 @@ def double_backward(
 
     with without_autocast(inputs[0].device):
         values, vjp = torch.func.vjp(backward, *inputs, *grads)  # type: ignore[misc]
-        return vjp(tuple(filled(ggs, values)))
+        return vjp(tuple(torch.zeros_like(x) if gg is None else gg for gg, x in zip(ggs, values)))

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from .. import reference
 from ..backends import REFERENCE, select
-from .autograd import Backward, accumulated, double_backward, kernels, needs_grad, with_signature, without_autocast
+from .autograd import accumulated, without_autocast
 from .checks import check_alike, check_weight
+from .differentiable import Differentiable
+from .shapes import rows
 
 
 def depthwise(x: Tensor, v: Tensor, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
@@ -26,42 +26,16 @@ def depthwise(x: Tensor, v: Tensor, *, backend: str | None = None) -> tuple[Tens
         with without_autocast(x.device):
             return reference.depthwise(x, v)
     (v,) = accumulated([v], x)
-    if needs_grad([x, v]):
-        return _Depthwise.apply(chosen, x, v)
-    return kernels(chosen).depthwise(x, v)
+    value, y = _run(chosen, x, v, sizes=(None, None))
+    return value, y
 
 
-class _Depthwise(torch.autograd.Function):
-    @staticmethod
-    @with_signature
-    def forward(backend: str, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        return kernels(backend).depthwise(x, v)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        ctx.backend, *tensors = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.of_outputs = [(out.shape, out.dtype, out.device) for out in output]
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, dvalue: Tensor | None, dy: Tensor | None) -> tuple:
-        run = _DepthwiseBwd.apply if torch.is_grad_enabled() else _DepthwiseBwd.forward
-        arrived = [
-            torch.zeros(shape, dtype=dtype, device=device) if g is None else g
-            for g, (shape, dtype, device) in zip((dvalue, dy), ctx.of_outputs)
-        ]
-        return None, *run(ctx.backend, *arrived, *ctx.saved_tensors)
-
-
-class _DepthwiseBwd(Backward):
-    @staticmethod
-    @with_signature
-    def forward(backend: str, dvalue: Tensor, dy: Tensor, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        return kernels(backend).depthwise_bwd(dvalue, dy, x, v)
-
-    @staticmethod
-    def backward(ctx: Any, *ggs: Tensor | None) -> tuple:
-        dvalue, dy, x, v = ctx.saved_tensors
-        *to_inputs, to_dvalue, to_dy = double_backward(reference.depthwise, [x, v], [dvalue, dy], ggs)
-        return None, to_dvalue, to_dy, *to_inputs
+_run = Differentiable(
+    "depthwise",
+    "value y",
+    forward=lambda ops, x, v: ops.depthwise(x, v),
+    backward=lambda ops, dvalue, dy, x, v: ops.depthwise_bwd(dvalue, dy, x, v),
+    reference=reference.depthwise,
+    shapes=lambda x, v: (torch.empty_like(x), rows([x, x])),
+    maps="x",
+)

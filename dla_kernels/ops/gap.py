@@ -10,6 +10,7 @@ from .. import reference
 from ..backends import REFERENCE, select
 from .autograd import kernels, needs_grad, with_signature
 from .checks import check_maps
+from .shapes import declare, rows
 
 
 def gap(xs: Sequence[Tensor], *, backend: str | None = None) -> Tensor:
@@ -46,3 +47,6 @@ class _Gap(torch.autograd.Function):
             for t, (shape, dtype) in enumerate(ctx.maps)
         ]
         return None, *dxs
+
+
+declare("gap", rows)

@@ -1,29 +1,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from .. import reference
 from ..backends import REFERENCE, select
 from ..cells import PAPER_DSU, PROJECTIONS, Cell, Weights, accumulate_dtype
-from .autograd import (
-    Backward,
-    accumulated,
-    double_backward,
-    filled,
-    filled_or_none,
-    kernels,
-    needs_grad,
-    split_at,
-    start_state,
-    with_signature,
-    without_autocast,
-)
+from .autograd import accumulated, kernels, start_state, without_autocast
 from .checks import check_cell, check_maps, check_state
+from .differentiable import Differentiable
 from .inplace import check_inplace, mark_written
+from .shapes import like, rows, states
 
 
 def layer_update(
@@ -59,90 +47,28 @@ def layer_update(
     w, start = accumulated(weights, xs[0]), start_state(state, xs[0])
     if inplace:
         dtype = accumulate_dtype(xs[0].dtype)
-        states = [xs[0].new_empty((len(xs), B, C), dtype=dtype) for _ in cell.state_names]
+        written = [xs[0].new_empty((len(xs), B, C), dtype=dtype) for _ in cell.state_names]
         mark_written(xs)
-        kernels(chosen).layer_update_(list(xs), states, w, start, cell.rule)
-        return list(xs), tuple(states)
-    if needs_grad(xs, w, start):
-        spec = _Spec(chosen, cell, len(xs), len(w), len(start))
-        outputs = _LayerUpdate.apply(spec, *xs, *w, *start)
-        out, states, _ = split_at(outputs, len(xs), spec.num_states, 1)
-        return out, tuple(states)
-    out, states, _ = kernels(chosen).layer_update(list(xs), w, start, cell.rule)
-    return out, tuple(states)
+        kernels(chosen).layer_update_(list(xs), written, w, start, cell.rule)
+        return list(xs), tuple(written)
+    sizes = len(xs), len(cell.state_names), None
+    out, found, _ = _run(chosen, list(xs), w, start, sizes=sizes, cell=cell)
+    return out, tuple(found)
 
 
-class _Spec(NamedTuple):
-    """What is not a tensor, and how the flat list of tensors is cut: xs, weights, state."""
-
-    backend: str
-    cell: Cell
-    T: int
-    num_weights: int
-    num_state: int
-
-    @property
-    def num_states(self) -> int:
-        return len(self.cell.state_names)
-
-    @property
-    def num_inputs(self) -> int:
-        return self.T + self.num_weights + self.num_state
+def _by_reference(xs: list[Tensor], weights: list[Tensor], state: list[Tensor], cell: Cell) -> tuple:
+    w = PROJECTIONS[cell.projection](*weights)
+    return reference.layer_update(xs, w, cell=cell, state=tuple(state) or None)
 
 
-class _LayerUpdate(torch.autograd.Function):
-    @staticmethod
-    @with_signature
-    def forward(spec: _Spec, *flat: Tensor) -> tuple[Tensor, ...]:
-        xs, weights, state = split_at(flat, spec.T, spec.num_weights, spec.num_state)
-        out, states, y = kernels(spec.backend).layer_update(xs, weights, state, spec.cell.rule)
-        return (*out, *states, y)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        ctx.spec, *flat = inputs
-        *_, y = output
-        ctx.mark_non_differentiable(y)
-        ctx.save_for_backward(*flat, *output[ctx.spec.T :])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple:
-        spec, saved = ctx.spec, ctx.saved_tensors
-        dout, dstates, _ = split_at(grads, spec.T, spec.num_states, 1)
-        dstates = filled_or_none(dstates, saved[spec.num_inputs : -1])
-        dout = filled(dout, saved[: spec.T])
-        run = _LayerUpdateBwd.apply if torch.is_grad_enabled() else _LayerUpdateBwd.forward
-        return None, *run(spec, *saved, *dout, *dstates)
-
-
-class _LayerUpdateBwd(Backward):
-    @staticmethod
-    def _split(spec: _Spec, flat: Sequence[Tensor]) -> list[list[Tensor]]:
-        known = spec.num_inputs + spec.num_states + 1 + spec.T
-        return split_at(flat, spec.T, spec.num_weights, spec.num_state, spec.num_states, 1, spec.T, len(flat) - known)
-
-    @staticmethod
-    @with_signature
-    def forward(spec: _Spec, *flat: Tensor) -> tuple[Tensor, ...]:
-        xs, weights, state, states, (y,), dout, dstates = _LayerUpdateBwd._split(spec, flat)
-        dxs, dweights, dstate = kernels(spec.backend).layer_update_bwd(
-            dout, dstates, xs, weights, state, y, states, spec.cell.rule
-        )
-        return (*dxs, *dweights, *dstate)
-
-    @staticmethod
-    def backward(ctx: Any, *ggs: Tensor | None) -> tuple:
-        spec = ctx.spec
-        xs, weights, state, states, _, dout, dstates = _LayerUpdateBwd._split(spec, ctx.saved_tensors)
-
-        def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
-            xs, w, start = split_at(inputs, spec.T, spec.num_weights, spec.num_state)
-            w = PROJECTIONS[spec.cell.projection](*w)
-            out, states = reference.layer_update(xs, w, cell=spec.cell, state=tuple(start) or None)
-            return (*out, *states[: len(dstates)])
-
-        inputs, grads = [*xs, *weights, *state], [*dout, *dstates]
-        to_inputs, to_grads = split_at(double_backward(forward, inputs, grads, ggs), len(inputs), len(grads))
-        # y and the states are functions of the inputs: the reference has differentiated through them.
-        return None, *to_inputs, *([None] * (len(states) + 1)), *to_grads
+_run = Differentiable(
+    "layer_update",
+    "out states y",
+    forward=lambda ops, xs, weights, state, *, cell: ops.layer_update(xs, weights, state, cell.rule),
+    backward=lambda ops, dout, dstates, xs, weights, state, y, states, cell: ops.layer_update_bwd(
+        dout, dstates, xs, weights, state, y, states, cell.rule
+    ),
+    reference=_by_reference,
+    shapes=lambda xs, weights, state, rule: (like(xs), states(rows(xs), rule), rows(xs)),
+    maps="xs",
+)

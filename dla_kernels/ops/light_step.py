@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -10,20 +7,11 @@ from .. import reference
 from ..attention import Attention
 from ..backends import REFERENCE, select
 from ..cells import PAPER_DSU, PROJECTIONS, Cell, Weights
-from .autograd import (
-    Backward,
-    accumulated,
-    double_backward,
-    filled,
-    filled_or_none,
-    kernels,
-    needs_grad,
-    split_at,
-    start_state,
-    with_signature,
-    without_autocast,
-)
+from .autograd import accumulated, start_state, without_autocast
 from .checks import check_alike, check_attention, check_cell, check_state, check_weight
+from .differentiable import Differentiable
+from .shapes import moments as moments_of
+from .shapes import rows, states
 
 
 def light_step(
@@ -77,106 +65,63 @@ def light_step(
             )
     filters = accumulated([*attention, lam, *([] if e is None else [e])], x)
     w, start = accumulated(weights or (), x), start_state(state, x)
-    spec = _Spec(chosen, cell if weights else None, heads, moments, len(maps), len(filters), len(w), len(start))
-    if needs_grad(list(maps.values()), filters, w, start):
-        o, *rest = _LightStep.apply(spec, *maps.values(), *filters, *w, *start)
-        states, _, of_o = split_at(rest, spec.num_states, 1, int(moments))
-    else:
-        o, states, _, of_o = _run(spec, list(maps.values()), filters, w, start)
-    return o, tuple(states) if weights else None, of_o[0] if moments else None
+    how = {"cell": cell if weights else None, "heads": heads, "moments": moments}
+    sizes = None, len(cell.state_names) if weights else 0, None, int(moments)
+    o, found, _, of_o = _run(chosen, list(maps.values()), filters, w, start, sizes=sizes, **how)
+    return o, tuple(found) if weights else None, of_o[0] if moments else None
 
 
-class _Spec(NamedTuple):
-    """What is not a tensor, and how the flat list of tensors is cut: maps, filters, weights, state."""
-
-    backend: str
-    cell: Cell | None
-    heads: int
-    moments: bool
-    num_maps: int
-    num_filters: int
-    num_weights: int
-    num_state: int
-
-    @property
-    def rule(self) -> str:
-        return self.cell.rule if self.cell else ""
-
-    @property
-    def num_states(self) -> int:
-        return len(self.cell.state_names) if self.cell else 0
-
-    @property
-    def inputs(self) -> tuple[int, ...]:
-        return self.num_maps, self.num_filters, self.num_weights, self.num_state
-
-
-def _run(spec: _Spec, maps: list[Tensor], filters: list[Tensor], weights: list[Tensor], state: list[Tensor]) -> Any:
-    return kernels(spec.backend).light_step(maps, filters, weights, state, spec.rule, spec.heads, spec.moments)
+def _by_reference(
+    maps: list[Tensor],
+    filters: list[Tensor],
+    weights: list[Tensor],
+    state: list[Tensor],
+    cell: Cell | None,
+    heads: int,
+) -> tuple:
+    x, *before = maps
+    q, k, v, lam, *e = filters
+    o, new_state, _ = reference.light_step(
+        x,
+        before[0] if before else None,
+        Attention(q, k, v),
+        lam,
+        PROJECTIONS[cell.projection](*weights) if cell else None,
+        heads=heads,
+        cell=cell or PAPER_DSU,
+        state=tuple(state) or None,
+        e=e[0] if e else None,
+    )
+    return o, new_state or ()
 
 
-class _LightStep(torch.autograd.Function):
-    @staticmethod
-    @with_signature
-    def forward(spec: _Spec, *flat: Tensor) -> tuple[Tensor, ...]:
-        o, states, y, of_o = _run(spec, *split_at(flat, *spec.inputs))
-        return (o, *states, y, *of_o)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        ctx.spec, *flat = inputs
-        states, constants = split_at(output[1:], ctx.spec.num_states, len(output) - 1 - ctx.spec.num_states)
-        ctx.mark_non_differentiable(*constants)
-        ctx.save_for_backward(*flat, *states, constants[0])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, do: Tensor | None, *grads: Tensor | None) -> tuple:
-        spec, saved = ctx.spec, ctx.saved_tensors
-        states = saved[sum(spec.inputs) : -1]
-        dstates = filled_or_none(grads[: spec.num_states], states)
-        (do,) = filled([do], saved[:1])
-        run = _LightStepBwd.apply if torch.is_grad_enabled() else _LightStepBwd.forward
-        return None, *run(spec, *saved, do, *dstates)
+def _shapes(
+    maps: list[Tensor],
+    filters: list[Tensor],
+    weights: list[Tensor],
+    state: list[Tensor],
+    rule: str,
+    heads: int,
+    moments: bool,
+) -> tuple:
+    y = rows(maps)
+    return torch.empty_like(maps[0]), states(y[0], rule), y, moments_of(maps[0], moments)
 
 
-class _LightStepBwd(Backward):
-    @staticmethod
-    def _split(spec: _Spec, flat: Sequence[Tensor]) -> list[list[Tensor]]:
-        known = sum(spec.inputs) + spec.num_states + 2
-        return split_at(flat, *spec.inputs, spec.num_states, 1, 1, len(flat) - known)
+def _rule(cell: Cell | None) -> str:
+    return cell.rule if cell else ""
 
-    @staticmethod
-    @with_signature
-    def forward(spec: _Spec, *flat: Tensor) -> tuple[Tensor, ...]:
-        maps, filters, weights, state, states, (y,), (do,), dstates = _LightStepBwd._split(spec, flat)
-        grads = kernels(spec.backend).light_step_bwd(
-            do, dstates, maps, filters, weights, state, y, states, spec.rule, spec.heads
-        )
-        return tuple(grad for group in grads for grad in group)
 
-    @staticmethod
-    def backward(ctx: Any, *ggs: Tensor | None) -> tuple:
-        spec = ctx.spec
-        maps, filters, weights, state, states, _, do, dstates = _LightStepBwd._split(spec, ctx.saved_tensors)
-
-        def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
-            maps, (q, k, v, lam, *e), w, start = split_at(inputs, *spec.inputs)
-            x, *before = maps
-            o, new_state, _ = reference.light_step(
-                x,
-                before[0] if before else None,
-                Attention(q, k, v),
-                lam,
-                PROJECTIONS[spec.cell.projection](*w) if spec.cell else None,
-                heads=spec.heads,
-                cell=spec.cell or PAPER_DSU,
-                state=tuple(start) or None,
-                e=e[0] if e else None,
-            )
-            return (o, *(new_state or ())[: len(dstates)])
-
-        inputs, grads = [*maps, *filters, *weights, *state], [*do, *dstates]
-        to_inputs, to_grads = split_at(double_backward(forward, inputs, grads, ggs), len(inputs), len(grads))
-        # y and the states are functions of the inputs: the reference has differentiated through them.
-        return None, *to_inputs, *([None] * (len(states) + 1)), *to_grads
+_run = Differentiable(
+    "light_step",
+    "o states y of_o",
+    forward=lambda ops, maps, filters, weights, state, *, cell, heads, moments: ops.light_step(
+        maps, filters, weights, state, _rule(cell), heads, moments
+    ),
+    backward=lambda ops, do, dstates, maps, filters, weights, state, y, states, cell, heads: ops.light_step_bwd(
+        do, dstates, maps, filters, weights, state, y, states, _rule(cell), heads
+    ),
+    reference=_by_reference,
+    shapes=_shapes,
+    maps="maps",
+)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,17 +8,9 @@ from torch import Tensor
 from .. import reference
 from ..backends import REFERENCE, select
 from ..reference.norm_add import move
-from .autograd import (
-    Backward,
-    accumulated,
-    double_backward,
-    kernels,
-    needs_grad,
-    split_at,
-    with_signature,
-    without_autocast,
-)
+from .autograd import accumulated, without_autocast
 from .checks import check_alike, check_weight, shape_of
+from .differentiable import Differentiable
 
 
 def norm_add(
@@ -76,71 +67,38 @@ def norm_add(
             return reference.norm_add(
                 x, o, gamma, beta, running, moments=moments, momentum=momentum, eps=eps, relu=relu, keep=keep
             )
-    by_batch = moments is not None
     statistics = torch.stack(running) if moments is None else moments  # type: ignore[arg-type]
     gamma, beta, by = accumulated([gamma, beta, statistics], o)
     keeps = [] if keep is None else accumulated([keep.detach()], o)
     if o.shape[0] == 0:
         by = torch.zeros_like(by)  # of nothing, but gradients of zero have to come of it
-    if needs_grad([x, o, gamma, beta]):
-        out = _NormAdd.apply(_Spec(chosen, eps, relu, by_batch), x, o, gamma, beta, by.detach(), *keeps)
-    else:
-        out = kernels(chosen).norm_add(x, o, by, gamma, beta, keeps, eps, relu)
+    how = {"eps": eps, "relu": relu, "by_batch": moments is not None}
+    (out,) = _run(chosen, x, o, gamma, beta, by.detach(), keeps, sizes=(None,), **how)
     if moments is not None and running is not None:
         move(running, moments, momentum, o.numel() // C)  # last, so that a call that fails moves nothing
     return out
 
 
-class _Spec(NamedTuple):
-    """What is not a tensor."""
-
-    backend: str
-    eps: float
-    relu: bool
-    by_batch: bool
-
-
-class _NormAdd(torch.autograd.Function):
-    @staticmethod
-    @with_signature
-    def forward(spec: _Spec, x: Tensor, o: Tensor, gamma: Tensor, beta: Tensor, by: Tensor, *keep: Tensor) -> Tensor:
-        return kernels(spec.backend).norm_add(x, o, by, gamma, beta, list(keep), spec.eps, spec.relu)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.spec, _, *flat = inputs
-        ctx.save_for_backward(*flat)
-
-    @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> tuple:
-        run = _NormAddBwd.apply if torch.is_grad_enabled() else _NormAddBwd.forward
-        saved = ctx.saved_tensors  # once: checkpointing recomputes them at each look
-        do, dgamma, dbeta = run(ctx.spec, dout, *saved)
-        return None, dout, do, dgamma, dbeta, *([None] * (len(saved) - 3))
+def _by_reference(
+    o: Tensor, gamma: Tensor, beta: Tensor, moments: Tensor, keep: list[Tensor], eps: float, relu: bool, by_batch: bool
+) -> tuple:
+    by = {"running": None, "moments": moments} if by_batch else {"running": tuple(moments.unbind())}
+    zero = torch.zeros_like(o)  # x moves the result, not its derivatives
+    return (reference.norm_add(zero, o, gamma, beta, **by, eps=eps, relu=relu, keep=keep[0] if keep else None),)
 
 
-class _NormAddBwd(Backward):
-    @staticmethod
-    @with_signature
-    def forward(
-        spec: _Spec, dout: Tensor, o: Tensor, gamma: Tensor, beta: Tensor, by: Tensor, *keep: Tensor
-    ) -> tuple[Tensor, ...]:
-        return kernels(spec.backend).norm_add_bwd(
-            dout, o, by, gamma, beta, list(keep), spec.eps, spec.relu, spec.by_batch
-        )
-
-    @staticmethod
-    def backward(ctx: Any, *ggs: Tensor | None) -> tuple:
-        spec = ctx.spec
-        saved = ctx.saved_tensors
-        (dout,), inputs, (by,), keep = split_at(saved, 1, 3, 1, len(saved) - 5)
-
-        def forward(o: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, ...]:
-            zero = torch.zeros_like(o)
-            how = {"eps": spec.eps, "relu": spec.relu, "keep": keep[0] if keep else None}
-            if spec.by_batch:
-                return (reference.norm_add(zero, o, gamma, beta, None, moments=by, **how),)
-            return (reference.norm_add(zero, o, gamma, beta, tuple(by.unbind()), **how),)
-
-        *to_inputs, to_dout = double_backward(forward, inputs, [dout], ggs)
-        return None, to_dout, *to_inputs, *([None] * (1 + len(keep)))
+_run = Differentiable(
+    "norm_add",
+    "out",
+    forward=lambda ops, x, o, gamma, beta, moments, keep, *, eps, relu, by_batch: (
+        ops.norm_add(x, o, moments, gamma, beta, keep, eps, relu),
+    ),
+    backward=lambda ops, dout, o, gamma, beta, moments, keep, eps, relu, by_batch: ops.norm_add_bwd(
+        dout, o, moments, gamma, beta, keep, eps, relu, by_batch
+    ),
+    reference=_by_reference,
+    shapes=lambda x, o, moments, gamma, beta, keep, eps, relu: torch.empty_like(x),
+    maps="x o",
+    constants="moments keep",
+    passed="x",
+)

@@ -1,25 +1,13 @@
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
-import torch
 from torch import Tensor
 
 from .. import reference
 from ..backends import REFERENCE, select
 from ..cells import PAPER_DSU, PROJECTIONS, Cell, Weights
-from .autograd import (
-    Backward,
-    accumulated,
-    double_backward,
-    kernels,
-    needs_grad,
-    split_at,
-    start_state,
-    with_signature,
-    without_autocast,
-)
+from .autograd import accumulated, start_state, without_autocast
 from .checks import check_cell, check_rows, check_state
+from .differentiable import Differentiable
 
 
 def refresh(
@@ -47,55 +35,19 @@ def refresh(
         with without_autocast(y.device):
             return reference.refresh(y, state, weights, cell=cell)
     (y,), w, last = accumulated([y], y), accumulated(weights, y), start_state(state, y)
-    if needs_grad([y], w, last):
-        return _Refresh.apply(_Spec(chosen, cell, len(w), len(last)), y, *last, *w)
-    return kernels(chosen).refresh(y, last, w, cell.rule)
+    (d,) = _run(chosen, y, last, w, sizes=(None,), cell=cell)
+    return d
 
 
-class _Spec(NamedTuple):
-    """What is not a tensor, and how the flat list of tensors is cut: y, state, weights."""
-
-    backend: str
-    cell: Cell
-    num_weights: int
-    num_state: int
+def _by_reference(y: Tensor, state: list[Tensor], weights: list[Tensor], cell: Cell) -> tuple:
+    return (reference.refresh(y, tuple(state), PROJECTIONS[cell.projection](*weights), cell=cell),)
 
 
-class _Refresh(torch.autograd.Function):
-    @staticmethod
-    @with_signature
-    def forward(spec: _Spec, *flat: Tensor) -> Tensor:
-        (y,), state, weights = split_at(flat, 1, spec.num_state, spec.num_weights)
-        return kernels(spec.backend).refresh(y, state, weights, spec.cell.rule)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.spec, *flat = inputs
-        ctx.save_for_backward(*flat)
-
-    @staticmethod
-    def backward(ctx: Any, dd: Tensor) -> tuple:
-        run = _RefreshBwd.apply if torch.is_grad_enabled() else _RefreshBwd.forward
-        return None, *run(ctx.spec, dd, *ctx.saved_tensors)
-
-
-class _RefreshBwd(Backward):
-    @staticmethod
-    @with_signature
-    def forward(spec: _Spec, dd: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
-        (y,), state, weights = split_at(flat, 1, spec.num_state, spec.num_weights)
-        dy, dstate, dweights = kernels(spec.backend).refresh_bwd(dd, y, state, weights, spec.cell.rule)
-        return (dy, *dstate, *dweights)
-
-    @staticmethod
-    def backward(ctx: Any, *ggs: Tensor | None) -> tuple:
-        spec = ctx.spec
-        dd, *inputs = ctx.saved_tensors
-
-        def forward(y: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-            last, w = split_at(rest, spec.num_state, spec.num_weights)
-            w = PROJECTIONS[spec.cell.projection](*w)
-            return (reference.refresh(y, tuple(last), w, cell=spec.cell),)
-
-        *to_inputs, to_dd = double_backward(forward, inputs, [dd], ggs)
-        return None, to_dd, *to_inputs
+_run = Differentiable(
+    "refresh",
+    "d",
+    forward=lambda ops, y, state, weights, *, cell: (ops.refresh(y, state, weights, cell.rule),),
+    backward=lambda ops, dd, y, state, weights, cell: ops.refresh_bwd(dd, y, state, weights, cell.rule),
+    reference=_by_reference,
+    shapes=lambda y, state, weights, rule: y.new_empty(y.shape),
+)
