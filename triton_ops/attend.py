@@ -15,6 +15,7 @@ from .attention import HEAD, across_channels, channels_of, tap_gradients
 from .checks import check_heads, check_past, check_tensor, require
 from .launch import run
 from .maps import row_of
+from .operator import operator
 from .sums import sum_samples
 from .tiles import Tiles, tiles
 
@@ -163,6 +164,7 @@ def _told(op: str, y: Tensor, q: Tensor, k: Tensor, past: list[Tensor], heads: i
     return how, M, read, (M, B, heads, q.shape[0], C, (C // heads) ** -0.5, how)
 
 
+@operator()
 def attend(y: Tensor, q: Tensor, k: Tensor, past: list[Tensor], heads: int) -> tuple[Tensor, Tensor, Tensor]:
     how, M, read, told = _told("attend", y, q, k, past, heads)
     B, C = y.shape
@@ -171,6 +173,7 @@ def attend(y: Tensor, q: Tensor, k: Tensor, past: list[Tensor], heads: int) -> t
     return coef, keys, scale
 
 
+@operator()
 def attend_bwd(
     dcoef: Tensor, dkeys: Tensor, dscale: Tensor, y: Tensor, q: Tensor, k: Tensor, past: list[Tensor], heads: int
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:

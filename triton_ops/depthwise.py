@@ -9,6 +9,7 @@ from torch import Tensor
 from .checks import check_like_maps, check_maps, check_tensor
 from .launch import maps_of_program, pieces_of, run
 from .maps import ELEMENT, MapList, accumulate_dtype, map_of, pixels_of, row_of, table, tile_of
+from .operator import operator
 from .stencil import convolve, convolved, correlate, taps_of
 from .sums import sum_samples
 
@@ -61,6 +62,7 @@ def depthwise_bwd_kernel(
         convolve(dvalue, dvalue_stride, of_value, dx, dx_stride, of_x, taps, c, C, W, HW, INTERLEAVED, TILE[1])
 
 
+@operator()
 def depthwise(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     check_maps([x])
     B, C, _, W = x.shape
@@ -75,6 +77,7 @@ def depthwise(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return value.as_given(given)[0], y
 
 
+@operator()
 def depthwise_bwd(dvalue: Tensor, dy: Tensor, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     check_maps([x])
     check_like_maps("dvalue", [dvalue], [x])

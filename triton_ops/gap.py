@@ -9,6 +9,7 @@ from torch import Tensor
 from .checks import check_maps
 from .launch import maps_of_program, pieces_of, run
 from .maps import ELEMENT, MapList, accumulate_dtype, pool, table
+from .operator import operator
 
 
 @triton.jit(do_not_specialize=["B"])
@@ -17,6 +18,7 @@ def gap_kernel(table, y, B, C, ELEMENT: tl.constexpr, PIECE: tl.constexpr, TILES
     pool(table, y, t, b, B, C, begin, end, ELEMENT, PIECE, TILES)
 
 
+@operator()
 def gap(xs: list[Tensor]) -> Tensor:
     check_maps(xs)
     x = MapList(xs)

@@ -9,6 +9,7 @@ from torch import Tensor
 from .checks import IN_PLACE, check_in_place, check_like_maps, check_maps, check_tensor
 from .launch import Recurrence
 from .maps import ELEMENT, MapList, gate_gradient, pool, scale, table
+from .operator import operator
 from .recurrence import hoist, refresh_layers, scan_layers, start
 from .recurrence_bwd import begin, feed_gradient, refresh_bwd_layers, scan_bwd_layers, y_gradient
 from .weight_gradients import WeightGradients, clear
@@ -76,6 +77,7 @@ def _forward(x: MapList, out: MapList, states: list[Tensor], r: Recurrence) -> T
     return y
 
 
+@operator()
 def layer_update(
     xs: list[Tensor], weights: list[Tensor], state: list[Tensor], rule: str
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
@@ -87,6 +89,7 @@ def layer_update(
     return out.as_given(x), states, y
 
 
+@operator(writes=("xs", "states"))
 def layer_update_(
     xs: list[Tensor], states: list[Tensor], weights: list[Tensor], state: list[Tensor], rule: str
 ) -> None:
@@ -98,6 +101,7 @@ def layer_update_(
     _forward(x, x, states, r)
 
 
+@operator()
 def layer_update_bwd(
     dout: list[Tensor],
     dstates: list[Tensor],

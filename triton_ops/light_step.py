@@ -21,6 +21,7 @@ from .checks import check_filters, check_light_maps, check_like_maps, check_tens
 from .launch import NoRecurrence, Recurrence, from_row
 from .maps import ELEMENT, MapList, map_of, pixels_of, pool, row_of, table, tile_of
 from .moments import Moments, observe, store_plane
+from .operator import operator
 from .recurrence import hoist, refresh_layers, scan_layers, start
 from .recurrence_bwd import begin, feed_gradient, refresh_bwd_layers, scan_bwd_layers, y_gradient
 from .stencil import MIDDLE, convolve, convolved, correlate, taps_of
@@ -298,6 +299,7 @@ class Step:
         return self.r.empty(self.r.B, self.r.C) if self.r.cell and len(self.maps.held) > 1 else None
 
 
+@operator()
 def light_step(
     maps: list[Tensor], filters: list[Tensor], weights: list[Tensor], state: list[Tensor], rule: str, heads: int,
     moments: bool,
@@ -321,6 +323,7 @@ def light_step(
     return o.as_given(step.x)[0], states, y, of_o.compute(r.tiles)
 
 
+@operator()
 def light_step_bwd(
     dout: Tensor,
     dstates: list[Tensor],

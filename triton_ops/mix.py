@@ -10,6 +10,7 @@ from .checks import check_gates, check_like_maps, check_maps, require
 from .launch import maps_of_program, pieces_of, run
 from .maps import ELEMENT, MapList, map_of, pixels_of, row_of, table, tile_of
 from .moments import Moments, observe, store_plane
+from .operator import operator
 
 
 @triton.jit(do_not_specialize=["M", "B"])
@@ -86,6 +87,7 @@ def _check(values: list[Tensor], coef: Tensor) -> None:
     check_gates(coef, values, "coef")
 
 
+@operator()
 def mix(values: list[Tensor], coef: Tensor, moments: bool) -> tuple[Tensor, list[Tensor]]:
     _check(values, coef)
     first = MapList(values[:1])
@@ -99,6 +101,7 @@ def mix(values: list[Tensor], coef: Tensor, moments: bool) -> tuple[Tensor, list
     return o.as_given(first)[0], of_o.compute(how)
 
 
+@operator()
 def mix_bwd(dout: Tensor, later: list[Tensor], values: list[Tensor], coef: Tensor) -> tuple[list[Tensor], Tensor]:
     _check(values, coef)
     check_like_maps("dout", [dout], values[:1])

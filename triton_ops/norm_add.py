@@ -10,6 +10,7 @@ from .cells.activation import reciprocal, relu, relu_grad
 from .checks import check_like_maps, check_maps, check_tensor, require
 from .launch import maps_of_program, pieces_of, run
 from .maps import ELEMENT, MapList, accumulate_dtype, map_of, pixels_of, row_of, table, tile_of
+from .operator import operator
 from .sums import sum_samples
 
 
@@ -155,6 +156,7 @@ def _channels(o: Tensor, moments: Tensor, gamma: Tensor, beta: Tensor, keep: lis
     return moments.contiguous(), gamma.contiguous(), beta.contiguous(), keep[0].contiguous() if keep else None
 
 
+@operator()
 def norm_add(
     x: Tensor, o: Tensor, moments: Tensor, gamma: Tensor, beta: Tensor, keep: list[Tensor], eps: float, relu: bool
 ) -> Tensor:
@@ -171,6 +173,7 @@ def norm_add(
     return out.as_given(to)[0]
 
 
+@operator()
 def norm_add_bwd(
     dout: Tensor, o: Tensor, moments: Tensor, gamma: Tensor, beta: Tensor, keep: list[Tensor], eps: float, relu: bool,
     batch_moments: bool,

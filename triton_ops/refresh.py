@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .checks import check_rows, check_tensor
 from .launch import Recurrence
+from .operator import operator
 from .recurrence import hoist, refresh_layers, start
 from .recurrence_bwd import begin, feed_gradient, refresh_bwd_layers, y_gradient
 from .weight_gradients import WeightGradients, clear
@@ -36,6 +37,7 @@ def refresh_bwd_kernel(
     y_gradient(dy, w, f, T, B, C, R, 0, False, CELL, PROJECTION, TILES, PRECISION)
 
 
+@operator()
 def refresh(y: Tensor, state: list[Tensor], weights: list[Tensor], rule: str) -> Tensor:
     check_rows("y", y)
     y = y.contiguous()
@@ -45,6 +47,7 @@ def refresh(y: Tensor, state: list[Tensor], weights: list[Tensor], rule: str) ->
     return d
 
 
+@operator()
 def refresh_bwd(
     dd: Tensor, y: Tensor, state: list[Tensor], weights: list[Tensor], rule: str
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:

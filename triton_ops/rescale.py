@@ -9,6 +9,7 @@ from torch import Tensor
 from .checks import IN_PLACE, check_gates, check_in_place, check_like_maps, check_maps
 from .launch import maps_of_program, pieces_of, run
 from .maps import ELEMENT, MapList, gate_gradient, scale, table
+from .operator import operator
 
 
 @triton.jit(do_not_specialize=["B"])
@@ -32,6 +33,7 @@ def _rescale_to(x: MapList, out: MapList, d: Tensor) -> None:
     run(rescale_kernel, programs, like, how, given, d.contiguous(), B, C, ELEMENT[like.dtype], piece, how)
 
 
+@operator()
 def rescale(xs: list[Tensor], d: Tensor) -> list[Tensor]:
     check_maps(xs)
     check_gates(d, xs)
@@ -41,6 +43,7 @@ def rescale(xs: list[Tensor], d: Tensor) -> list[Tensor]:
     return out.as_given(x)
 
 
+@operator(writes=("xs",))
 def rescale_(xs: list[Tensor], d: Tensor) -> None:
     check_maps(xs)
     check_gates(d, xs)
@@ -49,6 +52,7 @@ def rescale_(xs: list[Tensor], d: Tensor) -> None:
     _rescale_to(x, x, d)
 
 
+@operator()
 def rescale_bwd(dout: list[Tensor], xs: list[Tensor], d: Tensor) -> tuple[list[Tensor], Tensor]:
     check_maps(xs)
     check_like_maps("dout", dout, xs)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .checks import check_rows
 from .launch import Recurrence
+from .operator import operator
 from .recurrence import hoist, scan_layers, start
 from .recurrence_bwd import begin, feed_gradient, scan_bwd_layers, y_gradient
 from .weight_gradients import WeightGradients, clear
@@ -36,6 +37,7 @@ def scan_bwd_kernel(
     y_gradient(dy, w, f, T, B, C, R, 1, False, CELL, PROJECTION, TILES, PRECISION)
 
 
+@operator()
 def scan(y: Tensor, weights: list[Tensor], state: list[Tensor], rule: str) -> list[Tensor]:
     check_rows("y", y)
     y = y.contiguous()
@@ -45,6 +47,7 @@ def scan(y: Tensor, weights: list[Tensor], state: list[Tensor], rule: str) -> li
     return states
 
 
+@operator()
 def scan_bwd(
     dstates: list[Tensor], y: Tensor, weights: list[Tensor], state: list[Tensor], states: list[Tensor], rule: str
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
