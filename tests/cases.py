@@ -1,11 +1,13 @@
 """What the ops are tested on: shapes by name, memory layouts, cells, and makers of their inputs."""
 
+import inspect
 import re
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 
 import torch
 
+import dla_kernels as dla
 from dla_kernels.attention import Attention, BaseStage, filter_width
 from dla_kernels.cells import ALL_RULES, PROJECTIONS, Cell, accumulate_dtype, weight_shapes
 
@@ -232,6 +234,11 @@ def is_shared(name):
     return name.partition(".")[0] in SHARED
 
 
+OPTIONS = ("cell", "heads", "moments", "inplace", "backend")  # no tensors
+TAKEN = {op: [name for name in inspect.signature(getattr(dla, op)).parameters if name not in OPTIONS] for op in OPS}
+TAKEN["base_step"].remove("state")  # it is in the stage
+
+
 def inputs_of(op, shape, cell, dtype, *, layout="nchw", form="default", weight_dtype=None, device="cpu"):
     """The tensors that ``dla.<op>`` takes, by parameter name. ``form``: one of ``state_forms``, or None. Maps that
     have to be of one size are of the first."""
@@ -260,19 +267,7 @@ def inputs_of(op, shape, cell, dtype, *, layout="nchw", form="default", weight_d
         "weights": lambda: weights(cell, shape, weight_dtype, device),
         "state": lambda: state(shape, form, weight_dtype, device),
     }
-    wanted = {
-        "gap": ("xs",),
-        "scan": ("y", "weights", "state"),
-        "refresh": ("y", "weights", "state"),
-        "rescale": ("xs", "d"),
-        "layer_update": ("xs", "weights", "state"),
-        "depthwise": ("x", "v"),
-        "attend": ("y", "q", "k", "past"),
-        "mix": ("values", "coef"),
-        "light_step": ("x", "o_prev", "attention", "lam", "weights", "state", "e"),
-        "base_step": ("x", "stage", "attention", "weights"),
-    }[op]
-    return {name: make[name]() for name in wanted}
+    return {name: make[name]() for name in TAKEN[op]}
 
 
 def laid_out_again(inputs, layout):

@@ -7,18 +7,26 @@ import dla_kernels as dla
 from dla_kernels import Cell
 
 from .calls import cotangents_for, mapped, named, outcome
-from .cases import CELLS, FEW_CELLS, OPS, Shape, case_name, inputs_of, is_shared, options_of, with_cells, with_layouts
+from .cases import (
+    CELLS,
+    FEW_CELLS,
+    OPS,
+    TAKEN,
+    Shape,
+    case_name,
+    inputs_of,
+    is_shared,
+    options_of,
+    with_cells,
+    with_layouts,
+)
 from .interpreter import some
 from .tolerances import assert_same_bits
 
 SHAPE = Shape.parse("T3-B9-C17-R5-HW5x3,1x1")
 FEW_SAMPLES = Shape.parse("T3-B5-C9-R5-HW5x3,1x1")
 SICK = 4
-CARRIERS = {"gap": ["xs"], "scan": ["y", "state"], "refresh": ["y", "state"], "rescale": ["xs", "d"]}
-CARRIERS |= {"layer_update": ["xs", "state"], "depthwise": ["x"], "attend": ["y", "past"], "mix": ["values", "coef"]}
-CARRIERS |= {"light_step": ["x", "o_prev", "state"], "base_step": ["x", "stage"]}
-for carriers in CARRIERS.values():
-    carriers.append("cotangent")
+CARRIERS = {op: [name for name in TAKEN[op] if not is_shared(name)] + ["cotangent"] for op in OPS}
 SICK_VALUES = [torch.nan, torch.inf, -torch.inf]
 # Where Inf meets Inf of the other sign or 0, NaN comes or Inf by how terms are grouped. The kernels have
 # d x + dwconv(x; e) as one filter, and of softmax's and sigmoid's gradients the products in another order.
