@@ -8,12 +8,12 @@
 #include <torch/csrc/stable/library.h>
 
 #if defined(DLA_SIMT)  // the CUDA kernels run by the SIMT shim (tests/simt) take CPU tensors too: names of their own
-#define DLA_OPERATORS(m) STABLE_TORCH_LIBRARY(dla_simt, m)
+#define DLA_DECLARE(m) STABLE_TORCH_LIBRARY(dla_simt, m)
 #else
-#define DLA_OPERATORS(m) STABLE_TORCH_LIBRARY(dla, m)
+#define DLA_DECLARE(m) STABLE_TORCH_LIBRARY(dla, m)
 #endif
 
-DLA_OPERATORS(m) {
+DLA_DECLARE(m) {
   m.def("gap(Tensor[] xs) -> Tensor y");
 
   m.def("scan(Tensor y, Tensor[] weights, Tensor[] state, str rule) -> Tensor[] states");

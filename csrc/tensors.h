@@ -20,12 +20,18 @@ constexpr ScalarType dtype_of<double>() {
   return ScalarType::Double;
 }
 
-inline Tensors dense(const Tensors& xs) {
+inline std::vector<int64_t> sizes_of(const Tensor& x) {
+  std::vector<int64_t> sizes;
+  for (int64_t i = 0; i < x.dim(); ++i) sizes.push_back(x.size(i));
+  return sizes;
+}
+
+inline Tensors as_contiguous(const Tensors& xs) {
   Tensors out;
   for (const Tensor& x : xs) out.push_back(x.is_contiguous() ? x : torch::stable::contiguous(x));
   return out;
 }
-inline Tensor dense(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
+inline Tensor as_contiguous(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
 
 // Calls f with a value of the storage type of dtype.
 template <class F>

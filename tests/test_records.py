@@ -14,7 +14,7 @@ import triton_resources
 from .compilers import FOLDER, Build
 
 SOURCES = {
-    cuda_resources: ("csrc/cuda/scan.cuh", "csrc/cuda/scan.cpp", "csrc/cells/dsu.h", "csrc/half.h"),
+    cuda_resources: ("csrc/cuda/scan.cuh", "csrc/cuda/scan.cu", "csrc/cells/dsu.h", "csrc/half.h"),
     triton_resources: ("triton_ops/scan.py", "triton_ops/cells/dsu.py", "dla_kernels/cells.py"),
 }
 FINE = {
@@ -61,7 +61,7 @@ def test_so_does_another_name(tool, copy):
 
 
 def test_what_is_not_compiled_does_not(tool, copy):
-    for other in ("csrc/cpu/scan.cpp", "dla_kernels/verify.py"):
+    for other in ("csrc/cpu/scan.cpp", "csrc/cuda/scan.cpp", "dla_kernels/verify.py"):
         (copy / other).write_text("")
     assert tool.digest(copy) == tool.digest()
 

@@ -45,7 +45,7 @@ def find_nvcc() -> str | None:
 
 def digest(root: Path = ROOT) -> str:
     """Of the sources, and of how they are compiled."""
-    files = [*root.glob("csrc/*.h"), *root.glob("csrc/cells/*.h"), *root.glob("csrc/cuda/*.*")]
+    files = records.included(root.glob("csrc/cuda/*.cu"))
     rules = re.sub(OTHERS, "", (root / "CMakeLists.txt").read_text())
     how = inspect.getsource(parse), inspect.getsource(compile_all)
     return records.digest(root, files, rules, ARCHS, FLAGS, how)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -50,8 +51,22 @@ def read(path: Path, row: Any) -> Record:
 
 def digest(root: Path, files: Iterable[Path], *more: object) -> str:
     """Of the files' names below ``root``, of what they hold, and of what else decides what is compiled."""
-    held = [(path.relative_to(root).as_posix(), path.read_bytes()) for path in sorted(files)]
+    root = root.resolve()
+    held = [(path.resolve().relative_to(root).as_posix(), path.read_bytes()) for path in sorted(files)]
     return hashlib.sha256(repr((held, more)).encode()).hexdigest()
+
+
+def included(starts: Iterable[Path]) -> set[Path]:
+    """Return the files and all that they include, directly or not, of the project's own."""
+    found: set[Path] = set()
+    todo = [path.resolve() for path in starts]
+    while todo:
+        path = todo.pop()
+        if path not in found:
+            found.add(path)
+            named = re.findall(r'^ *#include "([^"]+)"', path.read_text(), re.MULTILINE)
+            todo += [(path.parent / name).resolve() for name in named if (path.parent / name).exists()]
+    return found
 
 
 def write_section(text: str, title: str) -> None:

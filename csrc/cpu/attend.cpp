@@ -22,8 +22,8 @@ class Attend {
         C(y.size(1)),
         M(check_past(past, y)),
         D((check_heads(q, k, C, heads, y.scalar_type(), y), C / heads)),
-        y_(dense(y)),
-        past_(dense(past)),
+        y_(as_contiguous(y)),
+        past_(as_contiguous(past)),
         q_(q, C),
         k_(k, C),
         root_(1 / std::sqrt(A(D))) {}
@@ -141,7 +141,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensors> attend_bwd(const Tensor& dcoef, cons
     using A = decltype(element);
     const Attend<A> layer(y, q, k, past, heads);
     const int64_t B = layer.B, C = layer.C, M = layer.M, K = q.size(0);
-    const Tensors arriving = dense(Tensors{dcoef, dkeys, dscale});
+    const Tensors arriving = as_contiguous(Tensors{dcoef, dkeys, dscale});
     for (const Tensor& x : arriving) check_tensor("dcoef, dkeys, dscale", x, {M + 1, B, C}, y.scalar_type(), y);
     const Tensor dy = empty<A>({B, C});
     const Matrix<A> dq(B, K), dk(B, K);

@@ -25,7 +25,7 @@ A dot(int64_t n, const A* a, const A* b) {
 // A depthwise filter [C, 1, 3, 3] as rows [9, C].
 template <class A>
 Matrix<A> tap_rows(const Tensor& filter, int64_t C) {
-  const Tensor held = dense(filter);
+  const Tensor held = as_contiguous(filter);
   const Rows<const A> of_channel{read<A>(held), 9};
   Matrix<A> taps(9, C);
   for (int64_t c = 0; c < C; ++c)
@@ -52,7 +52,7 @@ struct ChannelFilter {
   const int64_t K, C;
 
   ChannelFilter(const Tensor& taps_in, int64_t C)
-      : held(dense(taps_in)), taps(read<A>(held)), K(taps_in.size(0)), C(C) {}
+      : held(as_contiguous(taps_in)), taps(read<A>(held)), K(taps_in.size(0)), C(C) {}
 
   // out [C] from y [C]
   void operator()(const A* y, A* out) const {

@@ -58,7 +58,7 @@ std::tuple<Tensor, Tensor> depthwise_bwd(const Tensor& dvalue, const Tensor& dy_
     const MapView<const T>& x = xs.views[0];
     Tensors out;
     const MapView<T> dx = empty_maps(xs, out)[0];
-    const Tensor dy_held = dense(dy_in);
+    const Tensor dy_held = as_contiguous(dy_in);
     Matrix<A> turned(9, C), share(2 * B, C);  // what each pixel has of dy
     const Matrix<A> taps = tap_rows<A>(v, C), sums(B * 9, C), dv(9, C);
     for (int k = 0; k < 9; ++k) std::copy_n(taps[k], C, turned[8 - k]);

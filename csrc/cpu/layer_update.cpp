@@ -149,8 +149,8 @@ std::tuple<Tensors, Tensors, Tensors> layer_update_bwd(const Tensors& dout, cons
     check_tensor("y", y_in, {layers, B, C}, dtype, xs[0]);
     check_states("states", states_in, num_states(stage.rule), false, layers, B, C, dtype, xs[0]);
     check_states("dstates", dstates, num_states(stage.rule), true, layers, B, C, dtype, xs[0]);
-    const Tensor y = dense(y_in);
-    const Tensors saved = dense(states_in), incoming = dense(dstates);
+    const Tensor y = as_contiguous(y_in);
+    const Tensors saved = as_contiguous(states_in), incoming = as_contiguous(dstates);
     const States<A> states = states_of(saved, stage.rule, B, C);
 
     const ReadMaps<T> x(xs), dy(dout, &x);

@@ -51,7 +51,7 @@ struct Layer {
         gate((check(maps, filters, weights, state, rule, heads), filters[0]), filters[1], C, heads),
         v(tap_rows<A>(filters[2], C)),
         e(rows_before == 9 ? tap_rows<A>(filters[4], C) : Matrix<A>()),
-        lam_held(dense(filters[3])),
+        lam_held(as_contiguous(filters[3])),
         lam(read<A>(lam_held)),
         context(make_context(weights, state, rule, C)) {}
 
@@ -189,9 +189,9 @@ std::tuple<Tensors, Tensors, Tensors, Tensors> light_step_bwd(const Tensor& dout
     const auto& context = layer.context;
     const ScalarType dtype = accumulate_dtype(maps[0].scalar_type());
     check_tensor("y", y_in, {num_maps, B, C}, dtype, maps[0]);
-    const Tensor y_held = dense(y_in);
+    const Tensor y_held = as_contiguous(y_in);
     const Rows<const A> y{read<A>(y_held), C};
-    const Tensors saved = dense(states_in), incoming = dense(dstates);
+    const Tensors saved = as_contiguous(states_in), incoming = as_contiguous(dstates);
     if (context) {
       const size_t count = num_states(context->rule);
       STD_TORCH_CHECK(saved.size() == count, "states: expected ", count, " tensors, got ", saved.size());

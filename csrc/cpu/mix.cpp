@@ -20,7 +20,7 @@ void check_mix(const Tensors& values, const Tensor& coef) {
 
 std::tuple<Tensor, Tensors> mix(const Tensors& values, const Tensor& coef_in, bool wanted) {
   check_mix(values, coef_in);
-  const Tensor coef = dense(coef_in);
+  const Tensor coef = as_contiguous(coef_in);
   return dispatch_maps(values[0].scalar_type(), [&](auto element) -> std::tuple<Tensor, Tensors> {
     using T = decltype(element);
     using A = accumulate_t<T>;
@@ -48,7 +48,7 @@ std::tuple<Tensors, Tensor> mix_bwd(const Tensor& dout, const Tensors& later, co
   check_mix(values, coef_in);
   check_alike("dout", dout, values[0]);
   if (!later.empty()) check_like_maps("later", later, values);
-  const Tensor coef = dense(coef_in);
+  const Tensor coef = as_contiguous(coef_in);
   return dispatch_maps(values[0].scalar_type(), [&](auto element) -> std::tuple<Tensors, Tensor> {
     using T = decltype(element);
     using A = accumulate_t<T>;

@@ -22,10 +22,10 @@ struct Norm {
 
   Norm(const Tensor& moments, const Tensor& gamma_in, const Tensor& beta, const Tensors& keep, double eps)
       : C(gamma_in.size(0)),
-        moments_held(dense(moments)),
-        gamma_held(dense(gamma_in)),
-        beta_held(dense(beta)),
-        keep_held(dense(keep)),
+        moments_held(as_contiguous(moments)),
+        gamma_held(as_contiguous(gamma_in)),
+        beta_held(as_contiguous(beta)),
+        keep_held(as_contiguous(keep)),
         mean(read<A>(moments_held)),
         gamma(read<A>(gamma_held)),
         keeps(keep_held.empty() ? nullptr : read<A>(keep_held[0])),

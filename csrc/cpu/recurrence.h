@@ -45,7 +45,7 @@ template <class A>
 class Start {
  public:
   Start(const Tensors& state, const RuleLeaves<A>& rule, int64_t C)
-      : rule(rule), size(state.size()), held_(dense(state)), own_(2, C), C_(C) {
+      : rule(rule), size(state.size()), held_(as_contiguous(state)), own_(2, C), C_(C) {
     std::fill_n(own_[0], C, rule.start_h);
     std::fill_n(own_[1], C, A(0));
     h_ = c_ = {own_[0], 0};

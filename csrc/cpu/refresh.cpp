@@ -20,7 +20,7 @@ void check_refresh(const Tensor& y, const Tensors& state, const Tensors& weights
 
 Tensor refresh(const Tensor& y_in, const Tensors& state, const Tensors& weights, const std::string& name) {
   check_rows("y", y_in);
-  const Tensor y = dense(y_in);
+  const Tensor y = as_contiguous(y_in);
   return dispatch_rows(y.scalar_type(), [&](auto element) {
     using A = decltype(element);
     const RuleLeaves<A>& rule = find_rule<A>(name);
@@ -42,14 +42,14 @@ Tensor refresh(const Tensor& y_in, const Tensors& state, const Tensors& weights,
 std::tuple<Tensor, Tensors, Tensors> refresh_bwd(const Tensor& dd_in, const Tensor& y_in, const Tensors& state,
                                                  const Tensors& weights, const std::string& name) {
   check_rows("y", y_in);
-  const Tensor y = dense(y_in);
+  const Tensor y = as_contiguous(y_in);
   return dispatch_rows(y.scalar_type(), [&](auto element) -> std::tuple<Tensor, Tensors, Tensors> {
     using A = decltype(element);
     const RuleLeaves<A>& rule = find_rule<A>(name);
     check_refresh(y, state, weights, rule);
     const int64_t T = y.size(0), B = y.size(1), C = y.size(2);
     check_tensor("dd", dd_in, {T, B, C}, y.scalar_type(), y);
-    const Tensor dd = dense(dd_in);
+    const Tensor dd = as_contiguous(dd_in);
     const CellWeights<A> w(weights, C, rule);
     const Recurrence<A> cell(rule, w, T);
     const Start<A> last(state, rule, C);

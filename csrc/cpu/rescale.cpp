@@ -25,7 +25,7 @@ Tensor check_rescale(const Tensors& xs, const Tensor& d) {
   check_maps("xs", xs);
   check_tensor("d", d, {int64_t(xs.size()), xs[0].size(0), xs[0].size(1)}, accumulate_dtype(xs[0].scalar_type()),
                xs[0]);
-  return dense(d);
+  return as_contiguous(d);
 }
 
 }  // namespace

@@ -20,7 +20,7 @@ void check_scan(const Tensor& y, const Tensors& weights, const Tensors& state, c
 
 Tensors scan(const Tensor& y_in, const Tensors& weights, const Tensors& state, const std::string& name) {
   check_rows("y", y_in);
-  const Tensor y = dense(y_in);
+  const Tensor y = as_contiguous(y_in);
   return dispatch_rows(y.scalar_type(), [&](auto element) {
     using A = decltype(element);
     const RuleLeaves<A>& rule = find_rule<A>(name);
@@ -42,7 +42,7 @@ Tensors scan(const Tensor& y_in, const Tensors& weights, const Tensors& state, c
 std::tuple<Tensor, Tensors, Tensors> scan_bwd(const Tensors& dstates, const Tensor& y_in, const Tensors& weights,
                                               const Tensors& state, const Tensors& states_in, const std::string& name) {
   check_rows("y", y_in);
-  const Tensor y = dense(y_in);
+  const Tensor y = as_contiguous(y_in);
   return dispatch_rows(y.scalar_type(), [&](auto element) -> std::tuple<Tensor, Tensors, Tensors> {
     using A = decltype(element);
     const RuleLeaves<A>& rule = find_rule<A>(name);
@@ -50,7 +50,7 @@ std::tuple<Tensor, Tensors, Tensors> scan_bwd(const Tensors& dstates, const Tens
     const int64_t T = y.size(0), B = y.size(1), C = y.size(2);
     check_states("states", states_in, num_states(rule), false, T, B, C, y.scalar_type(), y);
     check_states("dstates", dstates, num_states(rule), true, T, B, C, y.scalar_type(), y);
-    const Tensors saved = dense(states_in), incoming = dense(dstates);
+    const Tensors saved = as_contiguous(states_in), incoming = as_contiguous(dstates);
     const CellWeights<A> w(weights, C, rule);
     const Recurrence<A> cell(rule, w, T);
     const Start<A> start(state, rule, C);

@@ -24,7 +24,7 @@ struct CellWeights {
   Rows<const A> q_bias;                    // one row [N] for all: what q holds besides y
 
   CellWeights(const Tensors& weights, int64_t C, const RuleLeaves<A>& rule)
-      : projection(projection_of(weights)), C(C), N(rule.NG * C), held_(dense(weights)) {
+      : projection(projection_of(weights)), C(C), N(rule.NG * C), held_(as_contiguous(weights)) {
     const auto at = [&](size_t i) { return read<A>(held_[i]); };
     R = projection == Projection::kDense ? 0 : held_[0].size(0);
     switch (projection) {

@@ -1,6 +1,7 @@
 #include <tuple>
 
-#include "operators.h"
+#include "host.h"
+#include "weight_gradients.h"
 
 namespace dla {
 namespace cuda {
@@ -16,8 +17,8 @@ struct Inputs {
   Inputs(const Tensor& y, const Tensor& q, const Tensor& k, const Tensors& past, int64_t heads) {
     const int64_t M = check_past(past, y), B = y.size(0), C = y.size(1);
     check_heads(q, k, C, heads, y.scalar_type(), y);
-    for (const Tensor& x : {y, q, k}) held.push_back(dense(x));
-    for (const Tensor& x : past) held.push_back(dense(x));
+    for (const Tensor& x : {y, q, k}) held.push_back(as_contiguous(x));
+    for (const Tensor& x : past) held.push_back(as_contiguous(x));
     shares = empty<A>(y, {B, M + 1, heads});
     args = {data<A>(held[0]),
             data<A>(held[1]),
@@ -60,7 +61,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensors> attend_bwd(const Tensor& dcoef, cons
     const OnDevice device(y);
     const Inputs<A> in(y, q, k, past, heads);
     const int64_t M = in.args.M, B = in.args.B, C = in.args.C, K = in.args.K;
-    const Tensors arriving = dense(Tensors{dcoef, dkeys, dscale});
+    const Tensors arriving = as_contiguous(Tensors{dcoef, dkeys, dscale});
     for (const Tensor& x : arriving) check_tensor("dcoef, dkeys, dscale", x, {M + 1, B, C}, dtype_of<A>(), y);
     Tensors dpast;
     for (const Tensor& x : past) dpast.push_back(empty<A>(y, sizes_of(x)));
@@ -80,7 +81,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensors> attend_bwd(const Tensor& dcoef, cons
   });
 }
 
-DLA_OPERATORS(m) {
+DLA_REGISTER(m) {
   m.impl("attend", TORCH_BOX(&attend));
   m.impl("attend_bwd", TORCH_BOX(&attend_bwd));
 }

@@ -1,6 +1,7 @@
 #include <tuple>
 
-#include "operators.h"
+#include "map_arguments.h"
+#include "weight_gradients.h"
 
 namespace dla {
 namespace cuda {
@@ -21,7 +22,7 @@ std::tuple<Tensor, Tensor> depthwise(const Tensor& x_in, const Tensor& v_in) {
     check_taps(v_in, dtype_of<A>(), x_in);
     const int64_t B = x_in.size(0), C = x_in.size(1);
     const ReadMaps<T> x({x_in});
-    const Tensor v = dense(v_in), y = empty<A>(x_in, {2, B, C});
+    const Tensor v = as_contiguous(v_in), y = empty<A>(x_in, {2, B, C});
     Tensors out;
     const auto value = empty_maps(x, out);
     DepthwiseArgs<T> args{pieces_of(x.views, B), int(x_in.size(3)), data<A>(v), data<A>(y), {}};
@@ -45,7 +46,7 @@ std::tuple<Tensor, Tensor> depthwise_bwd(const Tensor& dvalue, const Tensor& dy_
     const int64_t B = x_in.size(0), C = x_in.size(1);
     check_tensor("dy", dy_in, {2, B, C}, dtype_of<A>(), x_in);
     const ReadMaps<T> x({x_in}), dout({dvalue}, &x);
-    const Tensor v = dense(v_in), dy = dense(dy_in);
+    const Tensor v = as_contiguous(v_in), dy = as_contiguous(dy_in);
     const Tensor dv = torch::stable::new_empty(v, sizes_of(v)), dv_of_samples = empty<A>(x_in, {B, C, 9});
     Tensors dxs;
     const auto dx = empty_maps(x, dxs);
@@ -63,7 +64,7 @@ std::tuple<Tensor, Tensor> depthwise_bwd(const Tensor& dvalue, const Tensor& dy_
   });
 }
 
-DLA_OPERATORS(m) {
+DLA_REGISTER(m) {
   m.impl("depthwise", TORCH_BOX(&depthwise));
   m.impl("depthwise_bwd", TORCH_BOX(&depthwise_bwd));
 }

@@ -1,4 +1,4 @@
-#include "operators.h"
+#include "map_arguments.h"
 
 namespace dla {
 namespace cuda {
@@ -22,7 +22,7 @@ Tensor gap(const Tensors& xs) {
   });
 }
 
-DLA_OPERATORS(m) { m.impl("gap", TORCH_BOX(&gap)); }
+DLA_REGISTER(m) { m.impl("gap", TORCH_BOX(&gap)); }
 
 #if defined(DLA_SIMT)
 int64_t count_launches() { return launches; }

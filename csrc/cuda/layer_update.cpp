@@ -1,6 +1,7 @@
 #include <tuple>
 
-#include "operators.h"
+#include "gradients.h"
+#include "map_arguments.h"
 
 namespace dla {
 namespace cuda {
@@ -15,8 +16,8 @@ int64_t sample_bytes(const std::vector<MapView<const T>>& maps) {
 
 // Fills out and states, which exist; returns y.
 template <class T>
-Tensor forward(const Tensors& xs, const ReadMaps<T>& x, const std::vector<MapView<T>>& out, Cell<accumulate_t<T>>& cell,
-               const Tensors& states) {
+Tensor forward(const Tensors& xs, const ReadMaps<T>& x, const std::vector<MapView<T>>& out,
+               CellCall<accumulate_t<T>>& cell, const Tensors& states) {
   using A = accumulate_t<T>;
   using Args = LayerUpdateArgs<T>;
   const OnDevice device(xs[0]);
@@ -31,9 +32,9 @@ Tensor forward(const Tensors& xs, const ReadMaps<T>& x, const std::vector<MapVie
 }
 
 template <class A>
-Cell<A> cell_of(const Tensors& xs, const Tensors& weights, const Tensors& state, const std::string& rule) {
+CellCall<A> cell_of(const Tensors& xs, const Tensors& weights, const Tensors& state, const std::string& rule) {
   const int64_t T = int64_t(xs.size());
-  return Cell<A>(rule, weights, state, T, xs[0].size(0), xs[0].size(1), /*scan_end=*/T, /*refresh_begin=*/0, xs[0]);
+  return CellCall<A>(rule, weights, state, T, xs[0].size(0), xs[0].size(1), /*scan_end=*/T, /*refresh_begin=*/0, xs[0]);
 }
 
 }  // namespace
@@ -45,7 +46,7 @@ std::tuple<Tensors, Tensors, Tensor> layer_update(const Tensors& xs, const Tenso
   return dispatch_maps(xs[0].scalar_type(), [&](auto element) -> std::tuple<Tensors, Tensors, Tensor> {
     using T = decltype(element);
     const OnDevice device(xs[0]);
-    Cell<accumulate_t<T>> cell = cell_of<accumulate_t<T>>(xs, weights, state, rule);
+    CellCall<accumulate_t<T>> cell = cell_of<accumulate_t<T>>(xs, weights, state, rule);
     const ReadMaps<T> x(xs);
     Tensors out;
     const auto views = empty_maps(x, out);
@@ -64,7 +65,7 @@ void layer_update_(const Tensors& xs, const Tensors& states, const Tensors& weig
     using T = decltype(element);
     using A = accumulate_t<T>;
     const OnDevice device(xs[0]);
-    Cell<A> cell = cell_of<A>(xs, weights, state, rule);
+    CellCall<A> cell = cell_of<A>(xs, weights, state, rule);
     check_states("states", states, cell.rule.num_states(), false, cell.args.T, cell.args.B, cell.args.C, dtype_of<A>(),
                  xs[0]);
     for (const Tensor& s : states) STD_TORCH_CHECK(s.is_contiguous(), "states: expected contiguous tensors");
@@ -85,13 +86,13 @@ std::tuple<Tensors, Tensors, Tensors> layer_update_bwd(const Tensors& dout, cons
     using A = accumulate_t<T>;
     using Args = LayerUpdateBwdArgs<T>;
     const OnDevice device(xs[0]);
-    Cell<A> cell = cell_of<A>(xs, weights, state, rule);
+    CellCall<A> cell = cell_of<A>(xs, weights, state, rule);
     const int64_t layers = cell.args.T, B = cell.args.B, C = cell.args.C;
     check_tensor("y", y_in, {layers, B, C}, dtype_of<A>(), xs[0]);
     check_states("states", states_in, cell.rule.num_states(), false, layers, B, C, dtype_of<A>(), xs[0]);
     check_states("dstates", dstates_in, cell.rule.num_states(), true, layers, B, C, dtype_of<A>(), xs[0]);
-    const Tensor y = dense(y_in);
-    const Tensors states = dense(states_in), dstates = dense(dstates_in);
+    const Tensor y = as_contiguous(y_in);
+    const Tensors states = as_contiguous(states_in), dstates = as_contiguous(dstates_in);
     const ReadMaps<T> x(xs), dy(dout, &x);
     Tensors dxs;
     const auto dx = empty_maps(x, dxs);
@@ -111,7 +112,7 @@ std::tuple<Tensors, Tensors, Tensors> layer_update_bwd(const Tensors& dout, cons
   });
 }
 
-DLA_OPERATORS(m) {
+DLA_REGISTER(m) {
   m.impl("layer_update", TORCH_BOX(&layer_update));
   m.impl("layer_update_", TORCH_BOX(&layer_update_));
   m.impl("layer_update_bwd", TORCH_BOX(&layer_update_bwd));

@@ -1,6 +1,7 @@
 #include <tuple>
 
-#include "operators.h"
+#include "gradients.h"
+#include "map_arguments.h"
 
 namespace dla {
 namespace cuda {
@@ -21,7 +22,7 @@ struct Filters {
 
   Filters(const Tensors& filters, int64_t heads, const Tensor& x) {
     check_filters(filters, x.size(1), heads, dtype_of<A>(), x);
-    held = dense(filters);
+    held = as_contiguous(filters);
     args = {data<A>(held[0]), data<A>(held[1]),     data<A>(held[2]), data_or_null<A>(held, 4),
             data<A>(held[3]), int(held[0].size(0)), int(heads)};
   }
@@ -29,12 +30,12 @@ struct Filters {
 
 // The scan runs over x alone, the refresh over o_prev. Without weights there is no cell.
 template <class A>
-Cell<A> cell_of(const Tensors& maps, const Tensors& weights, const Tensors& state, const std::string& rule) {
+CellCall<A> cell_of(const Tensors& maps, const Tensors& weights, const Tensors& state, const std::string& rule) {
   const int64_t T = int64_t(maps.size()), B = maps[0].size(0), C = maps[0].size(1);
-  if (!weights.empty()) return Cell<A>(rule, weights, state, T, B, C, /*scan_end=*/1, /*refresh_begin=*/1, maps[0]);
+  if (!weights.empty()) return CellCall<A>(rule, weights, state, T, B, C, /*scan_end=*/1, /*refresh_begin=*/1, maps[0]);
   STD_TORCH_CHECK(state.empty() && rule.empty(), "weights: none, but a ", state.empty() ? "rule" : "state",
                   " is given");
-  return Cell<A>(T, B, C);
+  return CellCall<A>(T, B, C);
 }
 
 template <class T>
@@ -55,7 +56,7 @@ std::tuple<Tensor, Tensors, Tensor, Tensors> light_step(const Tensors& maps, con
     using Args = LightStepArgs<T>;
     const OnDevice device(x);
     const Filters<A> filters(filters_in, heads, x);
-    Cell<A> cell = cell_of<A>(maps, weights, state, rule);
+    CellCall<A> cell = cell_of<A>(maps, weights, state, rule);
     const int64_t M = cell.args.T, B = cell.args.B, C = cell.args.C;
     const ReadMaps<T> in(maps, is_interleaved(x)), first({x});
     Tensors out, found;
@@ -95,7 +96,7 @@ std::tuple<Tensors, Tensors, Tensors, Tensors> light_step_bwd(const Tensor& dout
     using Args = LightStepBwdArgs<T>;
     const OnDevice device(x);
     const Filters<A> filters(filters_in, heads, x);
-    Cell<A> cell = cell_of<A>(maps, weights, state, rule);
+    CellCall<A> cell = cell_of<A>(maps, weights, state, rule);
     const int64_t M = cell.args.T, B = cell.args.B, C = cell.args.C, K = filters.args.K;
     check_tensor("y", y_in, {M, B, C}, dtype_of<A>(), x);
     for (const auto& given : {std::make_pair("states", &states_in), std::make_pair("dstates", &dstates_in)}) {
@@ -104,8 +105,8 @@ std::tuple<Tensors, Tensors, Tensors, Tensors> light_step_bwd(const Tensor& dout
                       " tensors, got ", got);
       for (const Tensor& s : *given.second) check_tensor(given.first, s, {B, C}, dtype_of<A>(), x);
     }
-    const Tensor y = dense(y_in);
-    const Tensors states = dense(states_in), dstates = dense(dstates_in);
+    const Tensor y = as_contiguous(y_in);
+    const Tensors states = as_contiguous(states_in), dstates = as_contiguous(dstates_in);
     const ReadMaps<T> in(maps, is_interleaved(x)), dout({dout_in}, is_interleaved(x));
     Tensors dmaps;
     const auto to = empty_maps(in, dmaps);
@@ -144,7 +145,7 @@ std::tuple<Tensors, Tensors, Tensors, Tensors> light_step_bwd(const Tensor& dout
   });
 }
 
-DLA_OPERATORS(m) {
+DLA_REGISTER(m) {
   m.impl("light_step", TORCH_BOX(&light_step));
   m.impl("light_step_bwd", TORCH_BOX(&light_step_bwd));
 }

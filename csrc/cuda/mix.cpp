@@ -1,6 +1,6 @@
 #include <tuple>
 
-#include "operators.h"
+#include "map_arguments.h"
 
 namespace dla {
 namespace cuda {
@@ -24,7 +24,7 @@ std::tuple<Tensor, Tensors> mix(const Tensors& values, const Tensor& coef_in, bo
     using A = accumulate_t<T>;
     const OnDevice device(values[0]);
     const int64_t B = values[0].size(0), C = values[0].size(1);
-    const Tensor coef = dense(coef_in);
+    const Tensor coef = as_contiguous(coef_in);
     const ReadMaps<T> first({values[0]}), all(values, first.views[0].interleaved);
     Tensors out, found;
     const auto o = empty_maps(first, out);
@@ -55,7 +55,7 @@ std::tuple<Tensors, Tensor> mix_bwd(const Tensor& dout_in, const Tensors& later_
     using A = accumulate_t<T>;
     const OnDevice device(values[0]);
     const int64_t B = values[0].size(0), C = values[0].size(1), M = int64_t(values.size());
-    const Tensor coef = dense(coef_in), dcoef = empty<A>(coef, {M, B, C});
+    const Tensor coef = as_contiguous(coef_in), dcoef = empty<A>(coef, {M, B, C});
     const bool interleaved = is_interleaved(values[0]);
     const ReadMaps<T> all(values, interleaved), later(later_in, interleaved), dout({dout_in}, interleaved);
     Tensors dvalues;
@@ -75,7 +75,7 @@ std::tuple<Tensors, Tensor> mix_bwd(const Tensor& dout_in, const Tensors& later_
   });
 }
 
-DLA_OPERATORS(m) {
+DLA_REGISTER(m) {
   m.impl("mix", TORCH_BOX(&mix));
   m.impl("mix_bwd", TORCH_BOX(&mix_bwd));
 }

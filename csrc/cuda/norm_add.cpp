@@ -1,6 +1,7 @@
 #include <tuple>
 
-#include "operators.h"
+#include "map_arguments.h"
+#include "weight_gradients.h"
 
 namespace dla {
 namespace cuda {
@@ -20,8 +21,8 @@ struct NormOf {
     check_tensor("beta", beta, {C}, dtype_of<A>(), o);
     STD_TORCH_CHECK(keep.size() <= 1, "keep: expected one tensor or none, got ", keep.size());
     for (const Tensor& k : keep) check_tensor("keep", k, {o.size(0)}, dtype_of<A>(), o);
-    held = dense(Tensors{moments, gamma, beta});
-    for (const Tensor& k : keep) held.push_back(dense(k));
+    held = as_contiguous(Tensors{moments, gamma, beta});
+    for (const Tensor& k : keep) held.push_back(as_contiguous(k));
     args = {data<A>(held[0]), data<A>(held[1]), data<A>(held[2]), data_or_null<A>(held, 3), A(eps), relu};
   }
 };
@@ -83,7 +84,7 @@ std::tuple<Tensor, Tensor, Tensor> norm_add_bwd(const Tensor& dout_in, const Ten
   });
 }
 
-DLA_OPERATORS(m) {
+DLA_REGISTER(m) {
   m.impl("norm_add", TORCH_BOX(&norm_add));
   m.impl("norm_add_bwd", TORCH_BOX(&norm_add_bwd));
 }

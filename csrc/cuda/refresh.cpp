@@ -1,6 +1,6 @@
 #include <tuple>
 
-#include "operators.h"
+#include "gradients.h"
 
 namespace dla {
 namespace cuda {
@@ -10,9 +10,9 @@ Tensor refresh(const Tensor& y_in, const Tensors& state, const Tensors& weights,
   return dispatch_rows(y_in.scalar_type(), [&](auto element) {
     using A = decltype(element);
     const OnDevice device(y_in);
-    const Tensor y = dense(y_in);
+    const Tensor y = as_contiguous(y_in);
     const int64_t T = y.size(0), B = y.size(1), C = y.size(2);
-    Cell<A> cell(rule, weights, state, T, B, C, /*scan_end=*/0, /*refresh_begin=*/0, y);
+    CellCall<A> cell(rule, weights, state, T, B, C, /*scan_end=*/0, /*refresh_begin=*/0, y);
     const Tensor d = empty<A>(y, {T, B, C});
     const Launch how = cell.template prepare<RefreshArgs<A>>(Pass::kForward, 0, y);
     run(device, RefreshArgs<A>{cell.args, data<A>(y), data<A>(d)}, how);
@@ -26,11 +26,11 @@ std::tuple<Tensor, Tensors, Tensors> refresh_bwd(const Tensor& dd_in, const Tens
   return dispatch_rows(y_in.scalar_type(), [&](auto element) -> std::tuple<Tensor, Tensors, Tensors> {
     using A = decltype(element);
     const OnDevice device(y_in);
-    const Tensor y = dense(y_in);
+    const Tensor y = as_contiguous(y_in);
     const int64_t T = y.size(0), B = y.size(1), C = y.size(2);
     check_tensor("dd", dd_in, {T, B, C}, y.scalar_type(), y);
-    const Tensor dd = dense(dd_in);
-    Cell<A> cell(rule, weights, state, T, B, C, /*scan_end=*/0, /*refresh_begin=*/0, y);
+    const Tensor dd = as_contiguous(dd_in);
+    CellCall<A> cell(rule, weights, state, T, B, C, /*scan_end=*/0, /*refresh_begin=*/0, y);
     const Tensor dy = empty<A>(y, {T, B, C});
     Gradients<A> grads(cell, y);
     const Launch how = cell.template prepare<RefreshBwdArgs<A>>(Pass::kBackward, 0, y);
@@ -40,7 +40,7 @@ std::tuple<Tensor, Tensors, Tensors> refresh_bwd(const Tensor& dd_in, const Tens
   });
 }
 
-DLA_OPERATORS(m) {
+DLA_REGISTER(m) {
   m.impl("refresh", TORCH_BOX(&refresh));
   m.impl("refresh_bwd", TORCH_BOX(&refresh_bwd));
 }

@@ -1,6 +1,6 @@
 #include <tuple>
 
-#include "operators.h"
+#include "map_arguments.h"
 
 namespace dla {
 namespace cuda {
@@ -16,7 +16,7 @@ void rescale_to(const Tensors& xs, const Tensor& d_in, const ReadMaps<T>& x, con
   const OnDevice device(xs[0]);
   const int64_t B = xs[0].size(0);
   check_gates<T>(d_in, x.views, B, xs[0]);
-  const Tensor d = dense(d_in);
+  const Tensor d = as_contiguous(d_in);
   RescaleArgs<T> args{};
   args.pieces = pieces_of(x.views, B);
   args.d = data<accumulate_t<T>>(d);
@@ -62,7 +62,7 @@ std::tuple<Tensors, Tensor> rescale_bwd(const Tensors& dout, const Tensors& xs, 
     const int64_t B = xs[0].size(0);
     const ReadMaps<T> x(xs), dy(dout, &x);
     check_gates<T>(d_in, x.views, B, xs[0]);
-    const Tensor d = dense(d_in);
+    const Tensor d = as_contiguous(d_in);
     Tensors dxs;
     const auto dx = empty_maps(x, dxs);
     RescaleBwdArgs<T> args{};
@@ -78,7 +78,7 @@ std::tuple<Tensors, Tensor> rescale_bwd(const Tensors& dout, const Tensors& xs, 
   });
 }
 
-DLA_OPERATORS(m) {
+DLA_REGISTER(m) {
   m.impl("rescale", TORCH_BOX(&rescale));
   m.impl("rescale_", TORCH_BOX(&rescale_));
   m.impl("rescale_bwd", TORCH_BOX(&rescale_bwd));

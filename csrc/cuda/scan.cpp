@@ -1,6 +1,6 @@
 #include <tuple>
 
-#include "operators.h"
+#include "gradients.h"
 
 namespace dla {
 namespace cuda {
@@ -10,9 +10,9 @@ Tensors scan(const Tensor& y_in, const Tensors& weights, const Tensors& state, c
   return dispatch_rows(y_in.scalar_type(), [&](auto element) {
     using A = decltype(element);
     const OnDevice device(y_in);
-    const Tensor y = dense(y_in);
+    const Tensor y = as_contiguous(y_in);
     const int64_t T = y.size(0), B = y.size(1), C = y.size(2);
-    Cell<A> cell(rule, weights, state, T, B, C, /*scan_end=*/T, /*refresh_begin=*/T, y);
+    CellCall<A> cell(rule, weights, state, T, B, C, /*scan_end=*/T, /*refresh_begin=*/T, y);
     const Tensors states = cell.empty_states(y, {T, B, C});
     const Launch how = cell.template prepare<ScanArgs<A>>(Pass::kForward, 0, y);
     run(device, ScanArgs<A>{cell.args, data<A>(y), cell.h_of(states), cell.c_of(states)}, how);
@@ -26,12 +26,12 @@ std::tuple<Tensor, Tensors, Tensors> scan_bwd(const Tensors& dstates_in, const T
   return dispatch_rows(y_in.scalar_type(), [&](auto element) -> std::tuple<Tensor, Tensors, Tensors> {
     using A = decltype(element);
     const OnDevice device(y_in);
-    const Tensor y = dense(y_in);
+    const Tensor y = as_contiguous(y_in);
     const int64_t T = y.size(0), B = y.size(1), C = y.size(2);
-    Cell<A> cell(rule, weights, state, T, B, C, /*scan_end=*/T, /*refresh_begin=*/T, y);
+    CellCall<A> cell(rule, weights, state, T, B, C, /*scan_end=*/T, /*refresh_begin=*/T, y);
     check_states("states", states_in, cell.rule.num_states(), false, T, B, C, dtype_of<A>(), y);
     check_states("dstates", dstates_in, cell.rule.num_states(), false, T, B, C, dtype_of<A>(), y);
-    const Tensors states = dense(states_in), dstates = dense(dstates_in);
+    const Tensors states = as_contiguous(states_in), dstates = as_contiguous(dstates_in);
     const Tensor dy = empty<A>(y, {T, B, C});
     Gradients<A> grads(cell, y);
     grads.args.states_h = cell.h_of(states), grads.args.states_c = cell.c_of(states);
@@ -43,7 +43,7 @@ std::tuple<Tensor, Tensors, Tensors> scan_bwd(const Tensors& dstates_in, const T
   });
 }
 
-DLA_OPERATORS(m) {
+DLA_REGISTER(m) {
   m.impl("scan", TORCH_BOX(&scan));
   m.impl("scan_bwd", TORCH_BOX(&scan_bwd));
 }

@@ -1,0 +1,147 @@
+// The cell of a call: from its rule, weights and state to what kernels are told of it, and to the plan of their launch.
+#pragma once
+
+#include <algorithm>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "../cells/cells.h"
+#include "host.h"
+
+namespace dla {
+namespace cuda {
+
+struct Rule {
+  int number, NG;
+  bool saves_h, saves_c;
+
+  Rule() : number(kNumRules), NG(0), saves_h(false), saves_c(false) {}  // of no cell
+  explicit Rule(const std::string& name) : number(rule_number(name.c_str())) {
+    std::string known;
+    for (const char* rule : kRuleNames) known += std::string(known.empty() ? "" : ", ") + rule;
+    STD_TORCH_CHECK(number < kNumRules, "rule: expected one of ", known, ", got '", name, "'");
+    with_rule(number, [&](auto rule) {
+      using Of = decltype(rule);
+      NG = Of::NG, saves_h = Of::kSavesH, saves_c = Of::kSavesC;
+    });
+  }
+  size_t num_states() const { return size_t(saves_h + saves_c); }
+  template <class A>
+  A start_h() const {
+    A h = A(0);
+    with_rule(number, [&](auto rule) { h = decltype(rule)::template start_h<A>(); });
+    return h;
+  }
+};
+
+// Contiguous, from a 16-byte boundary on: a view into flat parameters may begin anywhere, and would be summed in
+// another order.
+inline Tensor aligned(const Tensor& w) {
+  if (w.is_contiguous() && reinterpret_cast<uintptr_t>(w.data_ptr()) % 16 == 0) return w;
+  Tensor copy = torch::stable::new_empty(w, sizes_of(w));
+  torch::stable::copy_(copy, w);
+  return copy;
+}
+
+// For measurements: DLA_KERNELS_GROUP and DLA_KERNELS_SAMPLES set how many blocks share a tile (1 is the portable
+// path) and how many samples make one.
+inline Device planned_device() {
+  Device device = current_device();
+  if (const char* group = std::getenv("DLA_KERNELS_GROUP")) device.group = std::atoi(group);
+  if (const char* samples = std::getenv("DLA_KERNELS_SAMPLES")) device.samples = std::atoi(samples);
+  return device;
+}
+
+// Whether a state given for this rule begins with an h: all do, but for the c of a dsu alone.
+inline bool gives_h(const Rule& rule, const Tensors& state) { return state.size() == (rule.saves_c ? 2 : 1); }
+
+// The cell of a call: its arguments, and the tensors that these point into.
+template <class A>
+struct CellCall {
+  Rule rule;
+  CellArgs<A> args{};
+  Tensors weights, state;
+  Tensor workspace;
+
+  // No cell, but its plan: who takes which channels of which sample.
+  CellCall(int64_t T, int64_t B, int64_t C) {
+    args.projection = Projection::kJoint;
+    args.T = T, args.B = B, args.C = C;
+    args.refresh_begin = int(T);
+  }
+  // The scan runs over layers [0, scan_end), the refresh over [refresh_begin, T).
+  CellCall(const std::string& name, const Tensors& given, const Tensors& start, int64_t T, int64_t B, int64_t C,
+           int64_t scan_end, int64_t refresh_begin, const Tensor& like)
+      : rule(name) {
+    check_weights(given, rule.NG, C, dtype_of<A>(), like);
+    check_state("state", start, rule.saves_h, rule.saves_c, /*may_be_absent=*/scan_end > 0, B, C, dtype_of<A>(), like);
+    for (const Tensor& w : given) weights.push_back(aligned(w));
+    state = as_contiguous(start);
+    args.rule = rule.number, args.NG = rule.NG, args.saves_h = rule.saves_h, args.saves_c = rule.saves_c;
+    args.projection = projection_of(given);
+    args.T = T, args.B = B, args.C = C;
+    args.scan_end = int(scan_end), args.refresh_begin = int(refresh_begin);
+    args.h0 = gives_h(rule, state) ? data<A>(state[0]) : nullptr;
+    args.c0 = rule.saves_c && !state.empty() ? data<A>(state.back()) : nullptr;
+    args.start_h = rule.template start_h<A>();
+    const auto at = [&](size_t i) { return data<A>(weights[i]); };
+    switch (args.projection) {
+      case Projection::kJoint:
+        args.R = weights[0].size(0), args.ld_w1 = 2 * C;
+        args.w1h = at(0), args.w1y = at(0) + C, args.w2h = at(1), args.q0 = at(2);
+        break;
+      case Projection::kSplit:
+        args.R = weights[0].size(0), args.ld_w1 = C;
+        args.w1y = at(0), args.b1y = at(1), args.w2y = at(2), args.q0 = at(3);
+        args.w1h = at(4), args.b1h = at(5), args.w2h = at(6), args.q1 = at(7);
+        break;
+      case Projection::kDense:
+        args.ld_w1 = C;
+        args.w1y = at(0), args.q0 = at(1), args.w1h = at(2), args.q1 = at(3);
+        break;
+    }
+  }
+
+  // Decides how a kernel with these Args runs, and gives it its workspace.
+  template <class Args>
+  Launch prepare(Pass pass, int64_t sample_bytes, const Tensor& like, bool attention = false) {
+    Problem problem{pass, args.projection, args.NG, args.T, 1, args.C, args.R, sample_bytes, sizeof(A), attention};
+    const Device device = planned_device();
+    const auto launch_of_plan = [&] {
+      const Plan& plan = args.plan;
+      return Launch{int64_t(plan.tiles_in_flight) * plan.blocks_per_tile, plan.blocks_per_tile, plan.threads,
+                    plan.shared_bytes};
+    };
+    // Where so large clusters find no place, smaller ones: asked for one sample, so that the batch has no say.
+    int largest = kMaxGroup;
+    for (;; largest = args.plan.blocks_per_tile / 2) {
+      args.plan = make_plan(problem, device, largest);
+      if (args.plan.blocks_per_tile == 1 || clusters_that_fit<Args>(launch_of_plan()) > 0) break;
+    }
+    problem.B = args.B;
+    args.plan = make_plan(problem, device, largest);
+    // No more clusters than run at once: one more would start when the first ends, and take as long again.
+    if (args.plan.blocks_per_tile > 1)
+      args.plan.tiles_in_flight = std::min(args.plan.tiles_in_flight, clusters_that_fit<Args>(launch_of_plan()));
+    Launch how = launch_of_plan();
+    STD_TORCH_CHECK(how.blocks > 0 || args.B == 0, "dla_kernels: no cluster of ", args.plan.blocks_per_tile,
+                    " blocks fits on this device; set DLA_KERNELS_GROUP=1");
+    if (args.B == 0) how.blocks = 0;
+    workspace = empty<A>(like, {how.blocks * args.plan.workspace_bytes / int64_t(sizeof(A))});
+    args.workspace = data<A>(workspace);
+    return how;
+  }
+
+  Tensors empty_states(const Tensor& like, const std::vector<int64_t>& shape) const {
+    Tensors out;
+    for (size_t i = 0; i < rule.num_states(); ++i) out.push_back(empty<A>(like, shape));
+    return out;
+  }
+  // Of states as they are saved.
+  A* h_of(const Tensors& states) const { return rule.saves_h && !states.empty() ? data<A>(states.front()) : nullptr; }
+  A* c_of(const Tensors& states) const { return rule.saves_c && !states.empty() ? data<A>(states.back()) : nullptr; }
+};
+
+}  // namespace cuda
+}  // namespace dla
