@@ -2,6 +2,7 @@
 
 import torch
 
+from bench.model.formulas import Traffic
 from bench.ops.work import Work, benchmarks, maps
 from dla_kernels.cells import accumulate_dtype
 from dla_kernels.reference.attention import moments_of
@@ -16,6 +17,12 @@ def work(shape, dtype, device):
         return (f.norm_add(*t, None, moments=moments, relu=True),)
 
     return Work("norm_add", shape, 2, [x, o, gamma, beta], call)
+
+
+def traffic(of, forward):
+    if forward:
+        return Traffic(2 * of.M, of.M, flops=4 * of.pixels)
+    return Traffic(2 * of.M, of.M, 2 * of.M, 10 * of.pixels)
 
 
 test_norm_add = benchmarks(work)
