@@ -26,7 +26,7 @@ def python_blocks(page):
 
 
 def files_named(page):
-    text = page.read_text()
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     named = re.findall(r"`((?:csrc|docs|dla_kernels|bench|tests|tools)/[\w/.]+\.\w+)`", text)
     return [page.parent / link for link in re.findall(r"\]\(([^)#:]+)\)", text)] + [ROOT / name for name in named]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bench.common import Shape
+from bench.model.formulas import Traffic, traffic
 
 CIFAR = ((64, 32), (128, 16), (256, 8))  # C, HW of a ResNet's stages
 IMAGENET = ((256, 56, 3), (512, 28, 4), (1024, 14, 6), (2048, 7, 3))  # and T, of a ResNet-50
@@ -15,9 +16,13 @@ SUITES = {
 }
 BATCHES = {"cifar": 128, "imagenet": 256}  # on a GPU
 
-STAGES = ("gap", "scan", "refresh", "rescale", "layer_update", "base_step", "mix", "attend")  # have T layers
-
 
 def shapes_of(op: str, shapes: tuple[Shape, ...]) -> list[Shape]:
-    """The shapes that differ for an op: one of a single layer knows no T."""
-    return list(dict.fromkeys(shape if op in STAGES else shape._replace(T=1) for shape in shapes))
+    """The shapes that differ for an op: one of a single layer knows no T, and moves the same whatever T is."""
+
+    def moved(shape: Shape) -> Traffic:
+        return traffic(op, "both", shape)
+
+    of_one = [shape._replace(T=1) for shape in shapes]
+    knows_T = any(moved(shape) != moved(one) for shape, one in zip(shapes, of_one))
+    return list(dict.fromkeys(shapes if knows_T else of_one))
