@@ -18,7 +18,6 @@ from .backends import BACKENDS, REFERENCE
 from .cuda_plan import DEVICES, cuda_plan
 from .terminal import progress, table
 
-MOST_LAYERS = 256  # of a launch: kMaxLayers of csrc/cuda/plan.h
 BENCH = Path(__file__).parent.parent / "bench" / "run.py"
 
 
@@ -123,22 +122,12 @@ def run_plan(args: argparse.Namespace) -> int:
     if not BACKENDS["cpu"].available:
         print(f"the plan is compiled into the CPU backend, which is not available: {BACKENDS['cpu'].reason}")
         return 1
-    if args.T > MOST_LAYERS:
-        print(f"-T: expected at most {MOST_LAYERS} layers, which one launch takes, got {args.T}", file=sys.stderr)
+    sizes, how = (args.T, args.B, args.C, args.HW, args.R), {"dtype": getattr(torch, args.dtype), "device": args.device}
+    try:
+        passes = [cuda_plan(*sizes, backward=backward, **how) for backward in (False, True)]
+    except RuntimeError as error:  # the plan says what it expected of T
+        print(str(error).splitlines()[0], file=sys.stderr)
         return 2
-    passes = [
-        cuda_plan(
-            args.T,
-            args.B,
-            args.C,
-            args.HW,
-            args.R,
-            dtype=getattr(torch, args.dtype),
-            backward=backward,
-            device=args.device,
-        )
-        for backward in (False, True)
-    ]
     print(table(("", "forward", "backward"), [(name, passes[0][name], passes[1][name]) for name in passes[0]]))
     return 0
 

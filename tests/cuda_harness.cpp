@@ -251,9 +251,9 @@ struct Call {
       dout.push_back(map(t, memory.drawn_map(size, T{})));
       dx.push_back(map(t, memory.result_map(size, T{})));
     }
-    enter_maps(x, 0, of.B, forward.layers), enter_maps(out, 1, of.B, forward.layers);
-    enter_maps(x, 0, of.B, backward.layers);
-    enter_maps(dout, 1, of.B, backward.layers), enter_maps(dx, 2, of.B, backward.layers);
+    enter_maps(x, kIn, of.B, forward.layers), enter_maps(out, kOut, of.B, forward.layers);
+    enter_maps(x, kIn, of.B, backward.layers);
+    enter_maps(dout, kGradOut, of.B, backward.layers), enter_maps(dx, kGradIn, of.B, backward.layers);
     forward.cell = cell;
     backward.y = forward.y = memory.result(rows * C);
     forward.states_h = cell.saves_h ? memory.result(rows * C) : nullptr;
@@ -280,12 +280,12 @@ struct Call {
     LightStepBwdArgs<float> backward{};
     for (int m = 0; m < of.T; ++m) {
       const MapView<float> x = map(m, memory.drawn(size, 1));
-      enter_map(x, 0, of.B, forward.layers[m]);
-      enter_map(x, 0, of.B, backward.layers[m]);
-      enter_map(map(m, memory.result(size)), 2, of.B, backward.layers[m]);
+      enter_map(x, kIn, of.B, forward.layers[m]);
+      enter_map(x, kIn, of.B, backward.layers[m]);
+      enter_map(map(m, memory.result(size)), kGradIn, of.B, backward.layers[m]);
     }
-    enter_map(map(0, memory.result(size)), 1, of.B, forward.layers[0]);
-    enter_map(map(0, memory.drawn(size, 1)), 1, of.B, backward.layers[0]);
+    enter_map(map(0, memory.result(size)), kOut, of.B, forward.layers[0]);
+    enter_map(map(0, memory.drawn(size, 1)), kGradOut, of.B, backward.layers[0]);
     take(cell.NG > 0 ? 1 : 0, cell.NG > 0 ? 1 : of.T);
     forward.cell = cell, forward.filters = filters, forward.W = W;
     backward.y = forward.y = memory.result(rows * C);
@@ -318,7 +318,7 @@ struct Call {
     backward.dpast_keys = memory.result(M * state), backward.dpast_scale = memory.result(M * state);
     backward.dpast = memory.result(2 * M * state);
     backward.dy = memory.result(state), backward.dtaps = memory.result(of.B * 2 * K);
-    backward.dshares = memory.result(of.B * of.T * heads), backward.of_qk = memory.result(2 * state);
+    backward.dshares = memory.result(of.B * of.T * heads), backward.dqk_rows = memory.result(2 * state);
     start(attend_bwd_kernel<float>, backward, how);
   }
 
@@ -332,10 +332,10 @@ struct Call {
     MixArgs<float> mix{};
     mix.pieces = pieces, mix.M = int(of.T);
     mix.coef = memory.drawn(rows * C, 1), mix.planes = memory.result(2 * state);
-    for (int m = 0; m < of.T; ++m) enter_map(map(m, memory.drawn(size, 1)), 0, of.B, mix.values.at[m]);
-    enter_map(map(0, memory.result(size)), 0, of.B, mix.out);
-    for (int which : {0, 1}) enter_map(map(0, memory.drawn(size, 1)), which, of.B, depthwise.layer);
-    enter_map(map(0, memory.result(size)), 2, of.B, depthwise.layer);
+    for (int m = 0; m < of.T; ++m) enter_map(map(m, memory.drawn(size, 1)), kIn, of.B, mix.values.at[m]);
+    enter_map(map(0, memory.result(size)), kOnly, of.B, mix.out);
+    for (int which : {kIn, kGradOut}) enter_map(map(0, memory.drawn(size, 1)), which, of.B, depthwise.layer);
+    enter_map(map(0, memory.result(size)), kGradIn, of.B, depthwise.layer);
     start(depthwise_bwd_kernel<float>, depthwise, how);
     start(mix_kernel<float>, mix, how);
     const MomentsArgs<float> moments{of.B, C, of.HW[0], mix.planes, memory.result(2 * C)};

@@ -39,8 +39,24 @@ int main() {
 """
 
 # In the order of `enum Buffer`, without the k.
-_HOTTEST = ("Exchange", "U", "H", "C", "DH", "DC", "Bias", "Scratch", "W1h", "Shared", "P", "Gates", "W2h", "D", "Y")
-BUFFERS = (*_HOTTEST, "Q", "UScan", "URefresh", "DP", "UY", "Last", "DD", "DY", "HBefore", "DQ", "Gate", "Middle")
+_HOTTEST = (
+    "Exchange",
+    "U",
+    "H",
+    "C",
+    "DH",
+    "DC",
+    "Bias",
+    "Scratch",
+    "W1h",
+    "LastProduct",
+    "P",
+    "Gates",
+    "W2h",
+    "D",
+    "Y",
+)
+BUFFERS = (*_HOTTEST, "Q", "UScan", "URefresh", "DP", "UY", "LastSum", "DD", "DY", "HBefore", "DQ", "Gate", "Middle")
 
 
 class Device(NamedTuple):

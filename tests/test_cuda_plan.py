@@ -90,7 +90,7 @@ def needed(problem, plan):
         "H": nb * cs,
         "C": nb * cs,
         "Scratch": (9 if p.attention else 8) * plan["threads"],
-        "Shared": nb * (R if low else gates),
+        "LastProduct": nb * (R if low else gates),
         "Gates": (rows if back else chunk) * gates,
         "Bias": gates,
         "D": (rows if back else chunk) * cs,
@@ -103,7 +103,7 @@ def needed(problem, plan):
     sizes |= {"P": rows * R} if joint else {"Q": rows * gates}
     if back:
         sizes |= dict.fromkeys(["DH", "DC"], nb * cs) | dict.fromkeys(["DD", "DY", "HBefore"], rows * cs)
-        sizes["Last"] = sizes["Shared"]
+        sizes["LastSum"] = sizes["LastProduct"]
         if low:
             sizes |= dict.fromkeys(["UScan", "URefresh", "DP"], rows * R)
         if p.projection == "split":

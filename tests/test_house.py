@@ -153,3 +153,29 @@ def test_public_functions_are_documented_and_typed(module):
         signature = inspect.signature(function)
         assert signature.return_annotation is not signature.empty, name
         assert all(p.annotation is not p.empty for p in signature.parameters.values()), name
+
+
+WORDS = (ROOT / "docs/notation.md").read_text().partition("## Words")[2]
+# A word that has another meaning here is not used for this; each of these was.
+OTHERWISE = {
+    "dense": r"\bdense\(",  # of tensors
+    "cell": r"\bstruct Cell\b|\bCell<A> ",  # on the host
+    "operator": r"\bDLA_OPERATORS\b",  # for schemas and for kernels
+    "slot": r"\bmap\[\d",
+}
+
+
+@pytest.mark.parametrize(
+    "row", re.findall(r"^\| (\*.*?) \|.*\| `([\w/.]+)` \|$", WORDS, re.MULTILINE), ids=lambda r: r[0]
+)
+def test_a_word_is_at_home_where_the_glossary_says(row):
+    words, home = row
+    text = (ROOT / home).read_text().lower()
+    assert any(word in text for word in re.findall(r"\*(\w+)\*", words)), f"{home} does not say {words}"
+
+
+@pytest.mark.parametrize("word", OTHERWISE)
+def test_a_word_has_one_meaning(word):
+    assert f"*{word}*" in WORDS
+    for file in sorted((ROOT / "csrc").rglob("*.*")):
+        assert not re.search(OTHERWISE[word], file.read_text()), file.name

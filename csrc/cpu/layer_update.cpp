@@ -27,16 +27,14 @@ struct Stage {
         layers(xs.size()),
         B(xs[0].size(0)),
         C(xs[0].size(1)),
-        weights((check(xs, w, state, rule), w), C, rule),
+        weights(checked(w, state, xs[0]), C, rule),
         cell(rule, weights, layers),
         start(state, rule, C) {}
 
  private:
-  static void check(const Tensors& xs, const Tensors& w, const Tensors& state, const RuleLeaves<A>& rule) {
-    const ScalarType dtype = accumulate_dtype(xs[0].scalar_type());
-    const int64_t B = xs[0].size(0), C = xs[0].size(1);
-    check_weights(w, rule.NG, C, dtype, xs[0]);
-    check_state("state", state, rule.saves_h, rule.saves_c, true, B, C, dtype, xs[0]);
+  const Tensors& checked(const Tensors& w, const Tensors& state, const Tensor& like) const {
+    check_cell(rule, w, state, /*may_start=*/true, B, C, like);
+    return w;
   }
 };
 

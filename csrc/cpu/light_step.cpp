@@ -91,9 +91,7 @@ struct Layer {
       STD_TORCH_CHECK(state.empty(), "state: expected none without weights, got ", state.size(), " tensors");
       return;
     }
-    const RuleLeaves<A>& rule = find_rule<A>(name);
-    check_weights(weights, rule.NG, C, dtype, maps[0]);
-    check_state("state", state, rule.saves_h, rule.saves_c, true, B, C, dtype, maps[0]);
+    check_cell(find_rule<A>(name), weights, state, /*may_start=*/true, B, C, maps[0]);
   }
   static std::optional<Context<A>> make_context(const Tensors& weights, const Tensors& state, const std::string& rule,
                                                 int64_t C) {

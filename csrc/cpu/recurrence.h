@@ -8,6 +8,14 @@
 namespace dla {
 namespace cpu {
 
+// may_start: without a state it starts by itself.
+template <class A>
+void check_cell(const RuleLeaves<A>& rule, const Tensors& weights, const Tensors& state, bool may_start, int64_t B,
+                int64_t C, const Tensor& like) {
+  check_weights(weights, rule.NG, C, dtype_of<A>(), like);
+  check_state("state", state, rule.saves_h, rule.saves_c, may_start, B, C, dtype_of<A>(), like);
+}
+
 // States of all layers, as saved: [T, B, C] each; absent where the cell does not save it.
 template <class A>
 struct States {

@@ -8,15 +8,6 @@
 
 namespace dla {
 namespace cpu {
-namespace {
-
-template <class A>
-void check_refresh(const Tensor& y, const Tensors& state, const Tensors& weights, const RuleLeaves<A>& rule) {
-  check_weights(weights, rule.NG, y.size(2), y.scalar_type(), y);
-  check_state("state", state, rule.saves_h, rule.saves_c, false, y.size(1), y.size(2), y.scalar_type(), y);
-}
-
-}  // namespace
 
 Tensor refresh(const Tensor& y_in, const Tensors& state, const Tensors& weights, const std::string& name) {
   check_rows("y", y_in);
@@ -24,8 +15,8 @@ Tensor refresh(const Tensor& y_in, const Tensors& state, const Tensors& weights,
   return dispatch_rows(y.scalar_type(), [&](auto element) {
     using A = decltype(element);
     const RuleLeaves<A>& rule = find_rule<A>(name);
-    check_refresh(y, state, weights, rule);
     const int64_t T = y.size(0), B = y.size(1), C = y.size(2);
+    check_cell(rule, weights, state, /*may_start=*/false, B, C, y);
     const CellWeights<A> w(weights, C, rule);
     const Recurrence<A> cell(rule, w, T);
     const Start<A> last(state, rule, C);
@@ -46,8 +37,8 @@ std::tuple<Tensor, Tensors, Tensors> refresh_bwd(const Tensor& dd_in, const Tens
   return dispatch_rows(y.scalar_type(), [&](auto element) -> std::tuple<Tensor, Tensors, Tensors> {
     using A = decltype(element);
     const RuleLeaves<A>& rule = find_rule<A>(name);
-    check_refresh(y, state, weights, rule);
     const int64_t T = y.size(0), B = y.size(1), C = y.size(2);
+    check_cell(rule, weights, state, /*may_start=*/false, B, C, y);
     check_tensor("dd", dd_in, {T, B, C}, y.scalar_type(), y);
     const Tensor dd = as_contiguous(dd_in);
     const CellWeights<A> w(weights, C, rule);

@@ -8,15 +8,6 @@
 
 namespace dla {
 namespace cpu {
-namespace {
-
-template <class A>
-void check_scan(const Tensor& y, const Tensors& weights, const Tensors& state, const RuleLeaves<A>& rule) {
-  check_weights(weights, rule.NG, y.size(2), y.scalar_type(), y);
-  check_state("state", state, rule.saves_h, rule.saves_c, true, y.size(1), y.size(2), y.scalar_type(), y);
-}
-
-}  // namespace
 
 Tensors scan(const Tensor& y_in, const Tensors& weights, const Tensors& state, const std::string& name) {
   check_rows("y", y_in);
@@ -24,8 +15,8 @@ Tensors scan(const Tensor& y_in, const Tensors& weights, const Tensors& state, c
   return dispatch_rows(y.scalar_type(), [&](auto element) {
     using A = decltype(element);
     const RuleLeaves<A>& rule = find_rule<A>(name);
-    check_scan(y, weights, state, rule);
     const int64_t T = y.size(0), B = y.size(1), C = y.size(2);
+    check_cell(rule, weights, state, /*may_start=*/true, B, C, y);
     const CellWeights<A> w(weights, C, rule);
     const Recurrence<A> cell(rule, w, T);
     const Start<A> start(state, rule, C);
@@ -46,8 +37,8 @@ std::tuple<Tensor, Tensors, Tensors> scan_bwd(const Tensors& dstates, const Tens
   return dispatch_rows(y.scalar_type(), [&](auto element) -> std::tuple<Tensor, Tensors, Tensors> {
     using A = decltype(element);
     const RuleLeaves<A>& rule = find_rule<A>(name);
-    check_scan(y, weights, state, rule);
     const int64_t T = y.size(0), B = y.size(1), C = y.size(2);
+    check_cell(rule, weights, state, /*may_start=*/true, B, C, y);
     check_states("states", states_in, num_states(rule), false, T, B, C, y.scalar_type(), y);
     check_states("dstates", dstates, num_states(rule), true, T, B, C, y.scalar_type(), y);
     const Tensors saved = as_contiguous(states_in), incoming = as_contiguous(dstates);

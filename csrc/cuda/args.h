@@ -117,7 +117,7 @@ struct AttendBwdArgs {
   const A *dcoef, *dkeys, *dscale;      // [M + 1, B, C]
   A *dpast_keys, *dpast_scale, *dpast;  // of keys, scale and d, written; null where these are
   A *dy, *dtaps;                        // [B, C]; [B, 2, K], of each sample: dq, dk
-  A *dshares, *of_qk;                   // [B, M + 1, heads]; [B, 2, C] of queries and keys: scratch
+  A *dshares, *dqk_rows;                // [B, M + 1, heads]; [B, 2, C] of queries and keys: scratch
 };
 
 template <class T>

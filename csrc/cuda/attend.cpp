@@ -67,11 +67,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensors> attend_bwd(const Tensor& dcoef, cons
     for (const Tensor& x : past) dpast.push_back(empty<A>(y, sizes_of(x)));
     const Tensor dy = empty<A>(y, {B, C}), dq = empty<A>(y, {K}), dk = empty<A>(y, {K});
     const Tensor dtaps = empty<A>(y, {B, 2, K}), dshares = empty<A>(y, {B, M + 1, heads}),
-                 of_qk = empty<A>(y, {B, 2, C});
+                 dqk_rows = empty<A>(y, {B, 2, C});
     run(device,
         AttendBwdArgs<A>{in.args, data<A>(arriving[0]), data<A>(arriving[1]), data<A>(arriving[2]),
                          data_or_null<A>(dpast, 0), data_or_null<A>(dpast, 1), data_or_null<A>(dpast, 2), data<A>(dy),
-                         data<A>(dtaps), data<A>(dshares), data<A>(of_qk)},
+                         data<A>(dtaps), data<A>(dshares), data<A>(dqk_rows)},
         in.launch());
     WeightGradients<A> sums;
     sums.add_column_sums(data<A>(dq), K, data<A>(dtaps), 2 * K, B);

@@ -74,7 +74,7 @@ DLA_KERNEL(attend_bwd_kernel, A, AttendBwdArgs<A>) {
   const AttendedSample<A> sample(args.in, block_index());
   const int heads = args.in.heads, M = sample.M, C = sample.y.C, K = args.in.K;
   A* const dshares = args.dshares + sample.b * sample.rows();
-  A *const of_q = args.of_qk + sample.b * 2 * C, *const of_k = of_q + C;
+  A *const dq_row = args.dqk_rows + sample.b * 2 * C, *const dk_row = dq_row + C;
   sums_of_heads<A>(
       0, sample.rows(), sample.D,
       [&](int n, int i) {
@@ -100,7 +100,7 @@ DLA_KERNEL(attend_bwd_kernel, A, AttendBwdArgs<A>) {
       dquery = fma(dshares[n], sample.key(m, c), dquery);
       const A dkey = fma(dshares[n], query, args.dkeys[at]);
       if (m == M) {
-        of_k[c] = dkey;
+        dk_row[c] = dkey;
         break;
       }
       const A dscale = fma(args.dcoef[at], sample.shares[n], args.dscale[at]);
@@ -111,14 +111,15 @@ DLA_KERNEL(attend_bwd_kernel, A, AttendBwdArgs<A>) {
         args.dpast[sample.at(M + m, c)] = dscale * args.in.scale[at];
       }
     }
-    of_q[c] = dquery;
+    dq_row[c] = dquery;
   }
   block_barrier();
-  const Channels<A> dqueries{of_q, C}, dkeys{of_k, C};
+  const Channels<A> dqueries{dq_row, C}, dkeys{dk_row, C};
   for (int c = thread_index(); c < C; c += num_threads())
     args.dy[sample.b * C + c] = dqueries.unfiltered(args.in.q, K, c) + dkeys.unfiltered(args.in.k, K, c);
   tap_gradients(
-      sample.y, K, 0, C, [&](int c) { return of_q[c]; }, [&](int c) { return of_k[c]; }, args.dtaps + sample.b * 2 * K);
+      sample.y, K, 0, C, [&](int c) { return dq_row[c]; }, [&](int c) { return dk_row[c]; },
+      args.dtaps + sample.b * 2 * K);
 }
 
 }  // namespace cuda

@@ -43,15 +43,15 @@ DLA_DEVICE void sums_of_heads(int begin, int end, int D, Term term, F f) {
   }
 }
 
-// The gradients of two filters, dtaps [2, K], as far as they come from channels [begin, end): of_q(c), of_k(c) are
+// The gradients of two filters, dtaps [2, K], as far as they come from channels [begin, end): dq_row(c), dk_row(c) are
 // those of what they made of y.
-template <class A, class OfQ, class OfK>
-DLA_DEVICE void tap_gradients(const Channels<A>& y, int K, int begin, int end, OfQ of_q, OfK of_k, A* dtaps) {
+template <class A, class DqRow, class DkRow>
+DLA_DEVICE void tap_gradients(const Channels<A>& y, int K, int begin, int end, DqRow dq_row, DkRow dk_row, A* dtaps) {
   const int lane = thread_index() % kWarp, warp = thread_index() / kWarp;
   for (int n0 = 0; n0 < 2 * K; n0 += num_threads() / kWarp) {  // all threads take every turn: the shuffles need them
     const int n = at_most(n0 + warp, 2 * K - 1), j = n % K;
     A sum = A(0);
-    for (int c = begin + lane; c < end; c += kWarp) sum = fma(n < K ? of_q(c) : of_k(c), y[c + j - K / 2], sum);
+    for (int c = begin + lane; c < end; c += kWarp) sum = fma(n < K ? dq_row(c) : dk_row(c), y[c + j - K / 2], sum);
     sum = sum_lanes(sum, kWarp);
     if (lane == 0 && n0 + warp < 2 * K) dtaps[n] = sum;
   }

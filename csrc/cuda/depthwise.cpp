@@ -26,8 +26,8 @@ std::tuple<Tensor, Tensor> depthwise(const Tensor& x_in, const Tensor& v_in) {
     Tensors out;
     const auto value = empty_maps(x, out);
     DepthwiseArgs<T> args{pieces_of(x.views, B), int(x_in.size(3)), data<A>(v), data<A>(y), {}};
-    enter_map(x.views[0], 0, B, args.layer);
-    enter_map(value[0], 1, B, args.layer);
+    enter_map(x.views[0], kIn, B, args.layer);
+    enter_map(value[0], kOut, B, args.layer);
     run(device, args, launch_of<T>(args.pieces));
     restore_layout({x_in}, out);
     return {out[0], y};
@@ -52,9 +52,9 @@ std::tuple<Tensor, Tensor> depthwise_bwd(const Tensor& dvalue, const Tensor& dy_
     const auto dx = empty_maps(x, dxs);
     DepthwiseBwdArgs<T> args{pieces_of(x.views, B), int(x_in.size(3)),      data<A>(v),
                              data<A>(dy),           data<A>(dv_of_samples), {}};
-    enter_map(x.views[0], 0, B, args.layer);
-    enter_map(dout.views[0], 1, B, args.layer);
-    enter_map(dx[0], 2, B, args.layer);
+    enter_map(x.views[0], kIn, B, args.layer);
+    enter_map(dout.views[0], kGradOut, B, args.layer);
+    enter_map(dx[0], kGradIn, B, args.layer);
     run(device, args, launch_of<T>(args.pieces));
     WeightGradients<A> sums;
     sums.add_column_sums(data<A>(dv), 9 * C, args.dv, 9 * C, B);

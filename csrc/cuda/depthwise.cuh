@@ -1,5 +1,4 @@
-// depthwise: value = dwconv(x; v), and the means of both; and its gradients. Maps of the layer: 0 x; forward: 1 the
-// value; backward: 1 the value's gradient, 2 that of x.
+// depthwise: value = dwconv(x; v), and the means of both; and its gradients.
 #pragma once
 
 #include "gap.cuh"
@@ -13,8 +12,8 @@ DLA_KERNEL(depthwise_kernel, T, DepthwiseArgs<T>) {
   using A = accumulate_t<T>;
   my_piece(args.pieces, [&](int, int64_t b, int64_t c0, int cs) {
     const Layer& layer = args.layer;
-    const auto x = plane<const T>(layer, 0, b, c0);
-    const auto value = plane<T>(layer, 1, b, c0);
+    const auto x = plane<const T>(layer, kIn, b, c0);
+    const auto value = plane<T>(layer, kOut, b, c0);
     const int64_t row = b * args.pieces.C + c0;
     stencil<T, Sums<A, 2>, 1, 0, 1, 8>(
         layer, !layer.interleaved, args.W, cs, reinterpret_cast<A*>(shared_memory()),
@@ -39,8 +38,8 @@ DLA_KERNEL(depthwise_bwd_kernel, T, DepthwiseBwdArgs<T>) {
   using A = accumulate_t<T>;
   my_piece(args.pieces, [&](int, int64_t b, int64_t c0, int cs) {
     const Layer& layer = args.layer;
-    const auto x = plane<const T>(layer, 0, b, c0), dvalue = plane<const T>(layer, 1, b, c0);
-    const auto dx = plane<T>(layer, 2, b, c0);
+    const auto x = plane<const T>(layer, kIn, b, c0), dvalue = plane<const T>(layer, kGradOut, b, c0);
+    const auto dx = plane<T>(layer, kGradIn, b, c0);
     const int64_t row = b * args.pieces.C + c0;
     stencil<T, Sums<A, kTaps>, 1, 1, 1, 4, true>(
         layer, !layer.interleaved, args.W, cs, reinterpret_cast<A*>(shared_memory()),

@@ -16,7 +16,7 @@ Tensor gap(const Tensors& xs) {
     args.pieces = pieces_of(x.views, B);
     const Tensor y = empty<A>(xs[0], {args.pieces.T, B, args.pieces.C});
     args.y = data<A>(y);
-    enter_maps(x.views, 0, B, args.layers);
+    enter_maps(x.views, kIn, B, args.layers);
     run(device, args, launch_of<T>(args.pieces));
     return y;
   });

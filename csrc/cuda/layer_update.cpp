@@ -25,8 +25,8 @@ Tensor forward(const Tensors& xs, const ReadMaps<T>& x, const std::vector<MapVie
   const Tensor y = empty<A>(xs[0], {cell.args.T, B, cell.args.C});
   const Launch how = cell.template prepare<Args>(Pass::kForward, sample_bytes(x.views), xs[0]);
   Args args{cell.args, data<A>(y), cell.h_of(states), cell.c_of(states), {}};
-  enter_maps(x.views, 0, B, args.layers);
-  enter_maps(out, 1, B, args.layers);
+  enter_maps(x.views, kIn, B, args.layers);
+  enter_maps(out, kOut, B, args.layers);
   run(device, args, how);
   return y;
 }
@@ -102,9 +102,9 @@ std::tuple<Tensors, Tensors, Tensors> layer_update_bwd(const Tensors& dout, cons
     grads.args.dstates_h = cell.h_of(dstates), grads.args.dstates_c = cell.c_of(dstates);
     const Launch how = cell.template prepare<Args>(Pass::kBackward, 2 * sample_bytes(x.views), xs[0]);
     Args args{cell.args, grads.args, data<A>(y), {}};
-    enter_maps(x.views, 0, B, args.layers);
-    enter_maps(dy.views, 1, B, args.layers);
-    enter_maps(dx, 2, B, args.layers);
+    enter_maps(x.views, kIn, B, args.layers);
+    enter_maps(dy.views, kGradOut, B, args.layers);
+    enter_maps(dx, kGradIn, B, args.layers);
     run(device, args, how);
     grads.weight_gradients(device, data<A>(y));
     restore_layout(xs, dxs);

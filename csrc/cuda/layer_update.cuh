@@ -1,6 +1,5 @@
 // layer_update: pooling, scan, refresh and rescale of one tile of samples, whole, before the next: its maps are
-// then read again while they are still in the second-level cache. Where the maps of a layer stand in
-// Layer::map: 0 the input x; forward: 1 the result; backward: 1 the gradient that arrives, 2 the one of x.
+// then read again while they are still in the second-level cache.
 #pragma once
 
 #include "recurrence_bwd.cuh"
@@ -17,7 +16,7 @@ DLA_KERNEL(layer_update_kernel, T, LayerUpdateArgs<T>) {
     const int nb = tile.nb, cs = tile.cs;
     A* const y = tile.buffer(kY);
     for_stacks(args.layers, tile.T, nb, [&](int t0, int layers, int i) {
-      sums<false, T>(args.layers.at, t0, layers, tile.b0 + i, tile.c0, cs, 0, 0, tile.buffer(kScratch),
+      sums<false, T>(args.layers.at, t0, layers, tile.b0 + i, tile.c0, cs, kIn, kIn, tile.buffer(kScratch),
                      [&](int t, int c, A sum) {
                        const int m = t * nb + i;
                        y[m * cs + c] = args.y[tile.at(m, c)] = sum / A(args.layers.at[t].HW);
@@ -30,7 +29,7 @@ DLA_KERNEL(layer_update_kernel, T, LayerUpdateArgs<T>) {
     tile.refresh([&](int m0, int M, const A* d) {
       const int first = tile.layer_of(m0);
       for_stacks(args.layers, M / nb, nb, [&](int t0, int layers, int i) {
-        scale<false, T>(args.layers.at, first + t0, layers, tile.b0 + i, tile.c0, cs, 0, 1, d + (t0 * nb + i) * cs,
+        scale<false, T>(args.layers.at, first + t0, layers, tile.b0 + i, tile.c0, cs, kIn, kOut, d + (t0 * nb + i) * cs,
                         static_cast<const A*>(nullptr), nb * cs);
       });
     });
@@ -45,7 +44,7 @@ DLA_KERNEL(layer_update_bwd_kernel, T, LayerUpdateBwdArgs<T>) {
   while (tile.next()) {
     const int nb = tile.nb, cs = tile.cs;
     for_stacks(args.layers, tile.T, nb, [&](int t0, int layers, int i) {
-      sums<true, T>(args.layers.at, t0, layers, tile.b0 + i, tile.c0, cs, 0, 1, tile.buffer(kScratch),
+      sums<true, T>(args.layers.at, t0, layers, tile.b0 + i, tile.c0, cs, kIn, kGradOut, tile.buffer(kScratch),
                     [&](int t, int c, A sum) { tile.buffer(kDD)[(t * nb + i) * cs + c] = sum; });
     });
     tile.load_rows(args.y, tile.buffer(kY));
@@ -58,7 +57,7 @@ DLA_KERNEL(layer_update_bwd_kernel, T, LayerUpdateBwdArgs<T>) {
     tile.finish([&](int m, A dy) { return dy / A(args.layers.at[tile.layer_of(m)].HW); });
     for_stacks(args.layers, tile.T, nb, [&](int t0, int layers, int i) {
       const int first = (t0 * nb + i) * cs;
-      scale<true, T>(args.layers.at, t0, layers, tile.b0 + i, tile.c0, cs, 1, 2, tile.buffer(kD) + first,
+      scale<true, T>(args.layers.at, t0, layers, tile.b0 + i, tile.c0, cs, kGradOut, kGradIn, tile.buffer(kD) + first,
                      tile.buffer(kDY) + first, nb * cs);
     });
   }

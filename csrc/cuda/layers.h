@@ -16,9 +16,13 @@ struct MapPointer {
   void* data;
   int64_t sample, stride;
 };
-// The maps of one layer; which is which, an op says. `piece`: the widest access, in bytes, at which every row
-// of every one of them begins.
+// Where the maps of a layer stand. Forward a kernel reads kIn and writes kOut; backward it reads kIn and the gradient
+// that arrives at the result, kGradOut, and writes that of the input, kGradIn.
+enum Slot { kIn = 0, kOut = 1, kGradOut = 1, kGradIn = 2 };
 constexpr int kMapsPerLayer = 3;
+constexpr int kOnly = 0;  // of a layer that is one map: what mix writes, and the gradient that arrives there
+constexpr int kShortcut = 1, kSum = 2;  // of norm_add forward, beside kIn, which is normed
+// The maps of one layer. `piece`: the widest access, in bytes, at which every row of every one of them begins.
 struct Layer {
   MapPointer map[kMapsPerLayer];
   int HW, piece;
@@ -31,7 +35,7 @@ struct Layers {
   bool alike;  // all are planar, of one size, at the same distances, and read 16 bytes at a time: stacks.cuh
 };
 
-// Enters a map as number `which` of its layer, 0 first, and narrows the layer's piece to what it allows.
+// Enters a map at its slot, kIn (or the only one) first, and narrows the layer's piece to what it allows.
 template <class T>
 void enter_map(const MapView<T>& map, int which, int64_t B, Layer& layer) {
   const int64_t stride = map.interleaved ? map.sp : map.sc;

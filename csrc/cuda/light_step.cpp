@@ -73,8 +73,8 @@ std::tuple<Tensor, Tensors, Tensor, Tensors> light_step(const Tensors& maps, con
               cell.c_of(states),
               moments ? data<A>(planes) : nullptr,
               {}};
-    for (size_t m = 0; m < maps.size(); ++m) enter_map(in.views[m], 0, B, args.layers[m]);
-    enter_map(o[0], 1, B, args.layers[0]);
+    for (size_t m = 0; m < maps.size(); ++m) enter_map(in.views[m], kIn, B, args.layers[m]);
+    enter_map(o[0], kOut, B, args.layers[0]);
     run(device, args, how);
     if (moments) found = moments_of<A>(device, planes, o[0].HW);
     restore_layout({x}, out);
@@ -123,10 +123,10 @@ std::tuple<Tensors, Tensors, Tensors, Tensors> light_step_bwd(const Tensor& dout
     Args args{cell.args,   grads.args,    filters.args,   int(x.size(3)),  data<A>(y),       data<A>(dv),
               data<A>(de), data<A>(dlam), data<A>(dtaps), data<A>(dgates), data<A>(dscores), {}};
     for (size_t m = 0; m < maps.size(); ++m) {
-      enter_map(in.views[m], 0, B, args.layers[m]);
-      enter_map(to[m], 2, B, args.layers[m]);
+      enter_map(in.views[m], kIn, B, args.layers[m]);
+      enter_map(to[m], kGradIn, B, args.layers[m]);
     }
-    enter_map(dout.views[0], 1, B, args.layers[0]);
+    enter_map(dout.views[0], kGradOut, B, args.layers[0]);
     run(device, args, how);
 
     Tensors dfilters;

@@ -1,7 +1,6 @@
 // light_step: o = gate dwconv(x; v) + lam (d o_prev + dwconv(o_prev; e)), one filter per sample and map; and its
 // gradients. As in layer_update a group takes its samples through everything: pooling, the gate, a scan over layer 0
-// (x) and a refresh of layer 1 (o_prev), the filters. Maps of a layer: 0 the input; forward: 1 the result, of layer 0
-// alone; backward: 1 the gradient that arrives, 2 the one of the input.
+// (x) and a refresh of layer 1 (o_prev), the filters. The result, and the gradient that arrives, are of layer 0 alone.
 #pragma once
 
 #include "attention.cuh"
@@ -55,8 +54,8 @@ DLA_DEVICE void light_filter(const LightStepArgs<T>& args, const Recurrence<accu
       [&](int c, auto& maps) {
 #pragma unroll
         for (int m = 0; m < kMaps; ++m)
-          maps.near[m] = channel(args.layers[m], plane<const T>(args.layers[m], 0, b, tile.c0), c);
-        maps.out[0] = channel(args.layers[0], plane<T>(args.layers[0], 1, b, tile.c0), c);
+          maps.near[m] = channel(args.layers[m], plane<const T>(args.layers[m], kIn, b, tile.c0), c);
+        maps.out[0] = channel(args.layers[0], plane<T>(args.layers[0], kOut, b, tile.c0), c);
         const LightTaps<A, kMaps> taps(args.filters, tile.c0 + c, gate[c], d ? d[c] : A(1));
         return [=](typename S::Few& few, auto& pixel) {
           A sum = A(0);
@@ -83,7 +82,7 @@ DLA_KERNEL(light_step_kernel, T, LightStepArgs<T>) {
     const int nb = tile.nb, cs = tile.cs;
     A *const y = tile.buffer(kY), *const gate = tile.buffer(kGate);
     for (int m = 0; m < tile.rows(); ++m) {
-      sums<false, T>(args.layers, tile.layer_of(m), 1, tile.b0 + tile.sample_of(m), tile.c0, cs, 0, 0,
+      sums<false, T>(args.layers, tile.layer_of(m), 1, tile.b0 + tile.sample_of(m), tile.c0, cs, kIn, kIn,
                      tile.buffer(kScratch),
                      [&](int t, int c, A sum) { y[m * cs + c] = args.y[tile.at(m, c)] = sum / A(args.layers[t].HW); });
     }
@@ -122,10 +121,10 @@ DLA_DEVICE void light_correlate(const LightStepBwdArgs<T>& args, const Recurrenc
   stencil<T, S, 1, kMaps, 0, kMaps == 1 ? 4 : 2>(
       args.layers[0], planar<kMaps>(args.layers), args.W, cs, tile.buffer(kScratch),
       [&](int c, auto& maps) {
-        maps.near[0] = channel(args.layers[0], plane<const T>(args.layers[0], 1, b, tile.c0), c);
+        maps.near[0] = channel(args.layers[0], plane<const T>(args.layers[0], kGradOut, b, tile.c0), c);
 #pragma unroll
         for (int m = 0; m < kMaps; ++m)
-          maps.here[m] = channel(args.layers[m], plane<const T>(args.layers[m], 0, b, tile.c0), c);
+          maps.here[m] = channel(args.layers[m], plane<const T>(args.layers[m], kIn, b, tile.c0), c);
         return [=](S& few, auto& pixel) {
 #pragma unroll
           for (int m = 0; m < kMaps; ++m)
@@ -169,14 +168,14 @@ DLA_DEVICE void light_back(const LightStepBwdArgs<T>& args, const Recurrence<acc
   stencil<T, Nothing<A>, 1, 0, kMaps, 4>(
       args.layers[0], planar<kMaps>(args.layers), args.W, tile.cs, tile.buffer(kScratch),
       [&](int c, auto& maps) {
-        maps.near[0] = channel(args.layers[0], plane<const T>(args.layers[0], 1, b, tile.c0), c);
+        maps.near[0] = channel(args.layers[0], plane<const T>(args.layers[0], kGradOut, b, tile.c0), c);
         const LightTaps<A, kMaps> taps(args.filters, tile.c0 + c, gate[c], d ? d[c] : A(1));
         struct {
           A of[kMaps];
         } plus;
 #pragma unroll
         for (int m = 0; m < kMaps; ++m) {
-          maps.out[m] = channel(args.layers[m], plane<T>(args.layers[m], 2, b, tile.c0), c);
+          maps.out[m] = channel(args.layers[m], plane<T>(args.layers[m], kGradIn, b, tile.c0), c);
           plus.of[m] = dy[m * next + c];
         }
         return [=](Nothing<A>&, auto& pixel) {

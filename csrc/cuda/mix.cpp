@@ -33,8 +33,8 @@ std::tuple<Tensor, Tensors> mix(const Tensors& values, const Tensor& coef_in, bo
     args.pieces = pieces_of(first.views, B);
     args.M = int(values.size());
     args.coef = data<A>(coef), args.planes = moments ? data<A>(planes) : nullptr;
-    enter_map(o[0], 0, B, args.out);
-    enter_maps(all.views, 0, B, args.values);
+    enter_map(o[0], kOnly, B, args.out);
+    enter_maps(all.views, kIn, B, args.values);
     int& piece = args.values.at[0].piece;  // all are read together
     piece = std::min(piece, args.out.piece);
     for (int m = 1; m < args.M; ++m) piece = std::min(piece, args.values.at[m].piece);
@@ -64,10 +64,10 @@ std::tuple<Tensors, Tensor> mix_bwd(const Tensor& dout_in, const Tensors& later_
     args.pieces = pieces_of(dout.views, B);
     args.M = int(M), args.has_later = !later_in.empty();
     args.coef = data<A>(coef), args.dcoef = data<A>(dcoef);
-    enter_map(dout.views[0], 0, B, args.dout);
-    enter_maps(all.views, 0, B, args.values);
-    enter_maps(later.views, 1, B, args.values);
-    enter_maps(to, 2, B, args.values);
+    enter_map(dout.views[0], kOnly, B, args.dout);
+    enter_maps(all.views, kIn, B, args.values);
+    enter_maps(later.views, kGradOut, B, args.values);
+    enter_maps(to, kGradIn, B, args.values);
     for (int m = 0; m < args.M; ++m) args.values.at[m].piece = std::min(args.values.at[m].piece, args.dout.piece);
     run(device, args, launch_of<T>(args.pieces));
     restore_layout(values, dvalues);

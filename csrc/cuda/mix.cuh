@@ -1,5 +1,4 @@
-// mix: o = sum over m of coef_m values_m; and its gradients. Maps of layer m: 0 the value; backward: 1 the gradient
-// that later layers sent, 2 the gradient.
+// mix: o = sum over m of coef_m values_m; and its gradients. Backward, what later layers sent to a value is kGradOut.
 #pragma once
 
 #include "gap.cuh"
@@ -13,7 +12,7 @@ DLA_DEVICE void mix(const MixArgs<T>& args, int64_t b, int64_t c0, int cs) {
   using A = accumulate_t<T>;
   constexpr int N = Vector<T>::N;
   const Layer& layer = args.values.at[0];
-  const auto out = plane<T>(args.out, 0, b, c0);
+  const auto out = plane<T>(args.out, kOnly, b, c0);
   const int64_t BC = args.pieces.B * args.pieces.C, row = b * args.pieces.C + c0;
   pixels<T, S>(
       layer, cs, reinterpret_cast<A*>(shared_memory()), [](int) { return Nothing<A>(); },
@@ -22,7 +21,7 @@ DLA_DEVICE void mix(const MixArgs<T>& args, int64_t b, int64_t c0, int cs) {
         constexpr int kAlong = Places::kAlong, kChannels = Places::kChannels;
         A sum[kAlong][N] = {};
         for (int m = 0; m < args.M; ++m) {
-          const auto value = plane<const T>(args.values.at[m], 0, b, c0);
+          const auto value = plane<const T>(args.values.at[m], kIn, b, c0);
           Vector<T> vs[kAlong];
           PerChannel<A, kChannels> coef;
 #pragma unroll
@@ -62,11 +61,11 @@ DLA_KERNEL(mix_bwd_kernel, T, MixBwdArgs<T>) {
   using A = accumulate_t<T>;
   my_piece(args.pieces, [&](int, int64_t b, int64_t c0, int cs) {
     constexpr int N = Vector<T>::N;
-    const auto dout = plane<const T>(args.dout, 0, b, c0);
+    const auto dout = plane<const T>(args.dout, kOnly, b, c0);
     for (int m = 0; m < args.M; ++m) {
       const Layer& layer = args.values.at[m];
-      const auto value = plane<const T>(layer, 0, b, c0), later = plane<const T>(layer, 1, b, c0);
-      const auto out = plane<T>(layer, 2, b, c0);
+      const auto value = plane<const T>(layer, kIn, b, c0), later = plane<const T>(layer, kGradOut, b, c0);
+      const auto out = plane<T>(layer, kGradIn, b, c0);
       const int64_t row = (m * args.pieces.B + b) * args.pieces.C + c0;
       pixels<T, Sums<A, 1>>(
           layer, cs, reinterpret_cast<A*>(shared_memory()), [&](int c) { return args.coef[row + c]; },

@@ -42,9 +42,9 @@ Tensor norm_add(const Tensor& x_in, const Tensor& o_in, const Tensor& moments, c
     Tensors out;
     const auto to = empty_maps(x, out);
     NormAddArgs<T> args{pieces_of(x.views, B), norm.args, {}};
-    enter_map(o.views[0], 0, B, args.layer);
-    enter_map(x.views[0], 1, B, args.layer);
-    enter_map(to[0], 2, B, args.layer);
+    enter_map(o.views[0], kIn, B, args.layer);
+    enter_map(x.views[0], kShortcut, B, args.layer);
+    enter_map(to[0], kSum, B, args.layer);
     run(device, args, launch_of<T>(args.pieces));
     restore_layout({x_in}, out);
     return out[0];
@@ -68,8 +68,8 @@ std::tuple<Tensor, Tensor, Tensor> norm_add_bwd(const Tensor& dout_in, const Ten
     const Tensor dgamma = empty<A>(o_in, {C}), dbeta = empty<A>(o_in, {C}), sums = empty<A>(o_in, {2, B, C});
 
     NormAddSumsArgs<T> first{pieces_of(o.views, B), norm.args, data<A>(sums), {}};
-    enter_map(o.views[0], 0, B, first.layer);
-    enter_map(dout.views[0], 1, B, first.layer);
+    enter_map(o.views[0], kIn, B, first.layer);
+    enter_map(dout.views[0], kGradOut, B, first.layer);
     run(device, first, launch_of<T>(first.pieces));
     WeightGradients<A> over_batch;
     over_batch.add_column_sums(data<A>(dbeta), C, first.sums, C, B);
@@ -77,7 +77,7 @@ std::tuple<Tensor, Tensor, Tensor> norm_add_bwd(const Tensor& dout_in, const Ten
     over_batch.run(device);
 
     NormAddBwdArgs<T> args{first.pieces, norm.args, batch_moments, data<A>(dgamma), data<A>(dbeta), first.layer};
-    enter_map(to[0], 2, B, args.layer);
+    enter_map(to[0], kGradIn, B, args.layer);
     run(device, args, launch_of<T>(args.pieces));
     restore_layout({o_in}, dos);
     return {dos[0], dgamma, dbeta};

@@ -1,5 +1,4 @@
-// norm_add: x + keep f(norm), where norm = (o - mean) / sqrt(var + eps) gamma + beta; and its gradients. Maps of the
-// layer: 0 o; forward: 1 x, 2 the result; backward: 1 the gradient that arrives, 2 that of o.
+// norm_add: x + keep f(norm), where norm = (o - mean) / sqrt(var + eps) gamma + beta; and its gradients.
 #pragma once
 
 #include "gap.cuh"
@@ -27,8 +26,8 @@ DLA_KERNEL(norm_add_kernel, T, NormAddArgs<T>) {
   my_piece(args.pieces, [&](int, int64_t b, int64_t c0, int cs) {
     constexpr int N = Vector<T>::N;
     const Layer& layer = args.layer;
-    const auto o = plane<const T>(layer, 0, b, c0), x = plane<const T>(layer, 1, b, c0);
-    const auto out = plane<T>(layer, 2, b, c0);
+    const auto o = plane<const T>(layer, kIn, b, c0), x = plane<const T>(layer, kShortcut, b, c0);
+    const auto out = plane<T>(layer, kSum, b, c0);
     const A keep = args.norm.keep ? args.norm.keep[b] : A(1);
     pixels<T, Nothing<A>>(
         layer, cs, reinterpret_cast<A*>(shared_memory()),
@@ -65,7 +64,7 @@ DLA_KERNEL(norm_add_sums_kernel, T, NormAddSumsArgs<T>) {
   using A = accumulate_t<T>;
   my_piece(args.pieces, [&](int, int64_t b, int64_t c0, int cs) {
     const Layer& layer = args.layer;
-    const auto o = plane<const T>(layer, 0, b, c0), dout = plane<const T>(layer, 1, b, c0);
+    const auto o = plane<const T>(layer, kIn, b, c0), dout = plane<const T>(layer, kGradOut, b, c0);
     const A keep = args.norm.keep ? args.norm.keep[b] : A(1);
     const int64_t row = b * args.pieces.C + c0;
     pixels<T, Sums<A, 2>>(
@@ -105,8 +104,8 @@ DLA_KERNEL(norm_add_bwd_kernel, T, NormAddBwdArgs<T>) {
   my_piece(args.pieces, [&](int, int64_t b, int64_t c0, int cs) {
     constexpr int N = Vector<T>::N;
     const Layer& layer = args.layer;
-    const auto o = plane<const T>(layer, 0, b, c0), dout = plane<const T>(layer, 1, b, c0);
-    const auto out = plane<T>(layer, 2, b, c0);
+    const auto o = plane<const T>(layer, kIn, b, c0), dout = plane<const T>(layer, kGradOut, b, c0);
+    const auto out = plane<T>(layer, kGradIn, b, c0);
     const A keep = args.norm.keep ? args.norm.keep[b] : A(1);
     const A share = args.batch_moments ? A(1) / (A(args.pieces.B) * A(layer.HW)) : A(0);
     pixels<T, Nothing<A>>(

@@ -15,6 +15,7 @@ namespace cuda {
 std::string cuda_plan(bool backward, const std::string& projection, int64_t NG, int64_t T, int64_t B, int64_t C,
                       int64_t R, int64_t sample_bytes, int64_t accumulate_bytes, const std::vector<int64_t>& device) {
   STD_TORCH_CHECK(device.size() == 6, "device: expected 6 numbers, got ", device.size());
+  STD_TORCH_CHECK(T <= kMaxLayers, "T: expected at most ", kMaxLayers, " layers, which one launch takes, got ", T);
   const Projection kind = projection == "joint"   ? Projection::kJoint
                           : projection == "split" ? Projection::kSplit
                                                   : Projection::kDense;

@@ -52,33 +52,33 @@ struct Problem {
 // What a block keeps between phases, hottest first: in shared memory while that lasts, then in the block's
 // piece of a workspace in global memory. nb samples, `rows` = T * nb, `chunk` rows at a time, cs channels.
 enum Buffer {
-  kExchange,  // [2, chunk, R] partial sums that the blocks of a group exchange
-  kU,         // [chunk, R]
-  kH,         // [nb, cs] the state
-  kC,         // [nb, cs]
-  kDH,        // [nb, cs] backward: gradient of the state
-  kDC,        // [nb, cs]
-  kBias,      // [NG, cs] what q holds besides y
-  kScratch,   // sums over parts of a block: kRows, or a vector of channels, or 18 for every two, for each thread
-  kW1h,       // [R, cs + kSkew] copies of weights; never in the workspace
-  kShared,    // [nb, R] W1h h of the last state; dense: [nb, NG * cs]
-  kP,         // [rows, R] this block's part of W1y y
-  kGates,     // [chunk, NG, cs]; backward: [rows, NG, cs]
-  kW2h,       // [NG * cs, R + kSkew]
-  kD,         // [chunk, cs]; backward: [rows, cs]
-  kY,         // [rows, cs]
-  kQ,         // [rows, NG, cs]; not joint
-  kUScan,     // [rows, R] backward
-  kURefresh,  // [rows, R]
-  kDP,        // [rows, R]
-  kUY,        // [rows, R] split
-  kLast,      // [nb, R]; dense: [nb, NG * cs]
-  kDD,        // [rows, cs]
-  kDY,        // [rows, cs]
-  kHBefore,   // [rows, cs]
-  kDQ,        // [rows, NG, cs]; not joint
-  kGate,      // [nb, cs] attention: of the value
-  kMiddle,    // [nb, cs] attention, backward: the sum over pixels of dout o_prev
+  kExchange,     // [2, chunk, R] partial sums that the blocks of a group exchange
+  kU,            // [chunk, R]
+  kH,            // [nb, cs] the state
+  kC,            // [nb, cs]
+  kDH,           // [nb, cs] backward: gradient of the state
+  kDC,           // [nb, cs]
+  kBias,         // [NG, cs] what q holds besides y
+  kScratch,      // sums over parts of a block: kRows, or a vector of channels, or 18 for every two, for each thread
+  kW1h,          // [R, cs + kSkew] copies of weights; never in the workspace
+  kLastProduct,  // [nb, R] W1h h of the last state; dense: [nb, NG * cs]
+  kP,            // [rows, R] this block's part of W1y y
+  kGates,        // [chunk, NG, cs]; backward: [rows, NG, cs]
+  kW2h,          // [NG * cs, R + kSkew]
+  kD,            // [chunk, cs]; backward: [rows, cs]
+  kY,            // [rows, cs]
+  kQ,            // [rows, NG, cs]; not joint
+  kUScan,        // [rows, R] backward
+  kURefresh,     // [rows, R]
+  kDP,           // [rows, R]
+  kUY,           // [rows, R] split
+  kLastSum,      // [nb, R]; dense: [nb, NG * cs]
+  kDD,           // [rows, cs]
+  kDY,           // [rows, cs]
+  kHBefore,      // [rows, cs]
+  kDQ,           // [rows, NG, cs]; not joint
+  kGate,         // [nb, cs] attention: of the value
+  kMiddle,       // [nb, cs] attention, backward: the sum over pixels of dout o_prev
   kNumBuffers
 };
 
@@ -129,7 +129,7 @@ inline int64_t elements(Buffer buffer, const Problem& p, const Plan& plan) {
       return int64_t(plan.threads) * (p.attention ? 9 : 8);
     case kW1h:
       return plan.stages_weights ? p.R * (cs + kSkew) : 0;
-    case kShared:
+    case kLastProduct:
       return nb * shared_row;
     case kP:
       return p.projection == Projection::kJoint ? rows * p.R : 0;
@@ -149,7 +149,7 @@ inline int64_t elements(Buffer buffer, const Problem& p, const Plan& plan) {
       return back && low ? rows * p.R : 0;
     case kUY:
       return back && split ? rows * p.R : 0;
-    case kLast:
+    case kLastSum:
       return back ? nb * shared_row : 0;
     case kDD:
     case kDY:

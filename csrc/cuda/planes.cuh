@@ -37,13 +37,13 @@ struct Vector {
       return widen(v[i]);
   }
 };
-// kLast: nobody will read them again.
-template <int kPiece, bool kLast, class T>
+// kFinalRead: nobody will read them again.
+template <int kPiece, bool kFinalRead, class T>
 DLA_DEVICE Vector<T> load(const T* p) {
   Vector<T> x;
   if constexpr (kPiece == 16) {
     const Words4* from = reinterpret_cast<const Words4*>(p);
-    x.words4 = kLast ? load_last(from) : *from;
+    x.words4 = kFinalRead ? load_last(from) : *from;
   } else {
 #pragma unroll
     for (int i = 0; i < Vector<T>::N; ++i) x.v[i] = p[i];

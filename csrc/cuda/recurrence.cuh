@@ -114,7 +114,7 @@ class Recurrence {
   }
   DLA_DEVICE WeightRows<A> w2y() const { return gate_rows(args.w2y, R); }
   // How many rows W1 has: what h and y meet in, and where their gradients come from.
-  DLA_DEVICE int met() const { return not_before(bottleneck() ? R : gates()); }
+  DLA_DEVICE int w1_rows() const { return not_before(bottleneck() ? R : gates()); }
 
   DLA_DEVICE void load_rows(const A* from, A* to) const {  // [T, B, C] to [rows, cs]
     for_each(rows(), cs, [&](int m, int c) { to[m * cs + c] = from[at(m, c)]; });
@@ -211,15 +211,15 @@ class Recurrence {
   }
   // W1h h for the state h [nb, cs] that all layers share, once: then gates(..., h = nullptr, ...) by chunks.
   DLA_DEVICE void share_last(const A* h) const {
-    A* const shared = buffer(kShared);
-    dots(nb, met(), cs, h, cs, w1h(), [&](int i, int n, A sum) { shared[i * met() + n] = sum; });
+    A* const shared = buffer(kLastProduct);
+    dots(nb, w1_rows(), cs, h, cs, w1h(), [&](int i, int n, A sum) { shared[i * w1_rows() + n] = sum; });
     block_barrier();
   }
   // a for rows m0 .. m0 + M, and u on the way: from h [M, cs], each row with its own, or from the shared one. u and
   // a hold just these rows.
   template <bool kHot = false>
   DLA_DEVICE void gates_of(int m0, int M, const A* h, A* u, A* a) {
-    const A* const shared = buffer(kShared);
+    const A* const shared = buffer(kLastProduct);
     if (kHot || bottleneck()) {
       A* const part = partials<kHot>();
       if (h)

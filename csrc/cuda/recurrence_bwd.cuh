@@ -15,7 +15,7 @@ class RecurrenceBwd : public Recurrence<A> {
  public:
   using Base::B, Base::C, Base::NG, Base::R, Base::T, Base::args, Base::at, Base::at_sample, Base::b0;
   using Base::bottleneck, Base::buffer, Base::c0, Base::cs, Base::exchange, Base::for_chunks, Base::for_each;
-  using Base::gates, Base::met, Base::nb, Base::partials, Base::rank, Base::ranks, Base::refreshed, Base::rows,
+  using Base::gates, Base::w1_rows, Base::nb, Base::partials, Base::rank, Base::ranks, Base::refreshed, Base::rows,
       Base::scanned;
   using Base::w1h, Base::w1y;
   using Base::w2h, Base::w2y;
@@ -81,9 +81,9 @@ class RecurrenceBwd : public Recurrence<A> {
       }
     });
     // W1h h was shared by the layers: so is its gradient.
-    const int K = met();
+    const int K = w1_rows();
     const A* const each = bottleneck() ? buffer(kDP) : buffer(kDQ);
-    A* const sum = buffer(kLast);
+    A* const sum = buffer(kLastSum);
     for_each(nb, K, [&](int i, int k) {
       A total = A(0);
       for (int m = refreshed() + i; m < rows(); m += nb) total += each[m * K + k];
@@ -176,7 +176,7 @@ class RecurrenceBwd : public Recurrence<A> {
     block_barrier();
     const bool split = args.projection == Projection::kSplit;
     for_chunks(0, T, false, [&](int m0, int M) {
-      const A* ds = (bottleneck() ? buffer(kDP) : buffer(kDQ)) + m0 * met();
+      const A* ds = (bottleneck() ? buffer(kDP) : buffer(kDQ)) + m0 * w1_rows();
       if (split) {
         A *const part = partials(), *const dsy = buffer(kU);
         const A *const dq = buffer(kDQ) + m0 * gates(), *const uy = buffer(kUY) + m0 * R;
@@ -185,7 +185,7 @@ class RecurrenceBwd : public Recurrence<A> {
         keep(M, m0, dsy, grads.factors.dsy);
         ds = dsy;
       }
-      axpys(M, cs, met(), ds, met(), w1y(), scratch,
+      axpys(M, cs, w1_rows(), ds, w1_rows(), w1y(), scratch,
             [&](int m, int j, A sum) { dy[(m0 + m) * cs + j] = f(m0 + m, sum); });
       block_barrier();
     });
@@ -230,7 +230,8 @@ class RecurrenceBwd : public Recurrence<A> {
   // dh from ds [nb, R]; dense: from da.
   DLA_DEVICE void back_to_h(const A* ds) const {
     A* const dh = buffer(kDH);
-    axpys(nb, cs, met(), ds, met(), w1h(), buffer(kScratch), [&](int i, int j, A sum) { dh[i * cs + j] = sum; });
+    axpys(nb, cs, w1_rows(), ds, w1_rows(), w1h(), buffer(kScratch),
+          [&](int i, int j, A sum) { dh[i * cs + j] = sum; });
     block_barrier();
   }
 };

@@ -20,8 +20,8 @@ void rescale_to(const Tensors& xs, const Tensor& d_in, const ReadMaps<T>& x, con
   RescaleArgs<T> args{};
   args.pieces = pieces_of(x.views, B);
   args.d = data<accumulate_t<T>>(d);
-  enter_maps(x.views, 0, B, args.layers);
-  enter_maps(out, 1, B, args.layers);
+  enter_maps(x.views, kIn, B, args.layers);
+  enter_maps(out, kOut, B, args.layers);
   run(device, args, launch_of<T>(args.pieces));
 }
 
@@ -69,9 +69,9 @@ std::tuple<Tensors, Tensor> rescale_bwd(const Tensors& dout, const Tensors& xs, 
     args.pieces = pieces_of(x.views, B);
     const Tensor dd = empty<A>(xs[0], {args.pieces.T, B, args.pieces.C});
     args.d = data<A>(d), args.dd = data<A>(dd);
-    enter_maps(x.views, 0, B, args.layers);
-    enter_maps(dy.views, 1, B, args.layers);
-    enter_maps(dx, 2, B, args.layers);
+    enter_maps(x.views, kIn, B, args.layers);
+    enter_maps(dy.views, kGradOut, B, args.layers);
+    enter_maps(dx, kGradIn, B, args.layers);
     run(device, args, launch_of<T>(args.pieces));
     restore_layout(xs, dxs);
     return {dxs, dd};

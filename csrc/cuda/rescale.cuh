@@ -1,4 +1,4 @@
-// rescale: x_t * d_t, broadcast over HW; and its gradients. Maps of a layer as in layer_update.cuh.
+// rescale: x_t * d_t, broadcast over HW; and its gradients.
 #pragma once
 
 #include "gap.cuh"
@@ -10,7 +10,7 @@ template <class T>
 DLA_KERNEL(rescale_kernel, T, RescaleArgs<T>) {
   my_piece(args.pieces, [&](int t, int64_t b, int64_t c0, int cs) {
     const int64_t row = (t * args.pieces.B + b) * args.pieces.C + c0;
-    scale<false, T>(args.layers.at, t, 1, b, c0, cs, 0, 1, args.d + row, nullptr, 0);
+    scale<false, T>(args.layers.at, t, 1, b, c0, cs, kIn, kOut, args.d + row, nullptr, 0);
   });
 }
 
@@ -19,9 +19,9 @@ DLA_KERNEL(rescale_bwd_kernel, T, RescaleBwdArgs<T>) {
   using A = accumulate_t<T>;
   my_piece(args.pieces, [&](int t, int64_t b, int64_t c0, int cs) {
     const int64_t row = (t * args.pieces.B + b) * args.pieces.C + c0;
-    sums<true, T>(args.layers.at, t, 1, b, c0, cs, 0, 1, reinterpret_cast<A*>(shared_memory()),
+    sums<true, T>(args.layers.at, t, 1, b, c0, cs, kIn, kGradOut, reinterpret_cast<A*>(shared_memory()),
                   [&](int, int c, A sum) { args.dd[row + c] = sum; });
-    scale<false, T>(args.layers.at, t, 1, b, c0, cs, 1, 2, args.d + row, nullptr, 0);
+    scale<false, T>(args.layers.at, t, 1, b, c0, cs, kGradOut, kGradIn, args.d + row, nullptr, 0);
   });
 }
 

@@ -84,20 +84,20 @@ DLA_DEVICE void store_piece(T* to, const Piece<T, kWide>& x) {
 }
 
 // What a stencil reads and writes of a channel: kNear maps with the neighbours of each pixel, kHere maps at the pixel
-// alone, and kOut maps that it writes.
-template <class T, int kNear, int kHere, int kOut>
+// alone, and kWritten maps that it writes.
+template <class T, int kNear, int kHere, int kWritten>
 struct StencilMaps {
   Channel<const T> near[kNear], here[kHere > 0 ? kHere : 1];
-  Channel<T> out[kOut > 0 ? kOut : 1];
+  Channel<T> out[kWritten > 0 ? kWritten : 1];
   accumulate_t<T> plus = 0;  // for every pixel of the first near map, but not for the zeros around it
 };
 
 // One pixel: its neighbours, itself in other maps, and its results.
-template <class T, int kNear, int kHere, int kOut>
+template <class T, int kNear, int kHere, int kWritten>
 struct Pixel {
   using A = accumulate_t<T>;
   A near_[kNear][3][3], here_[kHere > 0 ? kHere : 1];
-  T out_[kOut > 0 ? kOut : 1] = {};
+  T out_[kWritten > 0 ? kWritten : 1] = {};
 
   DLA_DEVICE A near(int m, int a, int b) const { return near_[m][a][b]; }
   DLA_DEVICE A here(int m) const { return here_[m]; }
@@ -108,23 +108,23 @@ struct Pixel {
 };
 
 // A thread's way down the rows top .. end, at columns j .. j + kWide; kAhead rows of each map are in flight.
-template <int kWide, bool kPacked, bool kPlus, int kAhead, class T, int kNear, int kHere, int kOut, class Each,
+template <int kWide, bool kPacked, bool kPlus, int kAhead, class T, int kNear, int kHere, int kWritten, class Each,
           class Few>
-DLA_DEVICE void walk(const StencilMaps<T, kNear, kHere, kOut>& maps, int H, int W, int top, int end, int j,
+DLA_DEVICE void walk(const StencilMaps<T, kNear, kHere, kWritten>& maps, int H, int W, int top, int end, int j,
                      const Each& each, Few& few) {
   using A = accumulate_t<T>;
   using Pixels = Piece<T, kWide>;
   const bool has_left = j > 0, has_right = j + kWide < W;
   const auto pixel_of = [](const auto& channel) { return kWide > 1 ? int64_t(1) : channel.pixel; };
   const T *near[kNear], *here[kHere > 0 ? kHere : 1];
-  T* out[kOut > 0 ? kOut : 1];
+  T* out[kWritten > 0 ? kWritten : 1];
 #pragma unroll
   for (int m = 0; m < kNear; ++m)
     near[m] = maps.near[m].data + (int64_t(top > 0 ? top - 1 : 0) * W + j) * pixel_of(maps.near[m]);
 #pragma unroll
   for (int m = 0; m < kHere; ++m) here[m] = maps.here[m].data + (int64_t(top) * W + j) * pixel_of(maps.here[m]);
 #pragma unroll
-  for (int m = 0; m < kOut; ++m) out[m] = maps.out[m].data + (int64_t(top) * W + j) * pixel_of(maps.out[m]);
+  for (int m = 0; m < kWritten; ++m) out[m] = maps.out[m].data + (int64_t(top) * W + j) * pixel_of(maps.out[m]);
 
   struct Raw {
     Pixels piece;
@@ -178,10 +178,10 @@ DLA_DEVICE void walk(const StencilMaps<T, kNear, kHere, kOut>& maps, int H, int 
 #pragma unroll
       for (int m = 0; m < kNear; ++m) take(m, 2, raw[r][m], i + r + 1);
       if (i + r < end) {
-        Pixels results[kOut > 0 ? kOut : 1];
+        Pixels results[kWritten > 0 ? kWritten : 1];
 #pragma unroll
         for (int k = 0; k < kWide; ++k) {
-          Pixel<T, kNear, kHere, kOut> pixel;
+          Pixel<T, kNear, kHere, kWritten> pixel;
 #pragma unroll
           for (int m = 0; m < kNear; ++m)
 #pragma unroll
@@ -190,10 +190,10 @@ DLA_DEVICE void walk(const StencilMaps<T, kNear, kHere, kOut>& maps, int H, int 
           for (int m = 0; m < kHere; ++m) pixel.here_[m] = widen(at[r][m].at[k]);
           each(few, pixel);
 #pragma unroll
-          for (int m = 0; m < kOut; ++m) results[m].at[k] = pixel.out_[m];
+          for (int m = 0; m < kWritten; ++m) results[m].at[k] = pixel.out_[m];
         }
 #pragma unroll
-        for (int m = 0; m < kOut; ++m) {
+        for (int m = 0; m < kWritten; ++m) {
           store_piece<kPacked>(out[m], results[m]);
           out[m] += W * pixel_of(maps.out[m]);
         }
@@ -214,7 +214,7 @@ DLA_DEVICE bool is_packed(const Channel<T>& of) {
 // For each of the block's cs channels: each = begin(c, maps), which fills in the maps; each(few, pixel) for every
 // pixel; then done(c, S). kAhead: rows in flight, as many as there are registers for. scratch: as Team::together
 // wants it. `planar`: whether all maps are.
-template <class T, class S, int kNear, int kHere, int kOut, int kAhead, bool kPlus = false, class Begin, class Done>
+template <class T, class S, int kNear, int kHere, int kWritten, int kAhead, bool kPlus = false, class Begin, class Done>
 DLA_DEVICE void stencil(const Layer& layer, bool planar, int W, int cs, accumulate_t<T>* scratch, Begin begin,
                         Done done) {
   constexpr int kStrip = 16;  // most rows that a thread walks at once
@@ -227,7 +227,7 @@ DLA_DEVICE void stencil(const Layer& layer, bool planar, int W, int cs, accumula
   for (int c0 = 0; c0 < cs; c0 += team.slots) {  // all threads take every turn: putting together needs them
     const int c = at_most(c0 + team.slot, cs - 1);
     const bool mine = c0 + team.slot < cs;
-    StencilMaps<T, kNear, kHere, kOut> maps;
+    StencilMaps<T, kNear, kHere, kWritten> maps;
     const auto each = begin(c, maps);
     bool packed = fours;
 #pragma unroll
@@ -235,7 +235,7 @@ DLA_DEVICE void stencil(const Layer& layer, bool planar, int W, int cs, accumula
 #pragma unroll
     for (int m = 0; m < kHere; ++m) packed = packed && is_packed(maps.here[m]);
 #pragma unroll
-    for (int m = 0; m < kOut; ++m) packed = packed && is_packed(maps.out[m]);
+    for (int m = 0; m < kWritten; ++m) packed = packed && is_packed(maps.out[m]);
     S found;
     for (int u = team.part; u < strips * across && mine; u += team.parts) {
       const int j = u % across * wide, top = u / across * strip, end = at_most(top + strip, H);
