@@ -1,9 +1,9 @@
-"""Builds the compiled backends with CMake, which owns sources and flags (CMakeLists.txt).
+"""Build the compiled backends with CMake, which owns sources and flags (CMakeLists.txt).
 
-DLA_KERNELS_BUILD chooses what is built. auto (default): what this machine can, and the pure-Python package with
-one line of explanation where it cannot. cpu, cuda: insists on these kernels, and fails with the reason. none:
-nothing. DLA_KERNELS_ARCHS lists the GPU architectures, such as "90" or "80;90"; DLA_KERNELS_SIMT=1 also builds the
-CUDA kernels for the CPU, as the tests run them.
+DLA_KERNELS_BUILD chooses what is built. auto (default) builds what this machine can, and installs the pure-Python
+package with one line of explanation where it can build nothing. cpu and cuda insist on these kernels, and fail with the
+reason. none builds nothing. DLA_KERNELS_ARCHS lists the GPU architectures, such as "90" or "80;90"; DLA_KERNELS_SIMT=1
+also builds the CUDA kernels for the CPU, as the tests run them.
 """
 
 import os
@@ -24,7 +24,7 @@ GIB_PER_JOB = 1.5
 
 
 def jobs() -> int:
-    """MAX_JOBS, or as many as cores and memory allow."""
+    """Return MAX_JOBS, or as many jobs as cores and memory allow."""
     if os.environ.get("MAX_JOBS"):
         return int(os.environ["MAX_JOBS"])
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -32,7 +32,7 @@ def jobs() -> int:
 
 
 def missing() -> str:
-    """What keeps the compiled backends from being built here, and how to get it; empty if nothing."""
+    """Return what keeps the compiled backends from being built here, and how to get it; empty if nothing does."""
     try:
         import torch
     except ImportError:
@@ -51,7 +51,7 @@ def missing() -> str:
 
 
 def missing_for_cuda() -> str:
-    """The same for the CUDA kernels."""
+    """Return what keeps the CUDA kernels from being built here, and how to get it; empty if nothing does."""
     import torch
 
     if torch.version.cuda is None and CHOICE != "cuda":
@@ -116,14 +116,14 @@ class CMakeBuild(build_ext):
 
 
 class AnyPythonWheel(bdist_wheel):
-    """The libraries use torch's stable ABI and no Python at all: one wheel serves every Python."""
+    """A wheel that serves every Python: the libraries use torch's stable ABI and no Python at all."""
 
     def get_tag(self) -> tuple:
         return "py3", "none", super().get_tag()[2]
 
 
 def say(line: str) -> None:
-    """To the terminal where there is one: pip hides what a successful build prints."""
+    """Print a line to the terminal where there is one, since pip hides what a successful build prints."""
     try:
         with open("/dev/tty", "w") as terminal:
             print(line, file=terminal)

@@ -1,4 +1,4 @@
-"""Times candidates on a GPU: interleaved rounds, each long enough for the clock, over inputs that take turns."""
+"""Time candidates on a GPU, in interleaved rounds, each long enough for the clock, over inputs that take turns."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from functools import partial
 
 from bench.devices import Call, Cuda, StandIn
 
-REGION_MS = 3.0  # a candidate is called in a row for at least so long: neither its first launch nor the clock counts
+REGION_MS = 3.0  # calls in a row take at least this long, so that neither the first launch nor the clock's step matters
 
 Build = Callable[[], list[Call]]  # a candidate's calls, one for each set of inputs
 
 
 def reason(why: BaseException) -> str:
-    """In a line. What breaks a capture raises first; that the capture is broken follows."""
+    """Return in one line what failed. An error that reports a broken capture has the cause as its context."""
     root = why.__context__ or why
     return f"{type(root).__name__}: {(str(root).strip().splitlines() or [''])[0][:200]}"
 
@@ -30,7 +30,7 @@ def sampled(
     seconds: float,
     notes: dict[str, str],
 ) -> dict[str, list[float]]:
-    """Milliseconds of one call, for each candidate in each round. One that cannot be built is a note."""
+    """Return the milliseconds of one call for each candidate in each round; note those that cannot be built."""
     ready: dict[str, tuple[Call, int]] = {}
     for name, build in candidates:
         try:
@@ -40,7 +40,7 @@ def sampled(
             ready[name] = call, min(1000, math.ceil(REGION_MS / max(1e-3, device.timed(call, 2))))
         except Exception as why:  # a peer's failure, of whatever kind, is a note, not the end of the run
             notes[f"{op}/{name}"] = reason(why)
-            device.release()  # unless the device itself is in error: that raises here
+            device.release()  # raises if the device itself is in error, which ends the run
     samples: dict[str, list[float]] = {name: [] for name in ready}
     until = time.monotonic() + seconds
     for i in range(rounds):
@@ -54,7 +54,7 @@ def sampled(
 
 
 def medians_and_spreads(samples: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    """ms: medians; iqr_ms: distances between the quartiles."""
+    """Return medians as ``ms``, and the distances between the quartiles as ``iqr_ms``."""
     spreads = {}
     for key, times in samples.items():
         low, _, high = statistics.quantiles(times, n=4) if len(times) > 1 else (0.0, 0.0, 0.0)

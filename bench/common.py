@@ -26,15 +26,15 @@ ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(4 << 30), "MALLOC_MMAP_THRESHOLD_": s
 
 
 def restart_with_allocator() -> None:
-    """Runs this process again with ALLOCATOR in its environment, unless it is there."""
+    """Run this process again with ALLOCATOR in its environment, unless it is there."""
     if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
         os.environ.update(ALLOCATOR)
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler else says when it starts and stops
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences the profiler's starts and stops
         os.execv(sys.executable, sys.orig_argv)
 
 
 class Shape(NamedTuple):
-    """One stage: T maps [B, C, HW, HW] and a joint DSU of reduction r."""
+    """One stage, which has T maps [B, C, HW, HW] and a joint DSU of reduction r."""
 
     T: int
     B: int
@@ -51,7 +51,7 @@ class Shape(NamedTuple):
 
     @property
     def S(self) -> int:
-        """Bytes of all maps in fp32."""
+        """Return the bytes of all maps in fp32."""
         return 4 * self.T * self.B * self.C * self.HW**2
 
 
@@ -67,7 +67,7 @@ SHAPES = (
 
 
 def interleaved(candidates: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each candidate in each round; one call of each per round, after two to warm up."""
+    """Return the seconds of each candidate in each round: one call of each per round, after two to warm up."""
     for candidate in candidates.values():
         candidate()
         candidate()
@@ -85,7 +85,7 @@ def medians_ms(seconds: dict[str, list[float]]) -> dict[str, float]:
 
 
 def holds(name: str, parts: str) -> bool:
-    """Whether one of the comma-separated parts is in a name."""
+    """Return whether one of the comma-separated parts is in a name."""
     return any(part in name for part in parts.split(","))
 
 
@@ -108,17 +108,17 @@ class Target(NamedTuple):
 
 
 def target_table(checks: Sequence[tuple[str, Target]], title: str) -> str:
-    """The targets of (row, target) as a table."""
+    """Tabulate targets, given as pairs (row, target)."""
     body = [(n, t.name, f"{t.ratio:.2f}", t.wanted, t.why) for n, t in checks]
     return table((title, "what", "measured", "target", "where it goes"), body)
 
 
 def commit() -> str:
-    """The commit that is measured, with -dirty where the tree differs from it."""
+    """Return the commit that is measured, with -dirty where the tree differs from it."""
     # As root in another user's tree, git refuses to answer unless told that it may.
     command = ["git", "-c", "safe.directory=*", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=7"]
     try:
         found = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:
         found = ""
-    return found or os.environ.get("DLA_KERNELS_COMMIT", "unknown")  # a copy of the tree without its history
+    return found or os.environ.get("DLA_KERNELS_COMMIT", "unknown")  # for a tree without its history

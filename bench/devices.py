@@ -1,4 +1,4 @@
-"""What a benchmark asks of a device: a clock, CUDA graphs, launch counts, memory. And a stand-in for a GPU.
+"""Devices that benchmarks ask for a clock, CUDA graphs, launch counts and memory, and a stand-in for a GPU.
 
 Everything else in the GPU benchmarks is ordinary PyTorch, so with `StandIn` they run on any machine: the
 tests do that, and `python tools/gpu.py --rehearse`.
@@ -31,13 +31,13 @@ Call = Callable[[], object]
 
 
 def slug(name: str) -> str:
-    """A folder's name for a device: NVIDIA H200 -> h200."""
+    """Return a folder's name for a device: h200 for NVIDIA H200."""
     words = re.findall(r"[a-z0-9]+", name.lower())
     return "-".join(word for word in words if word not in ("nvidia", "tesla", "geforce")) or "gpu"
 
 
 def output_of(*command: str) -> str:
-    """What a tool prints, empty where it is absent or fails."""
+    """Return what a tool prints, empty where it is absent or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
@@ -64,7 +64,7 @@ def version(package: str) -> str | None:
 
 
 class Cuda:
-    """The current CUDA device."""
+    """The CUDA device that is measured."""
 
     type = backend = "cuda"
 
@@ -101,7 +101,7 @@ class Cuda:
         torch.cuda.synchronize()
 
     def timed(self, call: Call, times: int) -> float:
-        """Milliseconds of one call, from `times` calls in a row."""
+        """Return the milliseconds of one call, from `times` calls in a row."""
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         for _ in range(times):
@@ -111,13 +111,13 @@ class Cuda:
         return start.elapsed_time(end) / times
 
     def captured(self, calls: list[Call]) -> list[Call]:
-        """The calls as CUDA graphs. All share one pool of memory: they replay one after the other."""
+        """Return the calls as CUDA graphs. All share one pool of memory, since they replay one after the other."""
         stream, pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):
                 calls[0]()
-        self.release()  # what is cached could not be given to the graphs' pool while one is captured
+        self.release()  # cached memory cannot go to the graphs' pool during a capture
         graphs: list[Call] = []
         # As torch.cuda.graph does, without its garbage collection at each of a hundred graphs. A collection during
         # a capture could free what must not be freed there.
@@ -138,7 +138,7 @@ class Cuda:
         return graphs
 
     def launches(self, call: Call, times: int = 5) -> dict[str, float]:
-        """Kernels and copies (memcpy, memset) that one call puts on the device, counted by the profiler."""
+        """Count by the profiler the kernels and copies (memcpy, memset) that one call puts on the device."""
         activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
         call()
         self.synchronize()
@@ -155,7 +155,7 @@ class Cuda:
         return {"kernels": (len(on_device) - copies) / times, "copies": copies / times}
 
     def peak_bytes(self, call: Call) -> int:
-        """Memory that a call holds at its peak beyond what was held before it."""
+        """Return the memory that a call holds at its peak beyond what was held before it."""
         call()
         self.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -165,18 +165,18 @@ class Cuda:
         return torch.cuda.max_memory_allocated() - before
 
     def release(self) -> None:
-        """Gives back what nobody holds any more."""
+        """Give back the memory that nobody holds any more."""
         gc.collect()
         self.synchronize()
         torch.cuda.empty_cache()
 
 
 class Cpu:
-    """The same questions to the CPU: a clock on the wall, calls into torch for launches, no graphs."""
+    """The CPU as a device: it times by the wall clock, counts calls into torch as launches, and has no graphs."""
 
     type = backend = "cpu"
     name = "cpu"
-    l2_bytes = 1  # inputs do not take turns: candidates that do drive them out of the caches
+    l2_bytes = 1  # one set of inputs will do: candidates take turns, and drive each other's out of the caches
 
     def facts(self) -> dict:
         model = re.search(r"model name\s*: (.*)", output_of("cat", "/proc/cpuinfo"))
@@ -192,7 +192,7 @@ class Cpu:
     clock = staticmethod(time.perf_counter)
 
     def timed(self, call: Call, times: int) -> float:
-        """Milliseconds of one call, from `times` calls in a row."""
+        """Return the milliseconds of one call, from `times` calls in a row."""
         start = self.clock()
         for _ in range(times):
             call()
@@ -202,13 +202,13 @@ class Cpu:
         raise RuntimeError("no graphs on a CPU")
 
     def launches(self, call: Call) -> dict[str, float]:
-        """Calls into torch that compute something: views and allocations are none."""
+        """Return how many calls into torch compute something, which views and allocations do not."""
         with Calls() as calls:
             call()
         return {"kernels": float(calls.count), "copies": 0.0}
 
     def peak_bytes(self, call: Call) -> int:
-        """The most memory of torch's that a call holds at a time, beyond what it found."""
+        """Return the most memory of torch's that a call holds at a time beyond what was held before it."""
         call()
         if not (changes := memory_changes(call)):
             raise RuntimeError("the profiler saw no memory")
@@ -219,8 +219,8 @@ class Cpu:
 
 
 def memory_changes(call: Call) -> list[int]:
-    """Bytes that a call takes from torch's allocator, or gives back, one after the other. What others have left to the
-    garbage collector does not come back meanwhile."""
+    """Return the bytes that a call takes from torch's allocator, or gives back, one after the other. The garbage
+    collector is off meanwhile, so that memory which others have left to it does not come back."""
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -234,12 +234,12 @@ def memory_changes(call: Call) -> list[int]:
 
 
 class Saved(torch.autograd.graph.saved_tensors_hooks):
-    """What autograd keeps of what is computed in this context, its inputs aside."""
+    """A context that records what autograd keeps of what is computed in it, its inputs aside."""
 
     def __init__(self, inputs: Iterable[torch.Tensor]) -> None:
         super().__init__(self.pack, lambda x: x)
         self.own = {x.untyped_storage().data_ptr() for x in inputs}
-        self.held: dict[int, torch.Tensor] = {}  # by address; kept, so that no address comes again
+        self.held: dict[int, torch.Tensor] = {}  # by address; held, so that no address is used again
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
         self.held[x.untyped_storage().data_ptr()] = x
@@ -247,12 +247,12 @@ class Saved(torch.autograd.graph.saved_tensors_hooks):
 
     @property
     def sizes(self) -> list[int]:
-        """Bytes of each."""
+        """Return the bytes of each storage that is kept."""
         return [x.untyped_storage().nbytes() for address, x in self.held.items() if address not in self.own]
 
 
 class Calls(TorchDispatchMode):
-    """Counts operators that reach a kernel which computes."""
+    """A mode that counts the operators that reach a kernel which computes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -265,7 +265,7 @@ class Calls(TorchDispatchMode):
 
 
 class StandIn(Cpu):
-    """A CPU in place of a GPU: tiny caches, a clock that may be a given one, graphs that are plain calls."""
+    """A CPU that stands in for a GPU, with tiny caches, a clock that may be given, and plain calls for graphs."""
 
     name = "stand-in"
     l2_bytes = 64 << 10
@@ -289,7 +289,7 @@ class StandIn(Cpu):
 
 
 def new_results(device: Cuda | StandIn, out: Path | None) -> tuple[Path, dict[str, Any]]:
-    """A folder for what is measured of a device, and what stands before its rows."""
+    """Make the folder for a device's results; return it, and results that have no rows yet."""
     folder = out or LATEST / slug(device.name)
     folder.mkdir(parents=True, exist_ok=True)
     return folder, {"system": device.facts(), "commit": commit(), "rows": []}

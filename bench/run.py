@@ -1,4 +1,4 @@
-"""Ours beside eager PyTorch, torch.compile and a copy: what `make bench` measures, or ops and shapes by choice.
+"""Measure ours beside eager PyTorch, torch.compile and a copy: the rows of `make bench`, or ops and shapes by choice.
 
 On a machine with a GPU the targets have a runner and options of their own: `bench --device cuda --help`.
 """
@@ -93,13 +93,13 @@ def main() -> None:
     where, rest = device.parse_known_args()
     chosen = any(word.partition("=")[0] in (*WHAT, "--suite", "--ops") for word in rest)
     if where.device == "cuda" and not chosen:
-        raise SystemExit(gpu.main(rest))  # its targets have options of their own
+        raise SystemExit(gpu.main(rest))  # the targets of a GPU have options of their own
     args = arguments(rest)
     args.device = where.device
     if args.what == "render":
         raise SystemExit(render.main(args.check))
     args.out = args.out or LATEST / ("cpu" if args.device == "cpu" else slug(Cuda().name))
-    try:  # what cannot be written is to be known before anything is timed
+    try:  # a file that cannot be written is to be known before anything is timed
         for path in (args.csv, args.plot):
             if path:
                 path.open("a").close()

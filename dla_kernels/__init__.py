@@ -5,7 +5,7 @@ from .attention import Attention, BaseStage
 from .backends import BACKENDS
 from .cells import PAPER_DSU, RELEASED_DSU, Cell, Dense, Joint, Split, Weights
 from .models import convert, create_model, list_models
-from .ops import *  # noqa: F403 - an op is named there alone
+from .ops import *  # noqa: F403 - only ops/__init__.py lists the ops
 
 __version__ = "0.1.0"
 

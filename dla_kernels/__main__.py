@@ -1,4 +1,4 @@
-"""``python -m dla_kernels info | verify | plan | params | bench``"""
+"""Run ``python -m dla_kernels info | verify | plan | params | bench``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def backend_status() -> list[dict[str, Any]]:
 
 
 def system() -> dict[str, Any]:
-    """Versions and devices."""
+    """Return versions and devices."""
     devices = [f"cpu: {platform.machine()}, {torch.get_num_threads()} threads"]
     if BACKENDS["cpu"].available:
         devices[0] += f", kernels for {torch.ops.dla.cpu_isa()}"
@@ -86,13 +86,14 @@ def run_bench(args: argparse.Namespace) -> int:
     if not BENCH.exists():
         print(f"the benchmarks are part of the repository, not of the installed package: no {BENCH}", file=sys.stderr)
         return 1
-    path = os.pathsep.join([str(BENCH.parent.parent), os.environ.get("PYTHONPATH", "")])  # files are the caller's
+    # PYTHONPATH instead of another working folder: files that the options name are relative to the caller's.
+    path = os.pathsep.join([str(BENCH.parent.parent), os.environ.get("PYTHONPATH", "")])
     try:
         return subprocess.call(
             [sys.executable, "-m", "bench.run", *args.options], env=os.environ | {"PYTHONPATH": path}
         )
     except KeyboardInterrupt:
-        return 130  # the benchmark has said so
+        return 130  # the benchmark has said that it was interrupted
 
 
 def at_least_one(text: str) -> int:

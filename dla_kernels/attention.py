@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Attention(NamedTuple):
-    """One layer's own filters."""
+    """The filters that one layer has of its own."""
 
     q: Tensor  # [K], over the channels of y; no bias
     k: Tensor  # [K]
@@ -17,8 +17,8 @@ class Attention(NamedTuple):
 
 
 class BaseStage(NamedTuple):
-    """What ``base_step`` hands from layer to layer; M layers have been. The values are never rewritten: the product
-    of all their refreshes so far is ``scale``."""
+    """The memory that ``base_step`` hands from layer to layer, after M layers. The values are never rewritten: the
+    product of all their refreshes so far is ``scale``."""
 
     values: tuple[Tensor, ...]  # M maps v_m [B, C, H, W], as they were
     pooled: Tensor  # [M, B, C], their means
@@ -28,7 +28,7 @@ class BaseStage(NamedTuple):
 
 
 def filter_width(C: int) -> int:
-    """K, how many neighbouring channels make a query or a key.
+    """Return K, how many neighbouring channels make a query or a key.
 
     >>> [filter_width(C) for C in (16, 64, 256, 2048)]
     [3, 3, 5, 7]

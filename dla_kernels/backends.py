@@ -21,11 +21,11 @@ _HERE = Path(__file__).parent
 
 
 class Unavailable(Exception):
-    """Why a backend cannot serve, and what to do about it."""
+    """An error that says why a backend cannot serve, and what to do about it."""
 
 
 def _register_shapes(namespace: str) -> None:
-    from .ops import shapes  # which imports this module
+    from .ops import shapes  # here, since it imports this module
 
     shapes.register(namespace)
 
@@ -65,7 +65,7 @@ def _load_cuda() -> Any:
     return _load_library("_C_cuda", "with nvcc on PATH, run: pip install --no-build-isolation -e .")
 
 
-# Triton's interpreter runs its kernels on CPU tensors, program by program: likewise.
+# Triton's interpreter runs its kernels on CPU tensors, program by program: for tests and debugging without a GPU.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 
@@ -91,12 +91,12 @@ class Backend:
     _tried: bool = False
 
     def serves(self, device_type: str) -> bool:
-        """Whether it may be chosen for such tensors unasked."""
+        """Return whether the backend may be chosen unasked for tensors on such a device."""
         return device_type in self.device_types and not self.only_by_name
 
     @property
     def available(self) -> bool:
-        """Whether it loads here; if not, ``reason`` says why."""
+        """Return whether the backend loads here; if not, ``reason`` says why."""
         if not self._tried:
             try:
                 self.ops = self.load()
@@ -120,7 +120,7 @@ NAMES = (REFERENCE, *BACKENDS)
 
 
 def select(backend: str | None, device: torch.device) -> str:
-    """The name of the backend that serves ``device``: the one asked for, or the best there is."""
+    """Return the name of the backend that serves ``device``: the one asked for, or the best there is."""
     if backend is None:
         for candidate in BACKENDS.values():
             if candidate.serves(device.type) and candidate.available:
@@ -141,7 +141,7 @@ def select(backend: str | None, device: torch.device) -> str:
 
 
 def check_backend(backend: str | None) -> None:
-    """For modules, which are made long before they run: whether there is such a backend at all."""
+    """Raise ValueError unless there is such a backend, available or not: modules are made long before they run."""
     if backend is not None and backend not in NAMES:
         raise ValueError(f"backend: expected None or one of {', '.join(NAMES)}, got {backend!r}")
 

@@ -1,4 +1,4 @@
-"""How the CUDA backend would run ``layer_update`` on a device, which need not be here: ``csrc/cuda/plan.h``."""
+"""Plans of how the CUDA backend runs ``layer_update`` on a device, which need not be here: ``csrc/cuda/plan.h``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .cells import PAPER_DSU, Cell, accumulate_dtype
 
 
 class Device(NamedTuple):
-    """What a plan looks at; the same fields as in ``csrc/cuda/plan.h``, sizes in bytes."""
+    """The facts that a plan looks at; the same fields as in ``csrc/cuda/plan.h``, sizes in bytes."""
 
     processors: int
     shared_per_block: int
@@ -40,7 +40,7 @@ def cuda_plan(
     backward: bool = False,
     device: str | Device = "h200",
 ) -> dict[str, Any]:
-    """The plan for T maps [B, C, H, W] of ``dtype`` with HW pixels each, and bottleneck width R.
+    """Return the plan for T maps [B, C, H, W] of ``dtype`` with HW pixels each, and bottleneck width R.
 
     >>> cuda_plan(12, 128, 256, 64, 64)["path"]
     'weights-bound'

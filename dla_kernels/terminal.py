@@ -1,4 +1,4 @@
-"""Tables and progress bars for the command line."""
+"""Tables and progress bars that the command line prints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Columns as wide as their widest cell; numbers to the right, words to the left."""
+    """Return a table whose columns are as wide as their widest cell; numbers stand to the right, words to the left."""
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
     numeric = [all(row[i][:1].isdigit() or row[i] in ("", "-") for row in cells) for i in range(len(header))]
@@ -23,7 +23,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def progress(items: Sequence[T], what: str) -> Iterator[T]:
-    """Yields the items, with a bar on stderr where that is a terminal."""
+    """Yield the items, with a bar on stderr where that is a terminal."""
     shown = sys.stderr.isatty()
     for done, item in enumerate(items):
         if shown:

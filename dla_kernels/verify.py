@@ -1,4 +1,4 @@
-"""Parity and gradcheck of every op on every backend: ``python -m dla_kernels verify``.
+"""Check parity and gradients of every op on every backend: ``python -m dla_kernels verify``.
 
 The reference in fp64 is the truth. A kernel passes at a lower precision if its error is at most twice
 that of plain PyTorch at the same precision (plus a few units in the last place, for when PyTorch
@@ -32,7 +32,7 @@ class Case:
     cell: Cell | None
     tensors: tuple[Tensor, ...]  # fp64; all are differentiated
     call: Callable[[Any, Sequence[Tensor]], Outputs]
-    twice: bool = True  # second derivatives too; of so many inputs they take long, and `make test` has them
+    twice: bool = True  # check second derivatives too; with many inputs that takes long, and `make test` does it
 
     @property
     def name(self) -> str:
@@ -53,12 +53,12 @@ class Result(NamedTuple):
 
 
 def functions(backend: str) -> Any:
-    """The public ops bound to one backend."""
+    """Return the public ops bound to one backend."""
     return SimpleNamespace(**{name: partial(getattr(ops, name), backend=backend) for name in ops.__all__})
 
 
 def random_weights(cell: Cell, C: int, R: int, **options: Any) -> tuple[Tensor, ...]:
-    """Weights of the right shapes, scaled so that gates are neither saturated nor flat."""
+    """Return weights of the right shapes, scaled so that gates are neither saturated nor flat."""
     return tuple(
         torch.randn(shape, **options) * (shape[-1] ** -0.5 if len(shape) == 2 else 0.5)
         for shape in weight_shapes(cell, C, R).values()
@@ -66,13 +66,13 @@ def random_weights(cell: Cell, C: int, R: int, **options: Any) -> tuple[Tensor, 
 
 
 def random_attention(C: int, **options: Any) -> Attention:
-    """Filters at which the softmax over layers is not flat."""
+    """Return filters at which the softmax over layers is not flat."""
     K = filter_width(C)
     return Attention(*(torch.randn(s, **options) * C**-0.25 for s in ((K,), (K,), (C, 1, 3, 3))))
 
 
 def heads_of(C: int) -> int:
-    """Three where they divide C, for they are no power of two."""
+    """Return three heads where they divide C, since three is no power of two; else two, or one."""
     return next(heads for heads in (3, 2, 1) if C % heads == 0)
 
 
@@ -80,7 +80,7 @@ FORMATS = (torch.contiguous_format, torch.channels_last)
 
 
 def make_cases(cell: Cell, sizes: Sequence[tuple[int, int]], B: int, C: int, R: int, device: str) -> list[Case]:
-    """Every op that has a cell, once; maps of even number are channels_last."""
+    """Return a case for every op that has a cell; every second map is channels_last."""
     fp64: Any = {"dtype": torch.float64, "device": device}
     T, num_state = len(sizes), len(cell.state_names)
     xs = [torch.randn(B, C, H, W, **fp64) for H, W in sizes]
@@ -134,7 +134,7 @@ def make_cases(cell: Cell, sizes: Sequence[tuple[int, int]], B: int, C: int, R: 
 
 
 def make_plain_cases(sizes: Sequence[tuple[int, int]], B: int, C: int, device: str) -> list[Case]:
-    """The ops without a cell."""
+    """Return a case for every op without a cell."""
     xs = tuple(torch.randn(B, C, H, W, dtype=torch.float64, device=device) for H, W in sizes)
     d = torch.randn(len(sizes), B, C, dtype=torch.float64, device=device)
     T, x = len(sizes), xs[0]
@@ -160,7 +160,7 @@ def make_plain_cases(sizes: Sequence[tuple[int, int]], B: int, C: int, device: s
 
 
 def outputs_and_gradients(case: Case, f: Any, tensors: Sequence[Tensor], seed: int = 0) -> list[Tensor]:
-    """The op's outputs and the gradients of all tensors for a fixed random direction."""
+    """Return the op's outputs and the gradients of all tensors for a fixed random direction."""
     leaves = [x.detach().requires_grad_() for x in tensors]
     out = case.call(f, leaves)
     generator = torch.Generator(out[0].device).manual_seed(seed)
@@ -173,15 +173,15 @@ def outputs_and_gradients(case: Case, f: Any, tensors: Sequence[Tensor], seed: i
 
 
 def largest_error(got: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
-    """The largest difference, each tensor measured against its own scale; NaN if there is a NaN."""
+    """Return the largest difference, each tensor measured against its own scale; NaN if there is a NaN."""
     errors = [((g.double() - t).abs().max() / t.abs().max().clamp_min(1e-30)).item() for g, t in zip(got, truth)]
     return float(torch.tensor(errors).max()) if all(e == e for e in errors) else float("nan")
 
 
 def parity(case: Case, backend: str, dtype: torch.dtype | None = None) -> tuple[float, float]:
-    """(error, allowed) of outputs, with and without gradients asked for, and of gradients.
+    """Return (error, allowed) of outputs, with and without gradients asked for, and of gradients.
 
-    At ``dtype``; without one, the tensors are as they are, and the first is of the lowest precision.
+    All tensors are converted to ``dtype``; without one, they are as they are, and the first is of the lowest precision.
     """
     tensors = [x.to(dtype or x.dtype) for x in case.tensors]
     dtype = tensors[0].dtype
@@ -209,7 +209,7 @@ def parity(case: Case, backend: str, dtype: torch.dtype | None = None) -> tuple[
 
 
 def gradcheck(case: Case, backend: str) -> tuple[float, float]:
-    """(0 or 1, 0): numerical against analytical gradients."""
+    """Compare numerical and analytical gradients: return (0, 0) if they agree, (1, 0) if not."""
     leaves = [x.detach().requires_grad_() for x in case.tensors]
     f = functions(backend)
 
@@ -226,7 +226,7 @@ DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, 
 
 
 def plan(backends: Sequence[tuple[str, str]]) -> list[tuple[str, Case, str]]:
-    """(backend, case, check) for every op and cell; ``backends`` are (name, device)."""
+    """Return (backend, case, check) for every op and cell; ``backends`` are (name, device)."""
     todo = []
     for backend, device in backends:
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""What the examples share: handwritten digits that come with scikit-learn, and a training loop."""
+"""Handwritten digits that come with scikit-learn, and the training loop that the examples share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dla_kernels.terminal import progress
 
 
 def digits(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """1347 images and labels to train with, 450 to test with: [N, 1, 8, 8] in 0 .. 1, and [N]."""
+    """Return 1347 images and labels to train with, 450 to test with: [N, 1, 8, 8] in 0 .. 1, and [N]."""
     images, labels = load_digits(return_X_y=True)
     parts = train_test_split(images, labels, test_size=0.25, stratify=labels, random_state=seed)
     train, test, train_labels, test_labels = (torch.from_numpy(part) for part in parts)
@@ -23,7 +23,7 @@ def digits(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def shifted(images: Tensor) -> Tensor:
-    """Each moved by up to a pixel, up or down, left or right."""
+    """Move each image by up to a pixel, up or down, left or right."""
     down, right = torch.randint(-1, 2, (2, len(images))).tolist()
     padded = F.pad(images, (1, 1, 1, 1))
     moved = [x[:, 1 + i : 9 + i, 1 + j : 9 + j] for x, i, j in zip(padded, down, right)]
@@ -37,7 +37,7 @@ def accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def train(net: nn.Module, epochs: int, batch: int = 64, name: str = "train") -> tuple[list[float], list[float], float]:
-    """Loss and test accuracy after each epoch, and the seconds it took."""
+    """Train a network; return loss and test accuracy after each epoch, and the seconds it took."""
     images, labels, test, test_labels = digits()
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     steps = epochs * (len(images) // batch)
@@ -59,7 +59,7 @@ def train(net: nn.Module, epochs: int, batch: int = 64, name: str = "train") -> 
 
 
 def plot(curves: dict[str, tuple[list[float], list[float]]], path: str) -> None:
-    """Loss and accuracy over the epochs, by name."""
+    """Plot loss and accuracy over the epochs, by name."""
     import matplotlib
 
     matplotlib.use("Agg")

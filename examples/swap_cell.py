@@ -1,4 +1,4 @@
-"""The same network with one cell after the other: what the recurrence across layers is worth on handwritten digits."""
+"""Train one network with each cell in turn, to see what the recurrence across layers is worth on handwritten digits."""
 
 from __future__ import annotations
 

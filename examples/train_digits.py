@@ -1,4 +1,4 @@
-"""Trains dla_light_resnet20 on handwritten digits, to above 97 % in a minute or two on two cores."""
+"""Train dla_light_resnet20 on handwritten digits, to above 97 % in a minute or two on two cores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compiles the CUDA kernels for every architecture, without a GPU, and tabulates what ptxas says of each.
+"""Compile the CUDA kernels for every architecture, without a GPU, and tabulate what ptxas says of each.
 
 Any warning fails the compilation. --write records registers per thread for kernel, dtype and architecture, with a
 digest of the sources, in tools/resources/cuda.json, and the table in docs/performance.md; it refuses what has faults.
@@ -25,7 +25,7 @@ RECORD = records.FOLDER / "cuda.json"
 TITLE = "## What the CUDA kernels take of a chip"
 ARCHS = (75, 80, 86, 89, 90, 100, 120)  # the oldest one that must work, then the default list
 FLAGS = "-Xptxas=-v"
-# Sections of CMakeLists.txt that decide nothing here.
+# Sections of CMakeLists.txt that do not concern the CUDA kernels.
 OTHERS = r"(?ms)^# ---- the CPU backend.*?(?=^# ---- the CUDA backend)|^if\(DLA_SIMT\).*?^endif\(\)\n"
 DTYPES = {"f": "fp32", "d": "fp64", "NS_8BFloat16E": "bf16", "NS_4HalfE": "fp16"}
 
@@ -44,7 +44,7 @@ def find_nvcc() -> str | None:
 
 
 def digest(root: Path = ROOT) -> str:
-    """Of the sources, and of how they are compiled."""
+    """Return the digest of the sources, and of how they are compiled."""
     files = records.included(root.glob("csrc/cuda/*.cu"))
     rules = re.sub(OTHERS, "", (root / "CMakeLists.txt").read_text())
     how = inspect.getsource(parse), inspect.getsource(compile_all)
@@ -98,7 +98,7 @@ def compile_all(folder: Path, archs: Iterable[int] = ARCHS) -> list[Resources]:
 
 
 def version() -> str | None:
-    """nvcc's, where there is one."""
+    """Return nvcc's version, None where there is no nvcc."""
     nvcc = find_nvcc()
     if nvcc is None:
         return None
@@ -106,13 +106,13 @@ def version() -> str | None:
     return re.search(r"V([\d.]+)", said).group(1)  # type: ignore[union-attr]
 
 
-# Inner loops take all the registers there are: what outlives them, such as which tile is next, may wait in memory,
-# beside thousands of loads of maps. A kernel's frame is to have no more than that.
+# Inner loops take all the registers there are. What outlives them, such as which tile is next, may wait in a stack
+# frame, which costs little beside thousands of loads of maps. A kernel's frame is to hold no more than that.
 FRAME, FRAMES = 40, {"light_step": 192, "light_step_bwd": 192}  # bytes
 
 
 def faults(found: list[Resources]) -> list[Resources]:
-    """What outgrows its frame, or (fp64 may) leaves no registers for a second block on a processor."""
+    """Return kernels that outgrow their frame, or (fp64 may) leave no registers for a second block on a processor."""
     return [r for r in found if r.stack > FRAMES.get(r.kernel, FRAME) or (r.dtype != "fp64" and r.registers > 128)]
 
 

@@ -1,4 +1,4 @@
-"""For the site: this project's docstrings as Markdown. Doctests become code, lines of `name: meaning` a list."""
+"""Turn this project's docstrings into Markdown, for the site: doctests become code, lines of `name: meaning` a list."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ITEM = re.compile(r"(?P<names>[a-zA-Z_][\w.]*(?:, [a-zA-Z_][\w.]*)*): ")
 
 
 def markdown(text: str) -> str:
-    """The docstring with its paragraphs as Markdown would have them."""
+    """Return the docstring with its paragraphs as Markdown would have them."""
     return "\n\n".join(map(_paragraph, re.split(r"\n\s*\n", text)))
 
 

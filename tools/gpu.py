@@ -1,6 +1,6 @@
-"""What `make gpu` runs on a machine with a GPU, a torch that sees it, and perhaps no network.
+"""Test and measure on a machine with a GPU, a torch that sees it, and perhaps no network, as `make gpu` does.
 
-Stages, each with a budget of seconds; one that runs out is stopped, and the next goes on:
+Each stage has a budget of seconds; one that runs out is stopped, and the next goes on:
 
   setup      builds the package in place (tools/setup_venv.py)
   cuda       the tests of the CUDA backend, but for the slow ones (compilers)
@@ -69,7 +69,7 @@ class Outcome(NamedTuple):
 
 
 class Session:
-    """Runs commands with a budget, shows and keeps their output, and keeps the results up to date."""
+    """A session that runs commands with a budget, shows and keeps their output, and keeps the results up to date."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -98,7 +98,7 @@ class Session:
         self.log.flush()
 
     def run(self, command: list[object], seconds: float, **env: str) -> tuple[int | None, list[str]]:
-        """(exit status, lines of output); None where it was stopped. Its whole process group ends with it."""
+        """Return (exit status, lines of output), the status None where it was stopped. Its process group ends too."""
         lines: list[str] = []
         words = [str(word) for word in command]
         self.say(f"$ {' '.join(words)}")
@@ -150,7 +150,7 @@ class Session:
         return (None if stopped else child.returncode), lines
 
     def end(self, child: subprocess.Popen) -> None:
-        """First as Ctrl-C does, so that pytest still says what failed; then for good."""
+        """Stop a command, first as Ctrl-C does, so that pytest still says what failed; then for good."""
         os.kill(child.pid, signal.SIGINT)
         try:
             child.wait(timeout=self.args.grace)
@@ -163,11 +163,11 @@ class Session:
 
     @staticmethod
     def kill_group(child: subprocess.Popen) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody is left
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # where nobody is left
             os.killpg(child.pid, signal.SIGKILL)
 
     def deliver(self) -> None:
-        """Results so far into $OUT: little and flat enough to come back from a rented machine."""
+        """Copy the results so far into $OUT: little and flat enough to come back from a rented machine."""
         if not (self.out and self.results and self.results.exists()):
             return
         folder = self.out / self.results.name
@@ -199,7 +199,7 @@ class Session:
         return f"verdict: {word}{'; not or not wholly run: ' + ', '.join(cut) if cut else ''}"
 
     def save(self) -> None:
-        """After every stage, so that a later crash takes nothing away."""
+        """Write the results, after every stage, so that a later crash takes nothing away."""
         folder = self.results or self.out
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
@@ -218,7 +218,7 @@ class Session:
         start = time.monotonic()
         try:
             result, note = work(seconds) if seconds > 10 else ("skipped", "no time left")
-        except Exception as why:  # one stage's trouble is not the next one's
+        except Exception as why:  # a stage that raises does not keep the next from running
             result, note = "failed", f"{type(why).__name__}: {why}"
         self.outcomes.append(Outcome(name, result, time.monotonic() - start, note))
         self.say(f"===== {name}: {result} {note}")
@@ -227,7 +227,7 @@ class Session:
 
 
 def plain(status: int | None, note: str = "") -> tuple[str, str]:
-    """The result of a command that should exit with 0."""
+    """Return the result of a command that should exit with 0."""
     if status is None:
         return "stopped", note or "budget used up"
     return ("passed", note) if status == 0 else ("failed", note or f"exit status {status}")
@@ -240,13 +240,13 @@ class Stages:
         self.cores = len(os.sched_getaffinity(0))
 
     def setup(self, seconds: float) -> tuple[str, str]:
-        # No network is no reason to wait for one.
+        # Where there is no network, pip is not to wait for one.
         quick = {"PIP_RETRIES": "0", "PIP_DEFAULT_TIMEOUT": "5", "PIP_NO_INPUT": "1"}
         status, _ = self.session.run([sys.executable, "tools/setup_venv.py", VENV], seconds, **quick)
         return plain(status)
 
     def look(self) -> None:
-        """The device's facts, and with its name the folder of the results."""
+        """Learn the device's facts, and by its name the folder of the results."""
         command = [self.python, "-m", "bench.devices", *["--stand-in"] * self.rehearse]
         status, lines = self.session.run(command, 60)
         if status != 0:
@@ -257,7 +257,7 @@ class Stages:
         ) / self.session.facts["slug"]
         status, lines = self.session.run([self.python, "-m", "dla_kernels", "info"], 60)
         if not self.rehearse and not any(re.match(r"cuda +yes", line) for line in lines):
-            raise SystemExit("the CUDA backend is not available")  # and its tests would pass by being none
+            raise SystemExit("the CUDA backend is not available")  # else its tests would pass, there being none
 
     def tests(self, which: list[str], dist: str, seconds: float, **env: str) -> tuple[str, str]:
         command = [self.python, "-m", "pytest", *which, "-rfE", "--tb=short", "--maxfail=100", "-p", "no:cacheprovider"]
@@ -356,7 +356,7 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     args = arguments()
     session = Session(args)
-    # A shell may have it ignored, and children would inherit that.
+    # A shell may have made this process ignore SIGINT, and children would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     stages = Stages(session, args.rehearse)
@@ -372,7 +372,7 @@ def main() -> int:
         session.stage("bench", stages.bench)
         session.stage("triton", lambda s: stages.tests([*some, "-k", f"{second} and not slow"], "load", s))
         others = "not cuda and not triton or slow"
-        # By files: some build programs once for all their tests.
+        # Workers get whole files, since some build programs once for all their tests.
         session.stage("rest", lambda s: stages.tests([*some, *NO_GATES, "-k", others], "loadfile", s))
         session.stage("compile", stages.compile)
     except (SystemExit, Exception) as why:  # whatever it is, the verdict comes last

@@ -1,4 +1,4 @@
-"""What compilers said of the kernels, kept in tools/resources/ with a digest of all that they were given.
+"""Records of what compilers said of the kernels, kept in tools/resources/ with a digest of all that they were given.
 
 While that digest is the same, compiling again would say nothing new: tests/test_*_build.py take the record instead.
 """
@@ -24,25 +24,25 @@ class Record(NamedTuple):
     rows: list[Any]  # each a NamedTuple of the tool's own
 
     def is_of(self, digest: str, compiler: str | None) -> bool:
-        """Whether compiling would say the same. Where no compiler is, none contradicts."""
+        """Return whether compiling would say the same. Where there is no compiler, only the digest counts."""
         return self.digest == digest and compiler in (self.compiler, None)
 
     def prove(self, faults: list[Any], digest: str) -> None:
-        """Exits where the rows have faults, or are of sources that changed while they were compiled."""
+        """Exit where the rows have faults, or are of sources that changed while they were compiled."""
         if faults:
             sys.exit("\n".join(["not to be written, for:", *map(str, faults)]))
         if digest != self.digest:
             sys.exit("not to be written, for the sources changed meanwhile: run this again")
 
     def write(self, path: Path) -> None:
-        """A row a line."""
+        """Write the record, a row a line."""
         rows = ",\n".join(map(json.dumps, self.rows))
         head = f'"digest": "{self.digest}", "compiler": "{self.compiler}"'
         path.write_text(f'{{{head}, "rows": [\n{rows}\n]}}\n')
 
 
 def read(path: Path, row: Any) -> Record:
-    """Without a file, a record of no sources."""
+    """Return the record in a file; without a file, a record of no sources."""
     if not path.exists():
         return Record("", "", [])
     said = json.loads(path.read_text())
@@ -50,7 +50,7 @@ def read(path: Path, row: Any) -> Record:
 
 
 def digest(root: Path, files: Iterable[Path], *more: object) -> str:
-    """Of the files' names below ``root``, of what they hold, and of what else decides what is compiled."""
+    """Return a digest of the files' names below ``root``, what they hold, and what else decides what is compiled."""
     root = root.resolve()
     held = [(path.resolve().relative_to(root).as_posix(), path.read_bytes()) for path in sorted(files)]
     return hashlib.sha256(repr((held, more)).encode()).hexdigest()
@@ -70,7 +70,7 @@ def included(starts: Iterable[Path]) -> set[Path]:
 
 
 def write_section(text: str, title: str) -> None:
-    """In place of the section of that title in the page, or at its end."""
+    """Write the text in place of the section of that title in the page, or at its end."""
     before, _, rest = PAGE.read_text().partition(title)
     following = rest.find("\n## ")
     PAGE.write_text(before.rstrip() + "\n\n" + text + (rest[following:] if following >= 0 else ""))

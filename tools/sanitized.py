@@ -1,6 +1,6 @@
-"""A short run of every op, forward and backward, on the CUDA backend: what compute-sanitizer watches.
+"""Run every op for a short time, forward and backward, on the CUDA backend, for compute-sanitizer to watch.
 
-Small maps first; stops by itself between two calls when its seconds are up, and says how far it came.
+Small maps come first. The run stops by itself between two calls when its seconds are up, and says how far it came.
 """
 
 import argparse

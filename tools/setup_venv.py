@@ -1,4 +1,4 @@
-"""Makes a working virtual environment with the package built in place: what `make setup` runs.
+"""Make a working virtual environment with the package built in place, as `make setup` does.
 
 Where a torch of at least 2.11 is importable from this Python (a GPU machine, perhaps with no
 network), the environment sees the packages of this Python and fetches only what is missing or too
@@ -41,7 +41,7 @@ def has_torch(python: str | Path) -> bool:
 
 
 def dev_requirements() -> list[str]:
-    """The dependency group `dev` of pyproject.toml, plus what the build needs."""
+    """Return the dependency group `dev` of pyproject.toml, plus what the build needs."""
     text = (HERE / "pyproject.toml").read_text()
     group = text.split("\ndev = [")[1].split("\n]")[0]
     names = [line.split("#")[0].strip().strip('",') for line in group.splitlines()]
@@ -50,7 +50,7 @@ def dev_requirements() -> list[str]:
 
 
 def missing(python: Path, requirements: list[str]) -> list[str]:
-    """Those of the requirements, all `name` or `name>=version`, that are not installed or too old."""
+    """Return those of the requirements, all `name` or `name>=version`, that are not installed or too old."""
     return subprocess.run(
         [python, "-c", MISSING, *requirements], capture_output=True, text=True, check=True
     ).stdout.split()
@@ -61,7 +61,7 @@ def run(*command: object) -> None:
 
 
 def choose_what_to_build(python: Path) -> None:
-    """For developers: fail with the reason rather than go on without kernels; one architecture; the SIMT shim."""
+    """Choose for developers: fail rather than build no kernels, build for one architecture, and build the SIMT shim."""
     nvcc = shutil.which("nvcc") or Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin", "nvcc").exists()
     with_cuda = nvcc and runs(python, "-c", "import torch, sys; sys.exit(torch.version.cuda is None)")
     os.environ.setdefault("DLA_KERNELS_BUILD", "cuda" if with_cuda else "cpu")
@@ -74,7 +74,7 @@ def choose_what_to_build(python: Path) -> None:
 
 
 def make_venv(venv: Path) -> None:
-    """With this Python's packages in sight where these include a torch that serves."""
+    """Make the environment, with this Python's packages in sight where these include a torch that serves."""
     inherits = has_torch(sys.executable)
     # With pip in sight none is put in: ensurepip may be absent, or bring a setuptools older than the one in sight.
     seen = inherits and runs(sys.executable, "-m", "pip", "--version")
@@ -103,7 +103,7 @@ def setup(venv: Path) -> None:
         except subprocess.CalledProcessError:
             # No network: what the missing ones serve is skipped with its reason, the rest works.
             print("going on without:", *missing(python, dev_requirements()), flush=True)
-    # Without sources having changed there is nothing to build.
+    # Where no source has changed there is nothing to build.
     sources = sorted(
         [
             *HERE.glob("csrc/**/*.*"),

@@ -1,4 +1,4 @@
-"""Compiles the Triton kernels for GPUs that need not be here, and tabulates what they take of each.
+"""Compile the Triton kernels for GPUs that need not be here, and tabulate what they take of each.
 
 Every cell takes an hour of two cores: `--cells all --write` makes the table in docs/performance.md, registers per
 thread and shared memory for kernel and dtype. A sample, which sees every kernel, kind of cell, dtype and chip, takes
@@ -47,7 +47,7 @@ class Work(NamedTuple):
     op: str
     cell: str  # rule and projection
     dtype: str
-    shape: int  # of SHAPES
+    shape: int  # index into SHAPES
 
 
 class Resources(NamedTuple):
@@ -83,7 +83,7 @@ def every_cell() -> list[str]:
 
 
 class Target:
-    """In place of a driver: Triton asks it what to compile for."""
+    """A stand-in for a driver, which Triton asks what to compile for."""
 
     def __init__(self, name: str) -> None:
         from triton.backends.compiler import GPUTarget
@@ -193,14 +193,14 @@ def compile_op(work: Work) -> list[Resources]:
 
 
 def digest(root: Path = ROOT) -> str:
-    """Of the sources, and of what is compiled of them and how."""
+    """Return the digest of the sources, and of what is compiled of them and how."""
     files = [*root.glob("triton_ops/**/*.py"), root / "dla_kernels" / "cells.py"]
     how = [inspect.getsource(function) for function in (compile_op, usage)]
     return records.digest(root, files, TARGETS, SHAPES, list(todo("few")), how)
 
 
 def version() -> str | None:
-    """Triton's, where it is installed."""
+    """Return Triton's version, None where it is not installed."""
     try:
         import triton
     except ImportError:
@@ -209,7 +209,7 @@ def version() -> str | None:
 
 
 def compile_all(cells: str, targets: Collection[str] = tuple(TARGETS)) -> list[Resources]:
-    """In a process for every core; says how far it is."""
+    """Compile in a process for each core, and report progress on stderr."""
     os.environ["TRITON_INTERPRET"] = "0"  # read when triton is imported, by the processes to come
     os.environ["TRITON_ALWAYS_COMPILE"] = "1"  # what was compiled before proves nothing
     os.environ.pop("DLA_KERNELS_TRITON_TILES", None)  # the tests choose some that only an interpreter can bear
@@ -246,7 +246,7 @@ def section(record: Record) -> str:
 
 
 def faults(found: list[Resources]) -> list[Resources]:
-    """What spills, or wants more shared memory than there is."""
+    """Return the kernels that spill, or want more shared memory than there is."""
     return [r for r in found if r.spilled or r.shared > TARGETS[r.target][3]]
 
 

@@ -1,8 +1,8 @@
-"""What a call costs, counted instead of timed: a shared machine cannot blur it.
+"""Count what a call costs instead of timing it, since a shared machine cannot blur a count.
 
-Instructions of the CPU kernels and the bytes that pass a simulated cache, by valgrind's callgrind; calls into torch,
-allocations and bytes that stay alive, those for the backward pass among them, by torch; launches of the CUDA kernels.
-`bench/budgets.json` holds what they may be; `python -m bench.model.counts --write` makes it anew.
+valgrind's callgrind counts the instructions of the CPU kernels and the bytes that pass a simulated cache. torch counts
+calls into it, allocations, and the bytes that stay alive, those for the backward pass among them. `bench/budgets.json`
+holds what these and the launches of the CUDA kernels may be; `python -m bench.model.counts --write` makes it anew.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Counted(NamedTuple):
 
     op: str
     shape: Shape
-    which: str  # of PASSES
+    which: str  # one of PASSES
     dtype: str = "fp32"
 
     def __str__(self) -> str:
@@ -58,7 +58,7 @@ class Counted(NamedTuple):
 
 
 def budgeted() -> list[Counted]:
-    """What has a budget."""
+    """Return the calls that have a budget."""
     return [Counted(op, shape, which) for op in every_op() for shape in shapes_of(op, SHAPES) for which in PASSES]
 
 
@@ -66,7 +66,7 @@ IN_PLACE = ("rescale", "layer_update")
 
 
 def costs(call: Call) -> dict[str, int]:
-    """Calls into torch, allocations, and the bytes that are alive after the call: outputs, and what autograd keeps."""
+    """Count calls into torch, allocations, and the bytes alive after a call: outputs, and what autograd keeps."""
     call()
     with Calls() as calls:
         call()
@@ -76,7 +76,7 @@ def costs(call: Call) -> dict[str, int]:
 
 
 def counted(work: Work, which: str, f: Any) -> dict[str, int]:
-    """The costs of a pass; of the forward pass also when it is recorded for a backward pass, and in place."""
+    """Return the costs of a pass; of the forward pass also when it is recorded for a backward pass, and in place."""
     found = costs(work.run(which, f))
     if which == "forward":
         with torch.enable_grad():
@@ -99,7 +99,8 @@ def count_calls() -> dict[str, dict[str, int]]:
 
 # ---- callgrind ----
 
-# Only what lies between is simulated, with caches that are empty at first; all else runs ten times as fast.
+# Only what lies between begin() and end() is simulated, with caches that are empty at first; all else runs ten times
+# as fast.
 REQUESTS = """
 #include <valgrind/callgrind.h>
 extern "C" void begin() { CALLGRIND_START_INSTRUMENTATION; CALLGRIND_ZERO_STATS; }
@@ -108,7 +109,7 @@ extern "C" void end() { CALLGRIND_STOP_INSTRUMENTATION; CALLGRIND_DUMP_STATS; }
 
 
 def compiled_requests(folder: Path) -> Path:
-    """REQUESTS as a library, which Python calls."""
+    """Compile REQUESTS to a library that Python can call; return its path."""
     source, library = folder / "requests.cpp", folder / "requests.so"
     source.write_text(REQUESTS)
     command = [*shlex.split(os.environ.get("CXX", "c++")), "-shared", "-fPIC", str(source), "-o", str(library)]
@@ -117,7 +118,7 @@ def compiled_requests(folder: Path) -> Path:
 
 
 def run_under_callgrind(library: str, cases: Sequence[Counted]) -> None:
-    """In the process that is watched: each call is a dump of its own, in the order of the cases."""
+    """Run the cases in the process that is watched: each call makes a dump of its own, in the order of the cases."""
     import dla_kernels as dla
 
     requests = ctypes.CDLL(library)
@@ -131,7 +132,7 @@ def run_under_callgrind(library: str, cases: Sequence[Counted]) -> None:
 
 
 def parse(path: Path) -> dict[str, int]:
-    """Instructions of the kernels' library, and the bytes for which they missed the last cache."""
+    """Return the instructions of the kernels' library, and the bytes for which they missed the last cache."""
     names: dict[str, str] = {}
     events: list[str] = []
     totals: dict[str, int] = {}
@@ -159,7 +160,7 @@ def parse(path: Path) -> dict[str, int]:
 
 
 def callgrind(cases: Sequence[Counted], isa: str = "x86-64-v3") -> dict[str, dict[str, int]]:
-    """Of each case, on one core, with a last-level cache of CACHE bytes."""
+    """Return the counts of each case, on one core, with a last-level cache of CACHE bytes."""
     tool = shutil.which("valgrind")
     if tool is None:
         raise FileNotFoundError("valgrind is not installed; on Debian: apt-get install valgrind")
@@ -169,8 +170,8 @@ def callgrind(cases: Sequence[Counted], isa: str = "x86-64-v3") -> dict[str, dic
         command += ["--D1=32768,8,64", "--I1=32768,8,64", f"--callgrind-out-file={out}", f"--log-file={log}"]
         command += [sys.executable, "-m", "bench.model.counts", "--watched", str(library), json.dumps(cases)]
         environment = os.environ | {"DLA_KERNELS_ISA": isa, "TRITON_INTERPRET": "0", "DLA_KERNELS_SIMT": "0"}
-        environment["DLA_KERNELS_L2"] = str(CACHE)  # by which the kernels cut their blocks
-        environment.pop("DLA_KERNELS_POISON", None)  # with which the tests fill scratch memory
+        environment["DLA_KERNELS_L2"] = str(CACHE)  # the kernels cut their blocks by it
+        environment.pop("DLA_KERNELS_POISON", None)  # set by the tests: it fills scratch memory
         done = subprocess.run(command, env=environment, cwd=HERE.parent, check=False)  # shows its progress
         if done.returncode:
             raise RuntimeError(f"valgrind ended with {done.returncode}: {log.read_text()[-2000:]}")
@@ -191,7 +192,7 @@ def main() -> None:
         library, cases = args.watched
         return run_under_callgrind(library, Counted.from_argument(cases))
     found = measured()
-    # Of the CUDA kernels, forward and backward: tests/test_cuda_launches.py counts them, through the shim or on a GPU.
+    # Launches of the CUDA kernels are kept: tests/test_cuda_launches.py counts them, through the shim or on a GPU.
     found["launches"] = json.loads(BUDGETS.read_text())["launches"]
     text = "{\n" + ",\n".join(f" {json.dumps(name)}: {json.dumps(costs)}" for name, costs in found.items()) + "\n}\n"
     if args.write:

@@ -1,10 +1,10 @@
-"""What an op must move and compute, from its equations alone: the model that measured figures are held against. Each op
-states its own in bench/ops/, of the amounts that are defined here.
+"""Count what an op must move and compute, from its equations alone; measured figures are held against that. Each op
+states its own formulas in bench/ops/, in terms of the amounts that are defined here.
 
 Bytes count each tensor once that is read or written. ``again`` are those that the equations want a second time: pooling
 has to be over before maps can be rescaled, and sums over pixels before the gradients that hold them. Where a sample
-(for a norm, the whole batch) stays in cache, on a GPU on the chip, they cost nothing, the path of one pass; elsewhere
-they count, the path of two passes.
+(for a norm, the whole batch) stays in cache, on a GPU on the chip, they cost nothing: that is the path of one pass.
+Elsewhere they count: that is the path of two passes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PATHS = ("one pass", "two passes")
 
 
 class Traffic(NamedTuple):
-    """Bytes and floating-point operations of one call."""
+    """The bytes that one call moves, and the floating-point operations that it computes."""
 
     read: float
     written: float
@@ -33,12 +33,12 @@ class Traffic(NamedTuple):
         return Traffic(*map(sum, zip(self, *others)))
 
     def bytes(self, path: str) -> float:
-        """Of one of PATHS."""
+        """Return the bytes that are moved on one of PATHS."""
         return self.read + self.written + (self.again if path == "two passes" else 0)
 
 
 class Products(NamedTuple):
-    """Operations of a cell's products: for each mean y, for each state h, for each pair of the two."""
+    """The operations that a cell's products take: for each mean y, for each state h, for each pair of the two."""
 
     y: int
     h: int
@@ -58,11 +58,11 @@ def weight_bytes(cell: Cell, shape: Shape, itemsize: int) -> int:
 
 
 TAPS = 2 * 9  # operations of a 3x3 filter for a pixel
-BACKWARD = 3  # times the products of a forward pass: again, then the gradients of inputs and of weights
+BACKWARD = 3  # times a forward pass's products: once for these again, once each for the gradients of inputs and weights
 
 
 class Amounts(NamedTuple):
-    """What the formulas of ops are made of, in bytes, elements and operations of one call at a shape."""
+    """The amounts that formulas of ops are made of: bytes, elements and operations of one call at a shape."""
 
     T: int
     B: int
@@ -74,8 +74,8 @@ class Amounts(NamedTuple):
     row: int  # bytes of [B, C]
     rows: int  # bytes of [T, B, C]
     filters: int  # bytes of [C, 1, 3, 3]
-    weights: int  # bytes of the cell's
-    states: int  # how many the cell has
+    weights: int  # bytes of the cell's weights
+    states: int  # how many states the cell has
     products: Products  # operations of the cell's products for all samples
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The bytes that pass a GPU's memory, by its own counters: what counts.py does by a simulated cache for a CPU.
+"""Count the bytes that pass a GPU's memory by its own counters, as counts.py does for a CPU by a simulated cache.
 
 Nsight Compute (ncu) runs a process of ours and reads the counters around each kernel, whose caches it empties first.
 What a kernel has written and its L2 still holds at its end is not counted: shapes that are to be compared outgrow it.
@@ -37,9 +37,9 @@ def tool() -> str:
 
 
 def run_under_ncu(backend: str, cases: Sequence[Counted], device: str = "cuda") -> None:
-    """In the process that is watched: the kernels of each call lie in a range that bears its name."""
+    """Run the cases in the process that is watched: the kernels of each call lie in a range that bears its name."""
     ours = functions(backend)
-    torch.autograd.set_multithreading_enabled(False)  # ranges belong to a thread, as would the backward pass
+    torch.autograd.set_multithreading_enabled(False)  # a range is one thread's, and backward would run in another
     for case in progress(cases, "ncu"):
         run = case.work(device).run(case.which, ours)
         run()
@@ -50,7 +50,7 @@ def run_under_ncu(backend: str, cases: Sequence[Counted], device: str = "cuda") 
 
 
 def parse(text: str) -> dict[str, dict[str, int]]:
-    """Bytes by the name of the range, from ncu's page of raw values: names, units, then a line for each kernel."""
+    """Return bytes by the range's name, from ncu's page of raw values: names, units, then a line for each kernel."""
     lines = list(csv.reader(line for line in text.splitlines() if line.startswith('"')))
     if not lines:
         return {}
@@ -67,10 +67,10 @@ def parse(text: str) -> dict[str, dict[str, int]]:
 
 
 def counters(cases: Sequence[Counted], backend: str = "cuda") -> dict[str, dict[str, int]]:
-    """Of each case, {"read": bytes, "written": bytes}, over all its kernels."""
+    """Return {"read": bytes, "written": bytes} of each case, over all its kernels."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "ncu.csv"
-        # Other users' clocks are left alone: bytes do not depend on them.
+        # The GPU's clocks are left alone, for its other users: bytes do not depend on them.
         command = [tool(), "--metrics", ",".join(METRICS.values()), "--clock-control", "none"]
         command += ["--profile-from-start", "off", "--nvtx", "--print-nvtx-rename", "kernel"]
         command += ["--csv", "--page", "raw", "--print-units", "base", "--log-file", str(log)]

@@ -1,4 +1,4 @@
-"""What the traffic model predicts beside what is measured: `python -m dla_kernels bench model [--counters]`."""
+"""Show what the traffic model predicts beside what is measured: `python -m dla_kernels bench model [--counters]`."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def name(row: dict) -> list[str]:
 
 
 class Machine(NamedTuple):
-    """What a device reaches in the two things that the model counts."""
+    """The rates that a device reaches in the two things that the model counts."""
 
-    bytes_per_ms: float  # of a copy, both ways
-    flops_per_ms: float  # of torch's own matrix product
+    bytes_per_ms: float  # read and written by a copy
+    flops_per_ms: float  # by torch's own matrix product
 
 
 def predicted_ms(found: Traffic, machine: Machine, path: str) -> float:
-    """The cell's chain of products and the maps' traffic come one after the other, so their times add up."""
+    """Add the times of the maps' traffic and of the cell's chain of products, which come one after the other."""
     return found.bytes(path) / machine.bytes_per_ms + found.flops / machine.flops_per_ms
 
 
 def machine(device: Cpu | Cuda, moved: float) -> Machine:
-    """A copy that moves so many bytes, read and written, and a matrix product, on this device."""
+    """Measure this device by a copy that moves so many bytes, read and written, and by a matrix product."""
     x = torch.randn(max(1, int(moved) // 8), device=device.type)
     to, a = torch.empty_like(x), torch.randn(1024, 1024, device=device.type)
     calls = {"copy": lambda: to.copy_(x), "product": lambda: a @ a}
@@ -51,7 +51,7 @@ def machine(device: Cpu | Cuda, moved: float) -> Machine:
 
 
 def report(rows: list[dict]) -> str:
-    """The measured time of ours beside what the model predicts, for rows of bench/ops/timing.py with a machine each."""
+    """Tabulate our time beside what the model predicts, for rows of bench/ops/timing.py with a ``machine`` each."""
     body = []
     for row in rows:
         found, on = Traffic(**row["model"]), Machine(**row["machine"])
@@ -65,7 +65,7 @@ def report(rows: list[dict]) -> str:
 
 
 def report_counters(rows: list[dict]) -> str:
-    """The bytes that passed the memory beside those that the model predicts; what is written is so in one pass."""
+    """Tabulate the bytes that passed the memory beside those of the model, whose second pass only reads."""
     body = []
     for row in rows:
         found, counted = Traffic(**row["model"]), row["counted"]
@@ -80,7 +80,7 @@ def report_counters(rows: list[dict]) -> str:
 
 
 def time_them(todo: list[tuple[str, Shape, str]], args: argparse.Namespace, device: Cpu | Cuda) -> list[dict]:
-    """Rows with the times of ours and what the machine reaches beside them."""
+    """Return rows with our times, and with what the machine reaches beside them."""
     args.peers, rows = [], []
     for op, shape, dtype in progress(todo, "model"):
         for row in timing.measure(op, shape, dtype, args, device):
@@ -91,7 +91,7 @@ def time_them(todo: list[tuple[str, Shape, str]], args: argparse.Namespace, devi
 
 
 def count_them(todo: list[tuple[str, Shape, str]], args: argparse.Namespace, device: Cpu | Cuda) -> list[dict]:
-    """Rows with the bytes that pass the device's memory: by a GPU's counters, or by a simulated cache."""
+    """Return rows with the bytes that pass the device's memory, by a GPU's counters or by a simulated cache."""
     cases = [Counted(op, shape, which, dtype) for op, shape, dtype in todo for which in args.passes]
     try:
         counted = ncu.counters(cases, args.backends[0]) if device.type == "cuda" else callgrind(cases)
@@ -106,7 +106,7 @@ def count_them(todo: list[tuple[str, Shape, str]], args: argparse.Namespace, dev
 
 
 def run(args: argparse.Namespace) -> int:
-    """`bench model`"""
+    """Run `bench model`: measure or count, and write model.json or counters.json into --out."""
     device: Cpu | Cuda = Cuda() if args.device == "cuda" else Cpu()
     args.backends = timing.backends_for(args.backends, device)
     todo = [(op, shape, dtype) for (op, shape), dtype in product(timing.chosen(args, device), args.dtypes)]

@@ -1,4 +1,4 @@
-"""How cost grows with T, B, C and HW: a fixed part and a growing one, the floor, and where the candidates cross."""
+"""Measure how cost grows with T, B, C and HW: a fixed part and a growing one, the floor, and where candidates cross."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OP, PASSES = "layer_update", ("forward", "both")
 
 
 class Fit(NamedTuple):
-    """``ms = fixed + each * work ** power``, work being the bytes of the maps."""
+    """The law ``ms = fixed + each * work ** power`` that fits some points, work being the bytes of the maps."""
 
     fixed: float
     each: float
@@ -39,7 +39,7 @@ class Fit(NamedTuple):
 
 
 def fit(sizes: list[float], ms: list[float]) -> Fit:
-    """Of least relative squares: fixed and each by their normal equations, the power by trying.
+    """Find the fit of least relative squares: fixed and each by their normal equations, the power by trying.
 
     A call of any size costs the fixed part, so that is at most the cheapest call.
     """
@@ -62,7 +62,7 @@ def fit(sizes: list[float], ms: list[float]) -> Fit:
 
 
 def crossing(sizes: list[float], ours: list[float], theirs: list[float]) -> float | None:
-    """The size at which ours begins to be the faster, or ceases to be, between measured points; None if never."""
+    """Return the size at which ours begins or ceases to be the faster, between measured points; None if never."""
     gap = [math.log(a / b) for a, b in zip(ours, theirs)]
     for (s0, g0), (s1, g1) in zip(zip(sizes, gap), list(zip(sizes, gap))[1:]):
         if g0 * g1 < 0:
@@ -71,7 +71,7 @@ def crossing(sizes: list[float], ours: list[float], theirs: list[float]) -> floa
 
 
 def floor_ms(row: dict, path: str = "one pass") -> float:
-    """The bytes of the model at the copy's bandwidth."""
+    """Return the time that the model's bytes take at the copy's bandwidth."""
     return formulas.Traffic(**row["model"]).bytes(path) / (timing.copy_gbs(row) or math.nan) / 1e6
 
 
@@ -130,7 +130,7 @@ def picture(rows: list[dict], path: Path, tag: dict[str, str] | None = None) -> 
 
 
 def run(args: argparse.Namespace) -> int:
-    """`bench scaling`: measures, and writes scaling.json and scaling.png into --out."""
+    """Run `bench scaling`: measure, and write scaling.json and scaling.png into --out."""
     device: Cpu | Cuda = Cuda() if args.device == "cuda" else Cpu()
     args.backends, args.passes = timing.backends_for(args.backends, device), list(PASSES)
     if args.no_compile:

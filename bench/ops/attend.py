@@ -1,4 +1,4 @@
-"""attend: what the last of T layers has of each layer, from rows alone."""
+"""Benchmark attend, which says what the last of T layers has of each layer, from rows alone."""
 
 from bench.model.formulas import Traffic
 from bench.ops.work import Work, benchmarks, filters, heads, rows

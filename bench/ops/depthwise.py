@@ -1,4 +1,4 @@
-"""depthwise: the values of a layer, a 3x3 filter for each channel."""
+"""Benchmark depthwise, which makes the values of a layer by a 3x3 filter for each channel."""
 
 from bench.model.formulas import TAPS, Traffic
 from bench.ops.work import Work, benchmarks, filters, maps

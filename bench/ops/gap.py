@@ -1,4 +1,4 @@
-"""gap: the means of T maps."""
+"""Benchmark gap, which takes the means of T maps."""
 
 from bench.model.formulas import Traffic
 from bench.ops.work import Work, benchmarks, maps
@@ -11,7 +11,7 @@ def work(shape, dtype, device):
 def traffic(of, forward):
     if forward:
         return Traffic(of.S, of.rows, flops=of.T * of.pixels)
-    return Traffic(of.rows, of.rows)  # an expanded view
+    return Traffic(of.rows, of.rows)  # the gradient of a map is an expanded view
 
 
 test_gap = benchmarks(work)

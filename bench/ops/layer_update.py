@@ -1,4 +1,4 @@
-"""layer_update: a whole stage, with the paper's cell."""
+"""Benchmark layer_update, which runs a whole stage, with the paper's cell."""
 
 from bench.model.formulas import BACKWARD, Traffic
 from bench.ops.work import CELLS, Work, benchmarks, cell_weights, maps, pack

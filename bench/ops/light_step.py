@@ -1,4 +1,4 @@
-"""light_step: one layer of DLA-L, as published."""
+"""Benchmark light_step, which runs one layer of DLA-L, as published."""
 
 from bench.model.formulas import BACKWARD, TAPS, Traffic
 from bench.ops.work import Work, benchmarks

@@ -1,4 +1,4 @@
-"""mix: what the last of T layers attends to."""
+"""Benchmark mix, which sums what the last of T layers attends to."""
 
 from bench.model.formulas import Traffic
 from bench.ops.work import Work, benchmarks, maps, rows

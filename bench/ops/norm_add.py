@@ -1,4 +1,4 @@
-"""norm_add: the norm behind a step and the shortcut around it, in training."""
+"""Benchmark norm_add, which applies the norm behind a step and the shortcut around it, in training."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""refresh: the gates of T layers from the last context."""
+"""Benchmark refresh, which computes the gates of T layers from the last context."""
 
 from bench.model.formulas import BACKWARD, Traffic
 from bench.ops.work import CELLS, Work, benchmarks, cell_weights, pack, rows

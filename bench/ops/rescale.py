@@ -1,4 +1,4 @@
-"""rescale: T maps by their gates."""
+"""Benchmark rescale, which multiplies T maps by their gates."""
 
 from bench.model.formulas import Traffic
 from bench.ops.work import Work, benchmarks, maps, rows

@@ -1,4 +1,4 @@
-"""scan: the cell over T layers. `cell` may be another, such as the LSTM that torch has too."""
+"""Benchmark scan, which runs the cell over T layers. `cell` may be another, such as the LSTM that torch has too."""
 
 from bench.model.formulas import BACKWARD, Traffic
 from bench.ops.work import CELLS, Work, benchmarks, cell_weights, pack, rows

@@ -6,7 +6,7 @@ from bench.common import Shape
 from bench.model.formulas import Traffic, traffic
 
 CIFAR = ((64, 32), (128, 16), (256, 8))  # C, HW of a ResNet's stages
-IMAGENET = ((256, 56, 3), (512, 28, 4), (1024, 14, 6), (2048, 7, 3))  # and T, of a ResNet-50
+IMAGENET = ((256, 56, 3), (512, 28, 4), (1024, 14, 6), (2048, 7, 3))  # C, HW and T of a ResNet-50's stages
 
 SUITES = {
     "cifar": tuple(Shape(6, 32, C, HW, 4) for C, HW in CIFAR),
@@ -18,7 +18,7 @@ BATCHES = {"cifar": 128, "imagenet": 256}  # on a GPU
 
 
 def shapes_of(op: str, shapes: tuple[Shape, ...]) -> list[Shape]:
-    """The shapes that differ for an op: one of a single layer knows no T, and moves the same whatever T is."""
+    """Return the shapes that differ for an op: an op of a single layer knows no T, and moves the same whatever T is."""
 
     def moved(shape: Shape) -> Traffic:
         return traffic(op, "both", shape)

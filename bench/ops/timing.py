@@ -1,7 +1,7 @@
-"""Times chosen ops at chosen shapes: `python -m dla_kernels bench --suite cifar --ops mix,light_step`.
+"""Time chosen ops at chosen shapes: `python -m dla_kernels bench --suite cifar --ops mix,light_step`.
 
-Ours beside the peers, interleaved round by round in one process; medians and quartiles. What fails its parity check
-is not timed.
+Ours and the peers are interleaved round by round in one process; medians and quartiles are quoted. What fails its
+parity check is not timed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PEERS = ("eager", "compile", "graph", "lstm", "copy")
 
 
 def backends_for(asked: list[str], device: Cpu | Cuda) -> list[str]:
-    """Those asked for; without a word, the one that `backend=None` would choose."""
+    """Return the backends asked for, or the one `backend=None` would choose; exit if one cannot serve the device."""
     names = asked or [device.backend]
     for name in names:
         backend = BACKENDS[name]
@@ -51,7 +51,7 @@ def backends_for(asked: list[str], device: Cpu | Cuda) -> list[str]:
 
 
 def lstms(shape: Shape, dtype: torch.dtype, device: str) -> tuple[Work, Work]:
-    """Our scan with the LSTM cell, and torch.nn.LSTM of the same weights; h alone, as the latter has no other c."""
+    """Return our LSTM scan and torch.nn.LSTM of the same weights: h alone, since torch returns only the last c."""
     cell = dla.Cell("lstm")
     y, *weights = scan_work(shape, dtype, device, cell=cell).tensors
     ours = Work("scan", shape, 0, [y, *weights], lambda f, t: f.scan(t[0], dla.Dense(*t[1:]), cell=cell)[:1], cell)
@@ -62,14 +62,14 @@ def lstms(shape: Shape, dtype: torch.dtype, device: str) -> tuple[Work, Work]:
 
 
 def sets_of(work: Work, device: Cpu | Cuda) -> list[Work]:
-    """The inputs in enough copies to outgrow a GPU's L2 cache, so that no call finds them there."""
+    """Return the inputs in enough copies to outgrow a GPU's L2 cache, so that no call finds them there."""
     count = copies_needed(work.S, device.l2_bytes, device.free_bytes()) if isinstance(device, Cuda) else 1
     copies = ([x.clone() for x in work.tensors] for _ in range(count - 1))
     return [work, *(Work(work.op, work.shape, work.maps, tensors, work.call, work.case.cell) for tensors in copies)]
 
 
 def candidates(works: list[Work], which: str, args: argparse.Namespace, device: Cpu | Cuda) -> Iterator[tuple]:
-    """(name, builder of its calls, one for each set of inputs)"""
+    """Yield (name, builder of its calls, one for each set of inputs)."""
     op, backward = works[0].op, which == "backward"
 
     def calls(f: Any, among: list[Work] = works) -> list[Call]:
@@ -86,7 +86,7 @@ def candidates(works: list[Work], which: str, args: argparse.Namespace, device: 
         yield "eager graph", lambda: device.captured(calls(reference))
     if "compile" in args.peers:
         torch._dynamo.reset()
-        # Each shape is compiled for itself, as a user who calls it in a loop would have it, and each layer of a stage.
+        # Each shape, and each layer of a stage, is compiled for itself, as a user who calls it in a loop would have it.
         torch._dynamo.config.recompile_limit = 64
         compiled = torch.compile(getattr(reference, op), dynamic=False)
         yield "compile", partial(calls, SimpleNamespace(**{op: compiled}))
@@ -99,7 +99,7 @@ def candidates(works: list[Work], which: str, args: argparse.Namespace, device: 
 
 
 def measure(op: str, shape: Shape, dtype: str, args: argparse.Namespace, device: Cpu | Cuda) -> list[dict]:
-    """A row for each pass."""
+    """Return a row for each pass."""
     works = sets_of(work_of(op, shape, DTYPES[dtype], device.type), device)
     checks = {name: parity(works[0].case, name) for name in args.backends}
     if "lstm" in args.peers and op == "scan":
@@ -138,12 +138,12 @@ def copy_gbs(row: dict) -> float | None:
 
 
 def gbs(row: dict, name: str) -> float:
-    """Bytes of one pass over the measured time."""
+    """Return the bytes of one pass over the measured time, in GB/s."""
     return (row["model"]["read"] + row["model"]["written"]) / row["ms"][name] / 1e6
 
 
 def lines(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """A line for each candidate of each row: for the CSV, and by column for the table."""
+    """Return the header of the CSV, and a line for each candidate of each row."""
     header = ["op", "shape", "dtype", "pass", "candidate", "ms", "iqr_ms", "gbs", "share_of_copy", "peak_mb", "calls"]
     body = []
     for row in rows:
@@ -158,13 +158,13 @@ def lines(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
 
 
 def fastest(row: dict, names: Sequence[str]) -> str | None:
-    """Of the candidates of these names, captured or not."""
+    """Return the fastest of the candidates of these names, captured or not; None if none was measured."""
     found = [name for name in row["ms"] if name.removesuffix(" graph") in names]
     return min(found, key=row["ms"].__getitem__, default=None)
 
 
 def report(rows: list[dict], backends: list[str]) -> str:
-    """A table for each op."""
+    """Return a table for each op, and one of what was left out."""
     parts, costs = [], ["ours +-%", "speedup", "GB/s", "of copy", "MB", "eager MB", "calls"]
     for op in dict.fromkeys(row["op"] for row in rows):
         of_op = [row for row in rows if row["op"] == op]
@@ -189,7 +189,7 @@ def report(rows: list[dict], backends: list[str]) -> str:
 
 
 def costs_of(row: dict, backends: list[str]) -> list[str]:
-    """What stands behind the times: spread, ratios, memory, calls."""
+    """Return what stands behind the times: spread, ratios, memory, calls."""
     ms, ours, peer = row["ms"], fastest(row, backends), fastest(row, ("eager", "compile"))
     if ours is None:
         return ["-"] * 7
@@ -203,7 +203,7 @@ def costs_of(row: dict, backends: list[str]) -> list[str]:
 
 
 def chosen(args: argparse.Namespace, device: Cpu | Cuda) -> list[tuple[str, Shape]]:
-    """Ops and where they are measured, as asked for."""
+    """Return the ops and the shapes at which they are measured, as asked for."""
     todo: dict[tuple[str, Shape], None] = {}
     for suite, op in product(args.suite, args.ops):
         shapes = SUITES[suite]
@@ -217,7 +217,7 @@ def chosen(args: argparse.Namespace, device: Cpu | Cuda) -> list[tuple[str, Shap
 
 
 def run(args: argparse.Namespace) -> int:
-    """0, or 1 if an op was off."""
+    """Measure and print what was chosen; return 0, or 1 if an op was off."""
     device: Cpu | Cuda = Cuda() if args.device == "cuda" else Cpu()
     args.backends = backends_for(args.backends, device)
     rows: list[dict] = []
@@ -242,7 +242,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser, every_op: list[str]) -> None:
-    """What chooses ops and shapes, and where the results go."""
+    """Add the options that choose ops and shapes, and say where the results go."""
 
     def some_of(known: Any) -> Callable[[str], list[str]]:
         def parse(text: str) -> list[str]:

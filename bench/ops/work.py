@@ -1,4 +1,4 @@
-"""What is timed of an op: its tensors at one shape and how to call it. Each op states its own in a file of its name."""
+"""The work that is timed of an op: its tensors at one shape, and how to call it. Each op has a file of its name."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ D = 32  # channels per head, as in the published networks
 
 
 def every_op() -> list[str]:
-    """All that have a file here."""
+    """Return the ops that have a file here."""
     return [module.name for module in pkgutil.iter_modules(bench.ops.__path__) if module.name in reference.__all__]
 
 
 class Work:
-    """An op on the tensors of one shape: maps in ``dtype``, all else in the dtype of the arithmetic.
+    """An op that is called on the tensors of one shape: maps in ``dtype``, all else in the dtype of the arithmetic.
 
     ``maps`` is how many of the tensors, counted from the first, are maps.
     """
@@ -47,7 +47,7 @@ class Work:
 
     @property
     def S(self) -> int:
-        """Bytes of its maps; of its rows where it has none."""
+        """Return the bytes of its maps; of its rows where it has none."""
         return sum(x.nbytes for x in self.tensors[: self.maps or 1])
 
     @cached_property
@@ -56,7 +56,7 @@ class Work:
 
     @cached_property
     def directions(self) -> list[Tensor]:
-        """A gradient for each output that has one."""
+        """Return a gradient for each output that has one."""
         return [torch.randn_like(o) for o in self._differentiable(reference)]
 
     def _differentiable(self, f: Any) -> list[Tensor]:
@@ -71,13 +71,13 @@ class Work:
             torch.autograd.grad(self._differentiable(f), self.leaves, self.directions, allow_unused=True)
 
     def backward(self, f: Any) -> Callable[[], object]:
-        """The backward pass by itself, of a forward pass that is kept."""
+        """Return a call of the backward pass by itself, of a forward pass that is kept."""
         with torch.enable_grad():
             out = self._differentiable(f)
         return lambda: torch.autograd.grad(out, self.leaves, self.directions, retain_graph=True, allow_unused=True)
 
     def run(self, which: str, f: Any) -> Callable[[], object]:
-        """A call of one of PASSES without arguments."""
+        """Return a call of one of PASSES that takes no arguments."""
         return self.backward(f) if which == "backward" else partial(getattr(self, which), f)
 
     @cached_property
@@ -85,7 +85,7 @@ class Work:
         return [torch.zeros_like(x) for x in self.tensors[: self.maps or 1]]
 
     def copy(self) -> None:
-        """S bytes read and S bytes written, into memory that is there."""
+        """Read S bytes and write S bytes, into memory that is there."""
         for to, x in zip(self._copied, self.tensors):
             to.copy_(x)
 
@@ -96,15 +96,15 @@ def work_of(op: str, shape: Shape, dtype: torch.dtype = torch.float32, device: s
 
 
 def maps(count: int, shape: Shape, dtype: torch.dtype, device: str) -> list[Tensor]:
-    """Maps [B, C, HW, HW]."""
-    # Not from the device's default generator, which a CUDA graph that fails leaves unusable.
+    """Return random maps [B, C, HW, HW]."""
+    # They do not come from the device's default generator, which a CUDA graph that fails leaves unusable.
     generator = torch.Generator(device).manual_seed(count)
     _, B, C, HW, _ = shape
     return [torch.randn(B, C, HW, HW, dtype=dtype, device=device, generator=generator) for _ in range(count)]
 
 
 def rows(count: int, shape: Shape, dtype: torch.dtype, device: str) -> Tensor:
-    """[count, B, C], as many as layers have means, gates or states."""
+    """Return random rows [count, B, C], as many as layers have means, gates or states."""
     return torch.randn(count, shape.B, shape.C, dtype=accumulate_dtype(dtype)).to(device)
 
 
@@ -117,7 +117,7 @@ def pack(cell: Cell, weights: Sequence[Tensor]) -> Any:
 
 
 def torch_lstm(weights: dla.Dense) -> torch.nn.LSTM:
-    """torch's LSTM, cuDNN's on a GPU, of the function that our scan computes with the LSTM cell."""
+    """Return torch's LSTM, cuDNN's on a GPU, of the function that our scan computes with the LSTM cell."""
     C = weights.wy.shape[1]
     lstm = torch.nn.LSTM(C, C).to(weights.wy.device, weights.wy.dtype)
     with torch.no_grad():
@@ -127,7 +127,7 @@ def torch_lstm(weights: dla.Dense) -> torch.nn.LSTM:
 
 
 def filters(shape: Shape, dtype: torch.dtype, device: str) -> list[Tensor]:
-    """q, k and v of a layer."""
+    """Return random q, k and v of a layer."""
     C, K = shape.C, filter_width(shape.C)
     sizes = ((K,), C**-0.25), ((K,), C**-0.25), ((C, 1, 3, 3), 1 / 3)
     return [(torch.randn(size, dtype=accumulate_dtype(dtype)) * scale).to(device) for size, scale in sizes]
@@ -138,7 +138,7 @@ def heads(shape: Shape) -> int:
 
 
 def benchmarks(work: Callable[..., Work]) -> Callable:
-    """A test for pytest-benchmark: ours beside the eager reference, at the shapes of two suites."""
+    """Return a test for pytest-benchmark that times ours beside the eager reference, at the shapes of two suites."""
     import pytest
 
     from bench.ops.suites import SUITES, shapes_of

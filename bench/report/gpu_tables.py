@@ -1,4 +1,4 @@
-"""What a GPU benchmark run says: tables, and which targets are met. Pure functions of its JSON."""
+"""Tables that say what a GPU benchmark run measured and which targets it met: pure functions of its JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dla_kernels.terminal import table
 OURS = ("copy", "ours", "ours graph", "triton", "triton graph")
 PEERS = ("eager", "eager graph", "compile", "compile graph")
 ORDER = (*OURS, *PEERS, "ours lstm", "cudnn lstm")
-# (T, B, C): where the maps of a sample fit on the chip, so that one pass less is to be had.
+# (T, B, C) at which the maps of a sample fit on the chip, so that one pass over them can be spared.
 ON_CHIP = ((12, 128, 128), (12, 128, 256), (6, 256, 1024))
 
 
@@ -19,13 +19,13 @@ def names(rows: list[dict], op: str) -> list[str]:
 
 
 def best(ms: dict[str, float], op: str, who: str) -> float | None:
-    """The fastest of "ours", of "triton" or of "peers", captured or not; None if none was measured."""
+    """Return the fastest of "ours", of "triton" or of "peers", captured or not; None if none was measured."""
     among = PEERS if who == "peers" else (who, f"{who} graph")
     return min((ms[f"{op}/{name}"] for name in among if f"{op}/{name}" in ms), default=None)
 
 
 def kernel_ms(row: dict, direction: str, who: str = "ours") -> float | None:
-    """Of layer_update without the host's part. Backward is what a captured forward+backward takes beyond forward."""
+    """Return the time of layer_update without the host's part. Backward is a captured forward+backward less forward."""
     ms = row["ms"]
     if direction == "forward":
         return best(ms, "forward", who)
@@ -45,12 +45,12 @@ def copy_gbs(row: dict) -> float:
 
 
 def peer_limit(shape: Shape) -> float:
-    """How much faster than the best peer."""
+    """Return how many times faster than the best peer ours is to be."""
     return 5.0 if shape.B <= 8 else 3.0 if shape.r == 4 else 1.3
 
 
 def targets(row: dict, full_gbs: float) -> list[Target]:
-    """The targets of one row; ``full_gbs`` is the fastest copy of the run."""
+    """Return the targets of one row; ``full_gbs`` is the fastest copy of the run."""
     shape, S = Shape(**row["shape"]), row["S"]
     out = []
     for direction, (_, twice) in PASSES.items():
@@ -83,7 +83,7 @@ def targets(row: dict, full_gbs: float) -> list[Target]:
 
 
 def triton_targets(row: dict) -> list[Target]:
-    """Near the bound of two passes where maps are large, elsewhere not much slower than the CUDA kernels."""
+    """Return Triton's targets: most of a copy's bandwidth where maps are large, else of the CUDA kernels' speed."""
     out, S = [], row["S"]
     for direction, (_, twice) in PASSES.items():
         time, ours = (kernel_ms(row, direction, who) for who in ("triton", "ours"))
@@ -98,7 +98,7 @@ def triton_targets(row: dict) -> list[Target]:
 
 
 def time_table(rows: list[dict], op: str) -> str:
-    """Microseconds, the speedup, and for whole stages the bytes per second."""
+    """Tabulate microseconds, the speedup, and for whole stages the bytes per second."""
     columns = names(rows, op)
     direction = {"forward": "forward", "forward+backward": "backward"}.get(op)
     header = ["shape", "S MB", "copy", *columns, "ours +-%", "speedup"]
@@ -124,7 +124,7 @@ def time_table(rows: list[dict], op: str) -> str:
 
 
 def cost_table(rows: list[dict]) -> str:
-    """Launches per call as kernels+copies, and peak memory beyond the inputs in multiples of S."""
+    """Tabulate launches per call as kernels+copies, and peak memory beyond the inputs in multiples of S."""
     keys = [(op, name) for op in ("forward", "backward") for name in ("ours", "eager")]
     peaks = [(op, name) for op in ("forward", "forward+backward") for name in ("ours", "eager")]
     body = []

@@ -1,4 +1,4 @@
-"""The picture of a benchmark run."""
+"""Draw pictures of a benchmark run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COLOURS = {
 
 
 def axes_of(count: int, nrows: int = 1, **options: object) -> tuple:
-    """(figure, its panels by row), drawn without a screen."""
+    """Return (figure, its panels by row), drawn without a screen."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -35,7 +35,7 @@ def axes_of(count: int, nrows: int = 1, **options: object) -> tuple:
 
 
 def drawn(draw: Callable[[list[dict], Path], None], rows: list[dict], path: Path) -> bool:
-    """Whether the picture could be drawn: figures are not lost for want of matplotlib."""
+    """Draw a picture; return whether it could be drawn, since results are not to be lost for want of matplotlib."""
     try:
         draw(rows, path)
     except ImportError as why:
@@ -45,7 +45,7 @@ def drawn(draw: Callable[[list[dict], Path], None], rows: list[dict], path: Path
 
 
 def speedups(rows: list[dict], path: Path, tag: dict[str, str] | None = None) -> None:
-    """Time relative to ours, one panel per op, a dotted line at the copy of 2S bytes."""
+    """Draw the time relative to ours, one panel per op, with a dotted line at the copy of 2S bytes."""
     ops = ("scan", "forward", "forward+backward")
     figure, (axes,) = axes_of(len(ops), figsize=(15, max(4.5, 0.7 * len(rows))), sharey=True)
     for axis, op in zip(axes, ops):
@@ -72,7 +72,7 @@ def speedups(rows: list[dict], path: Path, tag: dict[str, str] | None = None) ->
 
 
 def ops(rows: list[dict], path: Path) -> None:
-    """Milliseconds of every candidate, a panel for each pass."""
+    """Draw the milliseconds of every candidate, a panel for each pass."""
     passes = list(dict.fromkeys(row["pass"] for row in rows))
     figure, (axes,) = axes_of(len(passes), figsize=(7 * len(passes), 2 + 0.5 * len(rows) / len(passes)), sharey=True)
     for axis, which in zip(axes, passes):

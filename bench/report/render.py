@@ -1,4 +1,4 @@
-"""docs/performance.md and the README's table from bench/results: `python -m dla_kernels bench render`.
+"""Write docs/performance.md and the README's table from bench/results: `python -m dla_kernels bench render`.
 
 A block between `<!-- from NAME -->` and `<!-- end -->` is what the function of that name makes of the results; all
 else on the page is written by hand. Pictures carry a digest of their results.
@@ -33,7 +33,7 @@ def results(name: str) -> dict:
 
 
 def gpus() -> list[Path]:
-    """The folders of the GPUs that were measured."""
+    """Return the folders of the GPUs that were measured."""
     return sorted(path.parent for path in RESULTS.glob("*/bench.json") if path.parent.name != "cpu")
 
 
@@ -89,7 +89,7 @@ def counted() -> str:
     return fenced(predict.report_counters(large_and_small_maps("cpu/counters.json")))
 
 
-# What may be in the folder of a GPU, and what it is.
+# File that a GPU's folder may hold -> its title on the page.
 REPORTS = {
     "plans.json": "Tiles laid out in every way, `python -m bench.targets.gpu_plans`",
     "bench.txt": "Ours beside its peers, `python -m dla_kernels bench --device cuda`",
@@ -99,7 +99,7 @@ REPORTS = {
 
 
 def report_of(path: Path) -> str:
-    """As it was printed, under the commit of what was measured."""
+    """Return a report: text as it was printed, JSON as a table under the commit that was measured."""
     if path.suffix != ".json":
         return path.read_text().strip()
     found = json.loads(path.read_text())
@@ -117,13 +117,13 @@ def on_gpus() -> str:
 
 
 def cpu_targets(found: dict) -> list[tuple[str, Target]]:
-    """Of the results in bench.json."""
+    """Return the targets of the results in bench.json, by row."""
     of_stages = [(row["name"], target) for row in found["rows"] for target in stages.targets(row)]
     return of_stages + attention.targets(found["attention"]) + networks.targets(found["networks"])
 
 
 def gpu_promises() -> list[tuple[str, Target]]:
-    """The targets of the GPU's rows, their ratios of no meaning."""
+    """Return the targets that the GPU's rows have, by row; their ratios mean nothing."""
     out = []
     for dtype in DTYPES:
         for shape in ROWS:
@@ -140,7 +140,7 @@ def gpu_promises() -> list[tuple[str, Target]]:
 
 
 def targets() -> str:
-    """Every target: met, missed with where its time goes, or unmeasured."""
+    """Tabulate every target: met, missed with where its time goes, or unmeasured."""
     checks = cpu_targets(results("cpu/bench.json"))
     body = [
         [
@@ -168,7 +168,7 @@ def targets() -> str:
 
 
 def highlights() -> str:
-    """How many times faster than eager and compile, the least and the most over all rows."""
+    """Tabulate how many times faster ours is than eager and compile, the least and the most over all rows."""
     found = results("cpu/bench.json")
     inside, body = found["attention"], []
 
@@ -197,7 +197,7 @@ def highlights() -> str:
 
 
 def gpu_highlights() -> str:
-    """How many times faster than eager, each called, and each as a CUDA graph."""
+    """Tabulate how many times faster ours is than eager, each called, and each as a CUDA graph."""
     parts = []
     for path in gpus():
         found, body = json.loads((path / "bench.json").read_text()), []
@@ -216,7 +216,7 @@ def gpu_highlights() -> str:
     return "\n".join(parts) or UNMEASURED + "\n"
 
 
-# The pages, and what makes their blocks.
+# Page -> its blocks, each with the function that makes it.
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     DOCS / "performance.md": {
         "machine": machine,
@@ -232,7 +232,7 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     },
     HERE.parent / "README.md": {"highlights": highlights, "gpu_highlights": gpu_highlights},
 }
-# A picture, the results it is made from, and how.
+# Picture -> the results it is made from, and the function that draws it.
 PICTURES: dict[str, tuple[str, Callable[[dict, Path, dict], None]]] = {
     "cpu-speedups.png": ("cpu/bench.json", lambda found, path, tag: plot.speedups(found["rows"], path, tag)),
     "cpu-scaling.png": ("cpu/scaling.json", lambda found, path, tag: scaling.picture(found["rows"], path, tag)),
@@ -252,7 +252,7 @@ def digest(source: str) -> str:
 
 
 def stale() -> list[Path]:
-    """The pages and pictures that do not follow from the results."""
+    """Return the pages and pictures that do not follow from the results."""
     out = [page for page in PAGES if rendered(page) != page.read_text()]
     for name, (source, _) in PICTURES.items():
         path = FIGURES / name
@@ -262,7 +262,7 @@ def stale() -> list[Path]:
 
 
 def main(check: bool) -> int:
-    """Writes what is stale; with ``check``, says so and writes nothing."""
+    """Write what is stale; with ``check``, say so and write nothing."""
     old = stale()
     names = ", ".join(str(path.relative_to(HERE.parent)) for path in old)
     if check:

@@ -1,4 +1,4 @@
-"""Layer attention inside a network: one layer of DLA-L, a stage of DLA-B, and what autograd holds for the latter."""
+"""Measure layer attention inside a network: a layer of DLA-L, a stage of DLA-B, and the maps autograd holds for it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ CELL = dla.RELEASED_DSU
 
 
 class Row(NamedTuple):
-    """One layer's map [B, C, HW, HW]; a stage has T of them."""
+    """The map [B, C, HW, HW] that one layer has; a stage has T of them."""
 
     B: int
     C: int
     HW: int
     T: int = 1
-    r: int = 0  # as published for C where it is 0
+    r: int = 0  # 0 stands for what is published for C
 
     @property
     def R(self) -> int:
@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
     @property
     def S(self) -> int:
-        """Bytes of one map in fp32."""
+        """Return the bytes of one map in fp32."""
         return 4 * self.B * self.C * self.HW**2
 
 
@@ -64,8 +64,8 @@ def leaves_of(tensors: tuple[Tensor, ...]) -> list[Tensor]:
 
 
 class Layer:
-    """A DLA-L layer in the middle of a stage, as the published code has it: with the convolution e. Its maps in
-    ``dtype``, all else in that of the arithmetic."""
+    """A DLA-L layer in the middle of a stage, as the published code has it, with the convolution e. Its maps are in
+    ``dtype``, all else is in that of the arithmetic."""
 
     def __init__(self, row: Row, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
         torch.manual_seed(0)
@@ -96,13 +96,13 @@ class Layer:
         torch.autograd.grad(o, self.leaves, self.do)
 
     def copy(self) -> None:
-        """As many bytes as a forward pass: two maps read, one written, counted as three halves of a copy."""
+        """Copy two maps, which moves four; a forward pass moves three, of which it reads two and writes one."""
         for buffer, x in zip(self.buffers, self.tensors[:2]):
             buffer.copy_(x)
 
 
 class Stage:
-    """T layers of DLA-B, their maps in ``dtype``, all else in that of the arithmetic."""
+    """A stage that has T layers of DLA-B, their maps in ``dtype``, all else in that of the arithmetic."""
 
     def __init__(self, row: Row, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
         torch.manual_seed(0)
@@ -127,7 +127,7 @@ class Stage:
         torch.autograd.grad(self.forward(stage), self.leaves, self.dos)
 
     def maps_held(self, stage: Callable) -> int:
-        """How many maps autograd holds between forward and backward, the layers' own inputs aside."""
+        """Return how many maps autograd holds between forward and backward, the layers' own inputs aside."""
         saved = Saved(self.leaves)
         with saved:
             out = self.forward(stage)
@@ -135,7 +135,7 @@ class Stage:
 
 
 def base_stage(layers: list, weights: dla.Split, *, base_step: Callable = dla.base_step, **options: object) -> list:
-    """o of every layer."""
+    """Run layers one after the other; return o of every layer."""
     stage, out = None, []
     for x, filters in layers:
         o, stage, _ = base_step(x, stage, filters, weights, **options)
@@ -144,7 +144,7 @@ def base_stage(layers: list, weights: dla.Split, *, base_step: Callable = dla.ba
 
 
 def layer_parity(layer: Layer, backend: str, samples: int | None = None) -> tuple[float, float]:
-    """(error, allowed) of light_step on the layer's own inputs, of its first samples."""
+    """Return (error, allowed) of light_step on the layer's own inputs, of its first ``samples``."""
     x, o_prev, q, k, v, lam, e, c, *w = layer.tensors
     tensors = (x[:samples], o_prev[:samples], q, k, v, lam, e, c[:samples], *w)
 

@@ -1,6 +1,6 @@
-"""The GPU benchmarks behind `python -m dla_kernels bench --device cuda`.
+"""Run the GPU benchmarks: `python -m dla_kernels bench --device cuda`.
 
-Ours beside the eager reference, both also as CUDA graphs, torch.compile if asked for, cuDNN's LSTM for the
+Ours stands beside the eager reference, both also as CUDA graphs, torch.compile if asked for, cuDNN's LSTM for the
 scan, and a copy of the same bytes. Candidates are interleaved round by round over inputs that rotate past
 the L2 cache; medians are quoted. A wrong op is not timed. Results are written after every row, so a run
 that is cut short keeps what it has.
@@ -47,7 +47,7 @@ def compiled(function: Callable, mode: str) -> Callable:
         return function
 
     def step(*args: object) -> object:
-        # Its CUDA graphs reuse their outputs' memory from here on.
+        # From here on the CUDA graphs of max-autotune may reuse the memory of earlier outputs.
         torch.compiler.cudagraph_mark_step_begin()
         return function(*args)
 
@@ -60,7 +60,7 @@ def backends(inputs: Inputs) -> list[tuple[str, Any]]:
 
 
 def candidates(inputs: Inputs, op: str, mode: str) -> Iterator[tuple[str, Callable[[], list[Call]]]]:
-    """(name, builder of its calls, one per set). A peer that cannot be built is left out with its reason."""
+    """Yield (name, builder of its calls, one per set). A peer that cannot be built is left out with its reason."""
     captured = inputs.device.captured
 
     def calls(f: Any) -> list[Call]:
@@ -86,14 +86,14 @@ def candidates(inputs: Inputs, op: str, mode: str) -> Iterator[tuple[str, Callab
 
 
 def measure_op(inputs: Inputs, op: str, args: argparse.Namespace, notes: dict[str, str]) -> dict[str, list[float]]:
-    """Milliseconds of one call, for each candidate in each round."""
+    """Return the milliseconds of one call, for each candidate in each round."""
     with torch.set_grad_enabled(op == "forward+backward"):
         found = candidates(inputs, op, args.compile)
         return sampled(inputs.device, found, op, args.rounds, args.row_seconds / len(OPS), notes)
 
 
 def check(inputs: Inputs, notes: dict[str, str]) -> dict[str, dict]:
-    """Parity of what is about to be timed; cuDNN must also compute the function it is compared with."""
+    """Return the parity of what is about to be timed; note how far cuDNN's LSTM is from ours."""
     lstm, dense = inputs.lstm()
     found = {
         "layer_update": layer_update_parity(inputs),
@@ -115,7 +115,7 @@ def check(inputs: Inputs, notes: dict[str, str]) -> dict[str, dict]:
 
 
 def count(inputs: Inputs, notes: dict[str, str]) -> tuple[dict, dict]:
-    """Launches per call, and peak memory beyond the inputs."""
+    """Return the launches per call, and the peak memory beyond the inputs."""
     launches, memory = {}, {}
     for name, f in backends(inputs):
         calls: dict[str, Callable[[], Call]] = {
@@ -168,7 +168,7 @@ def measure(shape: Shape, dtype: str, device: Cuda | StandIn, args: argparse.Nam
 
 
 def brief(row: dict) -> str:
-    """One line as a row is done."""
+    """Return one line on a row that is done."""
     ms = row["ms"]
     parts = [f"copy {1e3 * ms['copy/copy']:.0f}"]
     for op in OPS:
@@ -178,7 +178,7 @@ def brief(row: dict) -> str:
 
 
 def write(out: Path, result: dict) -> str:
-    """The JSON, and the tables beside it. By renaming, so that a run cut short leaves no half file."""
+    """Write the JSON, and the tables beside it, by renaming, so that a run cut short leaves no half file."""
     out.mkdir(parents=True, exist_ok=True)
     text = gpu_tables.report(result)
     for name, content in (("bench.json", json.dumps(result)), ("bench.txt", text + "\n")):
@@ -188,7 +188,7 @@ def write(out: Path, result: dict) -> str:
 
 
 def chosen(rows: tuple, parts: str) -> list:
-    """The rows whose name holds one of the comma-separated parts, in the order of the parts."""
+    """Return the rows whose name holds one of the comma-separated parts, in the order of the parts."""
     return list(dict.fromkeys(row for part in parts.split(",") for row in rows if f"{part.strip('-')}-" in f"{row}-"))
 
 
@@ -220,7 +220,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def merged(kind: str, new: list[dict], earlier: list[dict]) -> list[dict]:
-    """The new rows and those earlier ones that they do not repeat, in the order of the lists."""
+    """Return the new rows and those earlier ones that they do not repeat, in the order of the lists."""
     listed = {"rows": (*ROWS, *REHEARSAL), "layers": (*gpu_attention.LAYERS, *gpu_attention.REHEARSAL)}[kind]
     order = {(str(row), dtype): i for i, (dtype, row) in enumerate(itertools.product(DTYPES, listed))}
     again = {(r["name"], r["dtype"]) for r in new}
@@ -229,7 +229,7 @@ def merged(kind: str, new: list[dict], earlier: list[dict]) -> list[dict]:
 
 
 def run(args: argparse.Namespace, device: Cuda | StandIn, log: Log) -> tuple[int, dict, str]:
-    """(exit status, results, report)"""
+    """Measure all chosen rows; return (exit status, results, report)."""
     out = args.out or LATEST / slug(device.name)
     result: dict[str, Any] = {"system": device.facts(), "commit": commit(), "rows": [], "layers": []}
     earlier = json.loads((out / "bench.json").read_text()) if args.add and (out / "bench.json").exists() else {}

@@ -1,4 +1,4 @@
-"""light_step on a GPU: one layer of DLA-L beside the eager reference, both also as CUDA graphs, and a copy."""
+"""Measure light_step on a GPU: one layer of DLA-L beside the eager reference, both also as CUDA graphs, and a copy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMAGENET = (Row(256, 256, 56), Row(256, 512, 28), Row(256, 1024, 14), Row(256, 2
 LAYERS = (*IMAGENET, Row(128, 64, 32), Row(128, 128, 16), Row(128, 256, 8))
 REHEARSAL = (Row(2, 8, 3),)  # for the stand-in
 OPS = ("forward", "forward+backward")
-SAMPLES = 4  # of which parity is checked: samples are independent
+SAMPLES = 4  # parity is checked for so many: samples are independent
 COPIED = 4 / 3  # the bytes that a copy of two maps moves, over those of a forward pass: two maps read, one written
 
 
@@ -33,7 +33,7 @@ def backends(device: Cuda | StandIn) -> list[tuple[str, Any]]:
 
 def measure(row: Row, dtype: str, device: Cuda | StandIn, args: argparse.Namespace) -> dict:
     S = row.S // 4 * DTYPES[dtype].itemsize
-    count = copies_needed(4 * S, device.l2_bytes, device.free_bytes())  # each has its leaves and buffers besides
+    count = copies_needed(4 * S, device.l2_bytes, device.free_bytes())  # 4 S: each has its leaves and buffers too
     layers = [Layer(row, DTYPES[dtype], device.type) for _ in range(count)]
     notes: dict[str, str] = {}
     found: dict[str, Any] = {"name": str(row), "dtype": dtype, "S": S, "sets": count, "notes": notes, "launches": {}}
@@ -71,7 +71,7 @@ def measure(row: Row, dtype: str, device: Cuda | StandIn, args: argparse.Namespa
 
 
 def shares(row: dict) -> dict[str, float]:
-    """Of the bandwidth of a copy, what a forward pass reaches over the bytes of its three maps."""
+    """Return the share of a copy's bandwidth that a forward pass reaches over the bytes of its three maps."""
     ms = row["ms"]
     return {name: ms["copy/copy"] / COPIED / ms[f"forward/{name}"] for name in names([row], "forward")}
 
@@ -82,7 +82,7 @@ def names(rows: list[dict], op: str) -> list[str]:
 
 
 def brief(row: dict) -> str:
-    """One line as a row is done."""
+    """Return one line on a row that is done."""
     return "us: " + "; ".join(f"{key} {1e3 * time:.0f}" for key, time in row["ms"].items())
 
 

@@ -1,4 +1,4 @@
-"""The rows of the GPU benchmark, their bytes, and their inputs in enough copies to outgrow the L2 cache."""
+"""The rows that the GPU benchmark measures, their bytes, and their inputs in enough copies to outgrow the L2 cache."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ ROWS = (
 )
 REHEARSAL = (Shape(3, 4, 16, 4, 4), Shape(2, 1, 8, 3, 4))  # for the stand-in
 
-# The fewest passes over S bytes, and those of a kernel that reads its maps twice.
+# Passes over S bytes: the fewest there can be, and those of a kernel that reads its maps twice.
 PASSES = {"forward": (2, 3), "backward": (3, 4)}
 
 
 def map_bytes(shape: Shape, dtype: str) -> int:
-    """S: the bytes of all maps."""
+    """Return S, the bytes of all maps."""
     return shape.S // 4 * DTYPES[dtype].itemsize
 
 
 def copies_needed(size: int, l2: int, free: int, most: int = 128) -> int:
-    """So many that their total passes three times the L2, in at most a quarter of the memory with their gradients."""
+    """Return how many copies pass three times the L2, in at most a quarter of the memory with their gradients."""
     return max(1, min(most, max(2, math.ceil(3 * l2 / size)), free // 4 // (2 * size)))
 
 
 class Set:
-    """One copy of a row's inputs."""
+    """One of the copies in which a row's inputs are made."""
 
     def __init__(self, shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> None:
         T, B, C, HW, _ = shape
@@ -63,13 +63,13 @@ class Set:
 
 
 def triton_on(device: Cuda | StandIn) -> Any:
-    """The ops of the Triton backend, None where it does not serve the device."""
+    """Return the ops of the Triton backend, None where it does not serve the device."""
     triton = BACKENDS["triton"]
     return functions("triton") if triton.available and triton.serves(device.type) else None
 
 
 class Inputs:
-    """A row's weights, in fp32 as mixed-precision training keeps them, and its rotating sets."""
+    """The weights that a row has, in fp32 as mixed-precision training keeps them, and its rotating sets."""
 
     def __init__(self, shape: Shape, dtype: str, device: Cuda | StandIn) -> None:
         # Nothing random comes from the device's default generator, which a CUDA graph that fails leaves unusable.
@@ -87,7 +87,7 @@ class Inputs:
         self.triton = triton_on(device)
 
     def lstm(self) -> tuple[torch.nn.LSTM, dla.Dense]:
-        """cuDNN's LSTM in the row's dtype, and the same weights for our scan."""
+        """Return cuDNN's LSTM in the row's dtype, and the same weights for our scan."""
         weights = random_weights(dla.Cell("lstm"), self.shape.C, self.shape.R)
         dense = dla.Dense(*(w.to(self.device.type) for w in weights))
         return torch_lstm(dense).to(DTYPES[self.dtype]).requires_grad_(False), dense
@@ -103,7 +103,7 @@ class Inputs:
         torch.autograd.grad(out, [*one.leaves, *self.weight_leaves], one.grads)
 
     def backward_only(self, layer_update: Callable) -> Callable[[], object]:
-        """The backward pass by itself, of a forward pass that is kept."""
+        """Return a call of the backward pass by itself, of a forward pass that is kept."""
         one = self.sets[0]
         out, _ = layer_update(one.leaves, self.weight_leaves)
         inputs = [*one.leaves, *self.weight_leaves]
@@ -113,7 +113,7 @@ class Inputs:
 def outputs_and_gradients(
     f: Any, xs: Sequence[Tensor], weights: dla.Joint, grads: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """What belongs to samples (outputs, contexts, map gradients; the batch is dimension -4 or -2), and to weights."""
+    """Return what belongs to samples (outputs, contexts, map gradients; B is dimension -4 or -2) and to weights."""
     xs = [x.detach().requires_grad_() for x in xs]
     weights = dla.Joint(*(w.detach().requires_grad_() for w in weights))
     out, states = f.layer_update(xs, weights)
@@ -122,7 +122,7 @@ def outputs_and_gradients(
 
 
 def layer_update_parity(inputs: Inputs, ours: Any = None, chunk_bytes: int = 1 << 30) -> tuple[float, float]:
-    """(error, allowed) of one backend's layer_update on the very inputs that are timed, as in `verify.parity`.
+    """Return (error, allowed) of one backend's layer_update on the very inputs that are timed, as in `verify.parity`.
 
     The truth in fp64 would not fit beside large rows, so it is computed for a few samples at a time: samples
     are independent, and the gradients of the weights are sums over them.
@@ -153,7 +153,7 @@ def layer_update_parity(inputs: Inputs, ours: Any = None, chunk_bytes: int = 1 <
 
 
 def scan_parity(inputs: Inputs, cell: dla.Cell, weights: dla.Joint | dla.Dense) -> tuple[float, float]:
-    """(error, allowed) of scan, outputs and gradients."""
+    """Return (error, allowed) of scan, outputs and gradients."""
 
     def call(f: Any, t: Sequence[Tensor]) -> Sequence[Tensor]:
         return f.scan(t[0], type(weights)(*t[1:]), cell=cell)

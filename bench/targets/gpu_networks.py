@@ -1,9 +1,9 @@
-"""A training step of whole networks on a GPU, and the attention tax: what attention adds to the plain network's step.
+"""Measure a training step of whole networks on a GPU, and the attention tax: what attention adds to the plain step.
 
     python -m bench.targets.gpu_networks [--out FOLDER]
 
-Weights in fp32 under autocast to bf16, plain SGD. Each step as calls and, captured with its optimizer, as one CUDA
-graph, ours and by the reference; networks are interleaved round by round, medians are quoted.
+Weights are in fp32 under autocast to bf16, the optimizer is plain SGD. Each step runs as calls and, captured with its
+optimizer, as one CUDA graph, by ours and by the reference. Networks are interleaved round by round, medians are quoted.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from bench.devices import Cuda, StandIn, new_results
 from dla_kernels.terminal import table
 
 ATTENTIONS = ("", "se_", "dia_", "dla_light_", "dla_base_")
-OURS = ("dia_", "dla_light_", "dla_base_")  # those of which the reference is another way
+OURS = ("dia_", "dla_light_", "dla_base_")  # those that are run by the reference too
 
 
 class Setting(NamedTuple):
-    """A family of networks, and the images of a step."""
+    """A family of networks that is measured, and the images of a step."""
 
     family: str
     batch: int

@@ -1,9 +1,10 @@
-"""Every way to lay layer_update out on a GPU: blocks and samples of a tile, beside what the plan chose.
+"""Try every way to lay layer_update out on a GPU, blocks and samples of a tile, beside what the plan chose.
 
     python -m bench.targets.gpu_plans [--rows PARTS] [--out FOLDER]
 
-Each as a CUDA graph, in bf16: the forward pass, and the backward pass as the time beyond it. The constants of the plan
-(csrc/cuda/plan.h) are to choose what is nearly the best here; a plan that had no room for so many samples took fewer.
+Each runs as a CUDA graph, in bf16: the forward pass, and the backward pass as the time beyond it. The constants of the
+plan (csrc/cuda/plan.h) are to choose what is nearly the best here; a plan that had no room for so many samples took
+fewer.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from bench.targets.gpu import chosen
 from bench.targets.gpu_inputs import REHEARSAL, ROWS, Inputs, layer_update_parity
 from dla_kernels.terminal import table
 
-PLAN = "plan"  # its own choice
+PLAN = "plan"  # what the plan chooses itself
 WAYS = (PLAN, *(f"{group}x{samples}" for group in (1, 2, 4, 8) for samples in (1, 2, 3, 4, 8)))
 VARIABLES = ("DLA_KERNELS_GROUP", "DLA_KERNELS_SAMPLES")
 
 
 def lay_out(way: str) -> None:
-    """For the launches to come."""
+    """Choose the layout for the launches to come."""
     for variable, value in zip(VARIABLES, ("", "") if way == PLAN else way.split("x")):
         if value:
             os.environ[variable] = value
@@ -41,7 +42,7 @@ def lay_out(way: str) -> None:
 
 
 def timed(device: Cuda | StandIn, calls: list[Call], rounds: int) -> float:
-    """Milliseconds of one call, the median of a few rounds of some milliseconds."""
+    """Return the milliseconds of one call, the median of a few rounds of some milliseconds."""
     turns = itertools.cycle(calls)
     call = partial(lambda turns: next(turns)(), turns)
     times = min(200, max(2, int(2 / max(1e-3, device.timed(call, 3)))))
@@ -77,7 +78,7 @@ def measure(shape: Shape, device: Cuda | StandIn, rounds: int) -> dict:
 
 
 def report(rows: list[dict]) -> str:
-    """Microseconds. floor: the time of a copy, which moves 2S; the backward pass cannot do with less than 3S."""
+    """Tabulate microseconds. The floor is the time of a copy, which moves 2S; the backward pass needs at least 3S."""
     body = []
     for row in rows:
         ms = row["ms"]

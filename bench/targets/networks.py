@@ -1,4 +1,4 @@
-"""The attention tax: what layer attention adds to a training step of a CIFAR ResNet, ours and by the reference."""
+"""Measure the attention tax: what layer attention adds to a training step of a CIFAR ResNet, by ours and by peers."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from dla_kernels.terminal import progress, table
 
 BATCH, SIZE = 32, 32
 DEPTHS = (56, 110)
-LIMITS = {"dla_light": 0.5, "dla_base": 0.25}  # of the eager tax
+LIMITS = {"dla_light": 0.5, "dla_base": 0.25}  # of our tax over a peer's
 PEERS = {"dla_light": ("eager",), "dla_base": ("eager", "copying")}
 
 
 class Copying(DLABase):
-    """DLA-B as published: its steps copy all earlier maps."""
+    """DLA-B as it is published: its steps copy all earlier maps."""
 
     def forward(self, t: int, x: Tensor, o_prev: Tensor | None = None, stage: Any = None) -> tuple[Tensor, Any]:
         layer = self.layers[t]
@@ -62,13 +62,13 @@ class Step:
 
 
 def first_gradient(step: Step) -> Tensor:
-    """Of the first convolution, behind which all else lies."""
+    """Return the gradient of the first convolution, which has come through all other layers."""
     F.cross_entropy(step.net(step.images), step.labels).backward()
     return step.net.conv1.weight.grad
 
 
 def check(name: str, ways: Sequence[str]) -> None:
-    """All are the same network: of the same weights, in fp64, they have the same gradient."""
+    """Exit unless all ways make the same network: of the same weights, in fp64, they have the same gradient."""
     found = {}
     for how in ways:
         step = Step(name, how, batch=2, size=8)

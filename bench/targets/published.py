@@ -14,7 +14,7 @@ from dla_kernels.cells import Weights
 
 
 class CopiedStage(NamedTuple):
-    """What goes from layer to layer: all keys and values so far, refreshed."""
+    """The keys and values so far, refreshed, that go from layer to layer, and the cell's state."""
 
     keys: list[Tensor]  # [B, C] each
     values: list[Tensor]  # maps
@@ -31,8 +31,8 @@ def base_step_by_copying(
     moments: bool = False,
     **options: Any,
 ) -> tuple[Tensor, CopiedStage, Tensor | None]:
-    """As ``reference.base_step``. (The published code refreshes the whole batch by the state of its first sample; here
-    each sample has its own.)"""
+    """Compute ``reference.base_step`` by copying. (The published code refreshes the whole batch by the state of its
+    first sample; here each sample has its own.)"""
     keys, values, state = stage or ([], [], None)
     B, C = x.shape[:2]
     y = x.mean((2, 3))
@@ -59,7 +59,7 @@ def base_step_by_copying(
 def base_stage_by_copying(
     layers: Sequence[tuple[Tensor, Attention]], weights: Weights | None, heads: int, **options: Any
 ) -> list[Tensor]:
-    """o of every layer, from its map [B, C, H, W] and its filters."""
+    """Return o of every layer, from its map [B, C, H, W] and its filters."""
     stage, out = None, []
     for x, filters in layers:
         o, stage, _ = base_step_by_copying(x, stage, filters, weights, heads=heads, **options)

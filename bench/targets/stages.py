@@ -1,4 +1,4 @@
-"""layer_update and scan at the shapes that have targets: ours beside eager, torch.compile and a copy."""
+"""Measure layer_update and scan at the shapes that have targets: ours beside eager, torch.compile and a copy."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from dla_kernels.terminal import progress, table
 from dla_kernels.verify import Case, largest_error, parity
 
 CELL = CELLS["layer_update"]
-PARTS = ("gap", "refresh", "rescale")  # of a forward pass, by themselves, to say where a missed target goes
+PARTS = ("gap", "refresh", "rescale")  # timed by themselves too, to say where the time of a missed target goes
 
 
 def with_states(f: Any, tensors: Sequence[Tensor], T: int, **options: bool) -> tuple[Tensor, ...]:
-    """All that layer_update returns of T maps and weights."""
+    """Return all that layer_update returns of T maps and weights."""
     out, states = f.layer_update(tensors[:T], pack(CELL, tensors[T:]), cell=CELL, **options)
     return (*out, *states)
 
 
 def in_place(update: Work) -> Callable[[], tuple[Tensor, ...]]:
-    """layer_update of copies of the maps, over and over."""
+    """Return a call of layer_update that refreshes copies of the maps where they are, over and over."""
     tensors = [x.clone() for x in update.tensors]
 
     def call() -> tuple[Tensor, ...]:
@@ -39,15 +39,15 @@ def in_place(update: Work) -> Callable[[], tuple[Tensor, ...]]:
 
 
 def checked(scan: Work, update: Work) -> dict[str, tuple[float, float]]:
-    """(error, allowed) of all that is timed."""
+    """Return (error, allowed) of all that is timed."""
     whole = Case(update.op, CELL, update.tensors, partial(with_states, T=update.shape.T))
     once = largest_error(in_place(update)(), whole.call(dla, whole.tensors))
     checks = {case.op: parity(case, "cpu") for case in (scan.case, whole)}
-    return checks | {"layer_update in place": (once, 0.0)}  # the same bits
+    return checks | {"layer_update in place": (once, 0.0)}  # it must give the same bits
 
 
 def candidates(scan: Work, update: Work, with_compile: bool) -> dict[str, Callable[[], object]]:
-    """What is timed, by op and name."""
+    """Return what is timed, by op and name."""
     peers = {"eager": reference}
     if with_compile:
         # Each shape is compiled for itself, as a user who calls it in a loop would have it.
@@ -84,7 +84,7 @@ def measure(shape: Shape, rounds: int, with_compile: bool) -> dict:
 
 
 def targets(row: dict) -> list[Target]:
-    """The targets of one row: ratios to the better of eager and compile, and to a copy of 2S bytes."""
+    """Return the targets of one row: ratios to the better of eager and compile, and to a copy of 2S bytes."""
     ms, shape, large = row["ms"], Shape(**row["shape"]), row["S"] > 20 * MB
     copy = ms["copy/copy"]
     rows, R, C = shape.T * shape.B, shape.R, shape.C

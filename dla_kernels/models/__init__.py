@@ -1,4 +1,4 @@
-"""The networks of the DLA, DIA and MRLA papers, by name."""
+"""The networks that the DLA, DIA and MRLA papers describe, by name."""
 
 from .convert import convert
 from .published import from_published, to_published

@@ -48,14 +48,14 @@ class ECA(nn.Module):
 
 
 def downsample(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
-    """The shortcut where a block changes the shape, else None."""
+    """Return the shortcut where a block changes the shape, else None."""
     if stride == 1 and inputs == outputs:
         return None
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
 class Block(nn.Module):
-    """forward: x -> (residual branch, shortcut), both [B, C, H, W]; the stage adds them."""
+    """A block whose forward turns x into (residual branch, shortcut), both [B, C, H, W]; the stage adds them."""
 
     expansion: int
     downsample: nn.Module | None
@@ -72,7 +72,7 @@ class Block(nn.Module):
 
 
 class BasicBlock(Block):
-    """Two 3x3 convolutions."""
+    """A block that has two 3x3 convolutions."""
 
     expansion = 1
 
@@ -94,7 +94,7 @@ class BasicBlock(Block):
 
 
 class Bottleneck(Block):
-    """A 3x3 convolution between two 1x1 ones, of which the last widens fourfold."""
+    """A block that has a 3x3 convolution between two 1x1 ones, of which the last widens fourfold."""
 
     expansion = 4
 

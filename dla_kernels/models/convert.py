@@ -1,4 +1,4 @@
-"""Layer attention for a ResNet that is there already, of torchvision, timm or one built like theirs."""
+"""Add layer attention to a ResNet that is there already, of torchvision, timm or one built like theirs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ..cells import Cell
 from .resnet import BETWEEN, ResNet, check_options, stage_attention
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
-COMPILED = 0  # in place of a thread where the code of one is traced
+COMPILED = 0  # stands for the thread's number where torch.compile traces
 
 
 class Kept:
-    """A forward hook: what a block's ``downsample`` made for each thread, until the thread takes it."""
+    """A forward hook that keeps what a block's ``downsample`` made for each thread, until the thread takes it."""
 
     def __init__(self) -> None:
         self.outputs: dict[int, Tensor] = {}
@@ -25,7 +25,7 @@ class Kept:
         self.outputs[COMPILED if torch.compiler.is_compiling() else threading.get_ident()] = output
 
     def __getstate__(self) -> dict:
-        """A copy begins with none: a block that was called by itself has left one here."""
+        """Return a state without outputs, so that a copy has none: a block called by itself has left one here."""
         return {"outputs": {}}
 
     def take(self) -> Tensor:
@@ -37,8 +37,8 @@ class Kept:
 
 
 class ConvertedStage(nn.Module):
-    """The blocks of a stage, with attention after each. Indexed, it is the sequence of blocks that it was; iterated, as
-    by those who checkpoint a sequence of modules, it is one module."""
+    """A stage that has attention after each of its blocks. Indexed, it is the sequence of blocks that it was; iterated,
+    as by those who checkpoint a sequence of modules, it is one module."""
 
     def __init__(self, blocks: nn.Sequential, attention: nn.Module) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class ConvertedStage(nn.Module):
 
 
 def channels_of(block: nn.Module) -> int:
-    """What comes out of its last convolution."""
+    """Return how many channels come out of a block's last convolution."""
     convolutions = [module for name, module in block.named_children() if name.startswith("conv")]
     return convolutions[-1].out_channels
 
@@ -82,7 +82,7 @@ def convert(
     drop_path: float = 0.0,
     backend: str | None = None,
 ) -> nn.Module:
-    """Adds layer attention to a ResNet, in place, and returns it; its own weights stay as they are.
+    """Add layer attention to a ResNet, in place, and return it; its own weights stay as they are.
 
     model: of torchvision or timm, or like theirs: ``layer1`` to ``layer4`` of blocks with ``downsample``.
     attention: ``dla_light``, ``dla_base``, ``mrla_light`` or ``mrla_base``.

@@ -18,7 +18,7 @@ class Row(NamedTuple):
 
     name: str
     published: dict[int, float]
-    options: dict[str, Any]  # of the reading that meets them
+    options: dict[str, Any]  # by which create_model makes the network that meets them
     reading: str
 
 
@@ -69,13 +69,13 @@ TABLE = (
 
 
 def count(name: str, num_classes: int, **options: Any) -> int:
-    """Of a network that is never filled with numbers."""
+    """Return how many parameters a network has, without filling it with numbers."""
     with torch.device("meta"):
         return sum(p.numel() for p in create_model(name, num_classes, **options).parameters())
 
 
 def met(row: Row, num_classes: int, parameters: int) -> bool:
-    """Whether the paper's figure is ours rounded as it is there. One of them is cut."""
+    """Return whether the paper's figure is ours rounded as it is there; one of its figures is cut, not rounded."""
     millions, figure = parameters / 1e6, row.published[num_classes]
     if (row.name, num_classes) == ("dla_light_resnet56", 100):
         return figure == int(millions * 100) / 100
@@ -83,10 +83,10 @@ def met(row: Row, num_classes: int, parameters: int) -> bool:
 
 
 def digits(row: Row) -> int:
-    """Decimals that the paper gives."""
+    """Return how many decimals the paper gives."""
     return 1 if 1000 in row.published else 2
 
 
 def parameter_table() -> list[tuple[Row, dict[int, int]]]:
-    """Each row of the paper with our counts for the same numbers of classes."""
+    """Return each row of the paper with our counts for the same numbers of classes."""
     return [(row, {n: count(row.name, n, **row.options) for n in row.published}) for row in TABLE]

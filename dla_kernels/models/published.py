@@ -1,4 +1,4 @@
-"""Checkpoints of the published DLA code: its names for our parameters.
+"""Translate checkpoints of the published DLA code: its names for our parameters.
 
 CIFAR: ``stages.S.attention.N.layer_attention...``, a cell called ``lstm`` and the refresh convolution ``excite``.
 ImageNet: ``layer1`` to ``layer4`` for the stages, ``mrla`` inside, and ``extict``.
@@ -18,7 +18,7 @@ from ..nn import DLABase, DLALight
 if TYPE_CHECKING:
     from .resnet import ResNet
 
-# Of the split projection, where the two bottlenecks are two small networks.
+# Names of the split projection's weights: its two bottlenecks are two small networks there.
 CELL = {
     f"{kind}{number}{side}": f"lstm.w_{side_name}.0.seq.{place}.{word}"
     for side, side_name in (("y", "ih"), ("h", "hh"))
@@ -28,7 +28,7 @@ CELL = {
 
 
 def published_name(key: str, imagenet: bool) -> str:
-    """Its key for ours.
+    """Return the published key for one of ours.
 
     >>> published_name("stages.0.attention.layers.1.q", imagenet=False)
     'stages.0.attention.1.layer_attention.layer_attention.Wq.weight'
@@ -56,7 +56,7 @@ def published_name(key: str, imagenet: bool) -> str:
 
 
 def published_shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A filter over channels is a Conv1d there, and lam stands before a map."""
+    """Return the published shape for one of ours: filters over channels are a Conv1d there, lam stands before a map."""
     if key.endswith((".q", ".k")):
         return (1, 1, *shape)
     return (*shape, 1, 1) if key.endswith(".lam") else shape
@@ -78,7 +78,7 @@ def check_published(net: ResNet) -> None:
 
 
 def to_published(net: ResNet) -> dict[str, Tensor]:
-    """The state dict of a DLA network as the published code would save it."""
+    """Return the state dict of a DLA network as the published code would save it."""
     check_published(net)
     return {
         published_name(key, net.imagenet): value.reshape(published_shape(key, tuple(value.shape)))
@@ -87,7 +87,7 @@ def to_published(net: ResNet) -> dict[str, Tensor]:
 
 
 def from_published(net: ResNet, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A published state dict under our names, for ``net.load_state_dict``; what has no name of ours keeps its own."""
+    """Return a published state dict under our names, for ``net.load_state_dict``; keys unknown to us stay."""
     check_published(net)
     ours = {published_name(key, net.imagenet): (key, value.shape) for key, value in net.state_dict().items()}
     found = {}

@@ -1,4 +1,4 @@
-"""Networks by name: ``dla_light_resnet50`` and the like."""
+"""Networks that are made by name: ``dla_light_resnet50`` and the like."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .blocks import BasicBlock, Bottleneck
 from .published import from_published, is_published
 from .resnet import ATTENTIONS, ResNet
 
-# depth: how it is built
+# Depth -> how a ResNet of that depth is built.
 RESNETS: dict[int, dict[str, Any]] = {
     **{depth: {"depths": ((depth - 2) // 9,) * 3, "block": Bottleneck} for depth in (20, 56, 110, 164)},
     18: {"depths": (2, 2, 2, 2), "block": BasicBlock, "imagenet": True},
@@ -34,7 +34,7 @@ OPTIONS = [option for option in signature(ResNet).parameters if option not in NA
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """The names that match. ResNet-20, -56, -110 and -164 are for CIFAR, the others for ImageNet.
+    """Return the names that match. ResNet-20, -56, -110 and -164 are for CIFAR, the others for ImageNet.
 
     >>> list_models("dla_light*")[:3]
     ['dla_light_resnet20', 'dla_light_resnet56', 'dla_light_resnet110']
@@ -50,7 +50,7 @@ def create_model(
     features_only: bool = False,
     **options: Any,
 ) -> ResNet:
-    """A network by its name.
+    """Make a network by its name.
 
     num_classes: 10 for CIFAR and 1000 for ImageNet unless given.
     pretrained_path: a state dict saved by torch, our own or in the published code's layout; a checkpoint that holds one
@@ -76,14 +76,14 @@ def create_model(
 
 
 def load(net: ResNet, checkpoint: Mapping[str, Any]) -> None:
-    """Strictly, but for the classifier that a net of features has not."""
+    """Load a checkpoint strictly, but for the classifier, which a net of features does not have."""
     for inside in ("state_dict", "model"):
         if not isinstance(checkpoint, Mapping):
             raise TypeError(
                 f"checkpoint: expected a state dict, or a dict that holds one, got {type(checkpoint).__name__}"
             )
         checkpoint = checkpoint.get(inside, checkpoint)
-    # What wrappers put in front of every key: of several processes, of torch.compile.
+    # DistributedDataParallel and torch.compile put these in front of every key.
     state = {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in checkpoint.items()}
     if net.fc is None:
         state = {key: value for key, value in state.items() if not key.startswith("fc.")}

@@ -1,4 +1,4 @@
-"""ResNets for CIFAR and ImageNet with attention between their layers."""
+"""ResNets for CIFAR and ImageNet that have attention between their layers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from ..nn.attention import StageAttention
 from .blocks import ECA, SE, BasicBlock, Block, Bottleneck
 
 ATTENTIONS = ("none", "se", "eca", "dia", "mrla_light", "mrla_base", "dla_light", "dla_base")
-BETWEEN = {"dla_light": DLALight, "dla_base": DLABase, "mrla_light": MRLALight, "mrla_base": MRLABase}  # whole blocks
+# The attention that runs between whole blocks.
+BETWEEN = {"dla_light": DLALight, "dla_base": DLABase, "mrla_light": MRLALight, "mrla_base": MRLABase}
 D = 32  # channels per head, unless given
-WITH_CELL = {"dia": "dia", "dla_light": "dsu", "dla_base": "dsu"}  # and its usual kind
+WITH_CELL = {"dia": "dia", "dla_light": "dsu", "dla_base": "dsu"}  # attention with a cell -> its usual kind
 
 
 def check_options(
@@ -27,7 +28,7 @@ def check_options(
     drop_path: float,
     backend: str | None,
 ) -> None:
-    """No option that would have no effect."""
+    """Raise an error on an option that is wrong or would have no effect."""
     if attention not in ATTENTIONS:
         raise ValueError(f"attention: expected one of {', '.join(ATTENTIONS)}, got {attention!r}")
     check_backend(backend)
@@ -54,7 +55,7 @@ def stage_attention(
     drop_path: float = 0.0,
     backend: str | None = None,
 ) -> StageAttention | LayerwiseIntegration | None:
-    """What runs between the layers of a stage; None where nothing does."""
+    """Return what runs between the layers of a stage; None where nothing does."""
     cell = cell or WITH_CELL.get(attention)
     if attention == "dia":
         assert cell is not None
@@ -69,7 +70,7 @@ def stage_attention(
 
 
 class Stage(nn.Module):
-    """Blocks one after the other; after each, the attention of the stage."""
+    """A stage that runs its blocks one after the other and, after each, its attention."""
 
     def __init__(self, blocks: Sequence[Block], attention: nn.Module | None) -> None:
         super().__init__()
@@ -91,7 +92,7 @@ class Stage(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A residual network with a choice of attention.
+    """A residual network whose attention may be chosen.
 
     depths: blocks of each stage.
     block: ``BasicBlock`` or ``Bottleneck``.
@@ -177,8 +178,8 @@ class ResNet(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """As the published networks begin: convolutions, those of layer attention too, normal by their fan-out; for
-        ImageNet, branches at zero."""
+        """Draw weights as the published networks do: those of convolutions, in layer attention too, normal by their
+        fan-out; for ImageNet, branches begin at zero."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -193,7 +194,7 @@ class ResNet(nn.Module):
                         nn.init.kaiming_normal_(filters, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """Images [B, 3, H, W] -> scores [B, num_classes], or the maps of all stages."""
+        """Return scores [B, num_classes] of images [B, 3, H, W], or the maps of all stages."""
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         if self.imagenet:
             x = F.max_pool2d(x, 3, 2, padding=1)

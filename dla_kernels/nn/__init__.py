@@ -1,4 +1,4 @@
-"""Modules over the ops: cells, a stage's update at once, and attention inside a network, layer by layer."""
+"""Modules that wrap the ops: cells, a stage's update at once, and attention inside a network, layer by layer."""
 
 from .attention import DLABase, DLALight, MRLABase, MRLALight
 from .cells import CellModule, DIACell, DSUCell, LSTMCell, RNNCell, make_cell

@@ -21,14 +21,14 @@ State = tuple[Tensor, ...]
 
 
 def heads_of(channels: int, head_channels: int) -> int:
-    """G; fewer channels than a head has make one head."""
+    """Return G, the number of heads; fewer channels than a head has make one head."""
     if not isinstance(head_channels, int) or head_channels < 1 or channels % min(channels, head_channels):
         raise ValueError(f"head_channels: expected a divisor of the {channels} channels, got {head_channels!r}")
     return max(1, channels // head_channels)
 
 
 class AttentionLayer(nn.Module):
-    """One layer's filters, and the norm of its output."""
+    """The filters that one layer has, and the norm of its output."""
 
     def __init__(self, channels: int, with_lam: bool) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class AttentionLayer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The filters as torch's convolutions have them, lam normal."""
+        """Draw the filters as torch's convolutions do, and lam from a normal distribution."""
         for filters, taps in ((self.q, len(self.q)), (self.k, len(self.k)), (self.v, 9)):
             nn.init.uniform_(filters, -(taps**-0.5), taps**-0.5)
         if self.lam is not None:
@@ -54,9 +54,9 @@ class AttentionLayer(nn.Module):
 
 
 class StageAttention(nn.Module):
-    """What light and base have in common."""
+    """The part that light and base have in common."""
 
-    relu: bool  # between the norm and the sum
+    relu: bool  # whether one stands between the norm and the sum
     with_lam: bool  # whether a layer weighs the one before
 
     def __init__(
@@ -86,7 +86,7 @@ class StageAttention(nn.Module):
         self.layers = nn.ModuleList(AttentionLayer(channels, self.with_lam) for _ in range(layers))
 
     def _layer(self, t: int, x: Tensor, memory: object, remembers: bool) -> AttentionLayer:
-        """Layer t; ``remembers``: whether it needs what the layer before returned."""
+        """Return layer t; ``remembers`` says whether it needs what the layer before returned."""
         if not 0 <= t < len(self.layers):
             raise IndexError(f"t: expected one of {len(self.layers)} layers, counted from 0, got {t}")
         if x.dim() == 4 and x.shape[1] != self.channels:
@@ -96,12 +96,12 @@ class StageAttention(nn.Module):
         return self.layers[t]
 
     def _with_cell(self) -> dict[str, Any]:
-        """How the steps take the cell."""
+        """Return heads, backend and cell as the steps take them."""
         own = {"heads": self.heads, "backend": self.backend}
         return own | ({"weights": self.cell.weights, "cell": self.cell.cell} if self.cell is not None else {})
 
     def _keep(self, x: Tensor) -> Tensor | None:
-        """What drop path multiplies each sample's branch by, [B]."""
+        """Return what drop path multiplies each sample's branch by, [B]; None where it drops nothing."""
         if not self.training or self.drop_path == 0:
             return None
         rate = 1 - self.drop_path
@@ -109,7 +109,7 @@ class StageAttention(nn.Module):
 
     @staticmethod
     def _fused(norm: nn.Module) -> bool:
-        """Whether norm_add stands for this norm: a BatchNorm2d as torch makes it, with a momentum and no hooks."""
+        """Return whether norm_add can stand for this norm: torch's own BatchNorm2d, with a momentum and no hooks."""
         return (
             type(norm) is nn.BatchNorm2d
             and norm.affine
@@ -123,7 +123,7 @@ class StageAttention(nn.Module):
         return StageAttention._fused(norm) and (norm.training or norm.running_mean is None)
 
     def _add(self, x: Tensor, o: Tensor, norm: nn.Module, moments: Tensor | None) -> Tensor:
-        """``x + keep f(norm(o))``, and the norm's running statistics moved in training."""
+        """Return ``x + keep f(norm(o))``; move the norm's running statistics in training."""
         keep = self._keep(x)
         if not self._fused(norm):
             branch = norm(o).relu() if self.relu else norm(o)
@@ -151,7 +151,7 @@ class StageAttention(nn.Module):
 
 
 class DLALight(StageAttention):
-    """DLA-L for a stage of T layers (Eq. 3): ``x + BN(o)``, o attending to the layer before, refreshed by the cell.
+    """DLA-L for a stage of T layers (Eq. 3): ``x + BN(o)``, where o attends to the layer before, refreshed by the cell.
 
     channels: C.
     layers: T.
@@ -200,13 +200,13 @@ class DLALight(StageAttention):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Of the stage's own filter, as torch's convolutions have it; cell and layers have theirs."""
+        """Draw the stage's own filter, as torch's convolutions do; cell and layers draw theirs."""
         if self.e is not None:
             nn.init.uniform_(self.e, -1 / 3, 1 / 3)
 
     def forward(self, t: int, x: Tensor, o_prev: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
-        """Layer t: x and the layer before, in networks the block's shortcut, [B, C, H, W] -> the map that the network
-        goes on with, and the cell's state for layer t + 1."""
+        """Run layer t: x and the layer before, in networks the block's shortcut, [B, C, H, W] -> the map that the
+        network goes on with, and the cell's state for layer t + 1."""
         layer = self._layer(t, x, state, self.cell is not None)
         if self.cell is not None and state is None:
             state = self.cell.initial_state(x)
@@ -224,7 +224,7 @@ class DLALight(StageAttention):
 
 
 class MRLALight(DLALight):
-    """MRLA-L: DLA-L without a cell, so that nothing is refreshed.
+    """MRLA-L, which is DLA-L without a cell, so that nothing is refreshed.
 
     >>> x, _ = MRLALight(64, layers=2)(0, torch.randn(8, 64, 16, 16), torch.randn(8, 64, 16, 16))
     """
@@ -244,8 +244,8 @@ class MRLALight(DLALight):
 
 
 class DLABase(StageAttention):
-    """DLA-B for a stage of T layers (Eq. 2): ``x + relu(BN(o))``, o attending to all layers so far, keys and values of
-    which the cell refreshes at every layer. The parameters are those of ``DLALight``. In a stage of one layer there is
+    """DLA-B for a stage of T layers (Eq. 2): ``x + relu(BN(o))``, where o attends to all layers so far, whose keys and
+    values the cell refreshes at every layer. The parameters are those of ``DLALight``. In a stage of one layer there is
     nothing to refresh: it has no cell.
 
     >>> attention = DLABase(64, layers=3)
@@ -283,8 +283,8 @@ class DLABase(StageAttention):
     def forward(
         self, t: int, x: Tensor, o_prev: Tensor | None = None, stage: BaseStage | None = None
     ) -> tuple[Tensor, BaseStage]:
-        """Layer t: x [B, C, H, W] -> the map that the network goes on with, and the stage for layer t + 1. ``o_prev``
-        is not looked at: it stands where ``DLALight`` has it."""
+        """Run layer t: x [B, C, H, W] -> the map that the network goes on with, and the stage for layer t + 1.
+        ``o_prev`` is not looked at: it stands where ``DLALight`` has it."""
         layer = self._layer(t, x, stage, True)
         state = {"state": self.cell.initial_state(x)} if self.cell is not None and stage is None else {}
         o, stage, moments = base_step(
@@ -294,7 +294,7 @@ class DLABase(StageAttention):
 
 
 class MRLABase(DLABase):
-    """MRLA-B: DLA-B without a cell.
+    """MRLA-B, which is DLA-B without a cell.
 
     >>> x, stage = MRLABase(64, layers=2)(0, torch.randn(8, 64, 16, 16))
     """

@@ -50,21 +50,21 @@ class CellModule(nn.Module):
 
     @property
     def R(self) -> int:
-        """The width of the bottleneck."""
+        """Return the width of the bottleneck."""
         return max(1, self.channels // self.reduction)
 
     @property
     def weights(self) -> Weights:
-        """The parameters as the ops take them."""
+        """Return the parameters as the ops take them."""
         projection = PROJECTIONS[self.cell.projection]
         return projection(*(getattr(self, name) for name in projection._fields))  # type: ignore[attr-defined]
 
     def reset_parameters(self) -> None:
-        """As ``torch.nn.Linear`` does: uniform within 1 / sqrt of what a row sums over."""
+        """Draw the weights as ``torch.nn.Linear`` does: uniform within 1 / sqrt(n), where a row sums over n terms."""
         bound = 0.0
         for weight in self.weights:
             if weight.dim() == 2:
-                bound = weight.shape[1] ** -0.5  # its bias, if it has one, comes next
+                bound = weight.shape[1] ** -0.5  # also for its bias, which comes next if it has one
             nn.init.uniform_(weight, -bound, bound)
         if self.start == "learned":
             nn.init.zeros_(self.memory0)
@@ -72,7 +72,7 @@ class CellModule(nn.Module):
             nn.init.normal_(self.memory0)
 
     def initial_state(self, like: Tensor) -> tuple[Tensor, ...] | None:
-        """The state before the first layer, [B, C] each, for ``like`` of batch B; None stands for zeros."""
+        """Return the state before the first layer, [B, C] each, for ``like`` of batch B; None stands for zeros."""
         if self.start == "zeros":
             return None
         memory = self.memory0.to(accumulate_dtype(like.dtype)).expand(like.shape[0], -1)
@@ -85,14 +85,14 @@ class CellModule(nn.Module):
             raise ValueError(f"{name}: expected {self.channels} channels, got {list(x.shape)}")
 
     def output(self, state: tuple[Tensor, ...]) -> Tensor:
-        """What the cell shows of a state: [B, C], or whatever shape that has."""
+        """Return what the cell shows of a state: [B, C], or whatever shape that has."""
         if self.cell.kind == "dsu":
             c = state[-1]
             return torch.sigmoid(c) if self.cell.output == "sigmoid" else c
         return state[0]
 
     def forward(self, y: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
-        """One step: y [B, C] and a state, each [B, C] (None: the start) -> the new state."""
+        """Run one step: y [B, C] and a state, each [B, C] (None: the start) -> the new state."""
         if y.dim() != 2 or y.shape[1] != self.channels:
             raise ValueError(f"y: expected [B, {self.channels}], got {list(y.shape)}; ContextScan takes [T, B, C]")
         state = self.initial_state(y) if state is None else state
@@ -106,7 +106,7 @@ class CellModule(nn.Module):
 
 
 class RNNCell(CellModule):
-    """``h = tanh(Wy y + by + Wh h + bh)``
+    """The cell that computes ``h = tanh(Wy y + by + Wh h + bh)``.
 
     >>> (h,) = RNNCell(64)(torch.randn(8, 64))
     """
@@ -116,7 +116,7 @@ class RNNCell(CellModule):
 
 
 class LSTMCell(CellModule):
-    """The LSTM, its gates i, f, g, o in this order; ``projection`` may also be ``"split"`` or ``"joint"``.
+    """The LSTM, whose gates are i, f, g, o in this order; ``projection`` may also be ``"split"`` or ``"joint"``.
 
     >>> h, c = LSTMCell(64)(torch.randn(8, 64))
     """
@@ -172,7 +172,7 @@ class DSUCell(CellModule):
 def make_cell(
     cell: Cell | str, channels: int, reduction: int = 4, *, start: str = "zeros", backend: str | None = None
 ) -> CellModule:
-    """A cell by value or by the name of its kind; ``"dsu"`` is the released one, as in the published networks.
+    """Make a cell by value or by the name of its kind; ``"dsu"`` is the released one, as in the published networks.
 
     >>> make_cell("lstm", 64)
     CellModule(64, lstm, dense)

@@ -9,7 +9,7 @@ from .cells import CellModule, check_cell_module
 
 
 class LayerwiseIntegration(nn.Module):
-    """``x_{t+1} = x_t + a_t h_t``, where h_t is what the cell makes of the mean of a_t: DIANet with a ``DIACell``.
+    """The sum ``x_{t+1} = x_t + a_t h_t``, h_t being what the cell makes of the mean of a_t: DIANet with a ``DIACell``.
 
     >>> integrate = LayerwiseIntegration(DIACell(64))
     >>> x, state = torch.randn(8, 64, 16, 16), None
@@ -27,7 +27,8 @@ class LayerwiseIntegration(nn.Module):
     def forward(
         self, x: Tensor, a: Tensor, state: tuple[Tensor, ...] | None = None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """x, a [B, C, H, W] and the state after the block before (None: the first) -> x + a h, the new state."""
+        """Run a block: x, a [B, C, H, W] and the state after the one before (None: the first) -> x + a h, the new
+        state."""
         self.cell.check_channels("a", a, 1)
         backend = self.cell.backend
         state = self.cell(gap([a], backend=backend)[0], state)

@@ -1,4 +1,4 @@
-"""A whole stage at once, for those who have all its layers' maps."""
+"""Modules that take a whole stage at once, for those who have all its layers' maps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .cells import CellModule, check_cell_module
 
 
 class ContextScan(nn.Module):
-    """Runs a cell over the layers (Eq. 5).
+    """A module that runs a cell over the layers (Eq. 5).
 
     >>> states = ContextScan(DSUCell(64))(torch.randn(6, 8, 64))  # y [T, B, C]
     >>> [s.shape for s in states]
@@ -23,7 +23,7 @@ class ContextScan(nn.Module):
         self.cell = check_cell_module(cell)
 
     def forward(self, y: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
-        """y [T, B, C] -> the states after each layer, [T, B, C] each."""
+        """Run the cell: y [T, B, C] -> the states after each layer, [T, B, C] each."""
         cell = self.cell
         cell.check_channels("y", y, 2)
         state = cell.initial_state(y[0]) if state is None else state
@@ -31,7 +31,7 @@ class ContextScan(nn.Module):
 
 
 class LayerUpdate(nn.Module):
-    """Refreshes all maps of a stage by the context of its last layer (Eq. 4 to 6): one launch.
+    """A module that refreshes all maps of a stage by the context of its last layer (Eq. 4 to 6), in one launch.
 
     >>> maps = LayerUpdate(DSUCell(64))([torch.randn(8, 64, 16, 16) for _ in range(6)])
     >>> len(maps), maps[0].shape
@@ -43,7 +43,7 @@ class LayerUpdate(nn.Module):
         self.cell, self.inplace = check_cell_module(cell), inplace
 
     def forward(self, xs: Sequence[Tensor], state: tuple[Tensor, ...] | None = None) -> list[Tensor]:
-        """T maps [B, C, H, W], H and W of each its own -> as many refreshed ones."""
+        """Refresh T maps [B, C, H, W], H and W of each its own -> as many refreshed ones."""
         cell = self.cell
         for t, x in enumerate(xs):
             cell.check_channels(f"xs[{t}]", x, 1)

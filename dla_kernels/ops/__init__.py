@@ -1,4 +1,4 @@
-"""The public functions: check, choose a backend, enter autograd only when a gradient is needed."""
+"""The public functions, which check, choose a backend, and enter autograd only when a gradient is needed."""
 
 from .attend import attend
 from .base_step import base_step

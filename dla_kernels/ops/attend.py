@@ -14,7 +14,7 @@ from .differentiable import Differentiable
 def attend(
     y: Tensor, q: Tensor, k: Tensor, past: Sequence[Tensor] = (), *, heads: int, backend: str | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What a layer has of each layer before it and of itself: ``coef_m = softmax_m(q . k_m / sqrt(D)) scale_m``.
+    """Return what a layer has of each layer before it and of itself: ``coef_m = softmax_m(q . k_m / sqrt(D)) scale_m``.
 
     y: [B, C], the means of the layer's map.
     q, k: filters [K] over its channels, K odd.

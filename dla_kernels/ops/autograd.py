@@ -1,4 +1,4 @@
-"""What ops share on their way into autograd."""
+"""Functions that ops share on their way into autograd."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Tensors = tuple[Tensor, ...]
 
 
 def with_signature(forward: Callable) -> Callable:
-    """Keeps the signature that ``Function.apply`` would otherwise work out anew at every call."""
+    """Keep the signature that ``Function.apply`` would otherwise work out anew at every call."""
     forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
     return forward
 
 
 def kernels(backend: str) -> Any:
-    """The functions of ``csrc/bindings.cpp`` in that backend."""
+    """Return the functions of ``csrc/bindings.cpp`` in that backend."""
     return BACKENDS[backend].ops
 
 
@@ -37,18 +37,18 @@ def needs_grad(*groups: Sequence[Tensor]) -> bool:
 
 
 def accumulated(tensors: Sequence[Tensor], like: Tensor) -> list[Tensor]:
-    """In the dtype of all arithmetic. Differentiable, so gradients come back in the given dtype."""
+    """Return tensors in the dtype of all arithmetic, differentiably: gradients come back in the given dtype."""
     dtype = accumulate_dtype(like.dtype)
     return [x if x.dtype == dtype else x.to(dtype) for x in tensors]
 
 
 def start_state(state: Tensors | None, like: Tensor) -> list[Tensor]:
-    """The kernels' [h], [h, c] or [c] from a state as users hold it; [] for the cell's own start."""
+    """Return the kernels' [h], [h, c] or [c] from a state as users hold it; [] for the cell's own start."""
     return [] if state is None else accumulated(state, like)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
-    """The arithmetic of y, states and d keeps its dtype under autocast; not every device knows autocast."""
+    """Return a context in which the arithmetic of y, states and d keeps its dtype; not every device knows autocast."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
@@ -57,7 +57,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager:
 def double_backward(
     forward: Callable[..., Tensors], inputs: Sequence[Tensor], grads: Sequence[Tensor], ggs: Sequence[Tensor | None]
 ) -> Tensors:
-    """Gradients of a backward pass with respect to ``inputs`` and ``grads``.
+    """Return the gradients of a backward pass with respect to ``inputs`` and ``grads``.
 
     The backward pass is taken as the vector-Jacobian product of ``forward``, the reference; the
     kernels equal it, so they share its derivatives. ``ggs`` are the gradients that arrive at it.

@@ -29,7 +29,7 @@ def base_step(
     moments: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, BaseStage, Tensor | None]:
-    """One layer of DLA-B inside a network (Eq. 2), of MRLA-B without weights.
+    """Compute one layer of DLA-B inside a network (Eq. 2), of MRLA-B without weights.
 
     ``o = sum over m of softmax_m(q . k_m / sqrt(D)) v_m`` over this layer and all before it, whose keys and values
     are first refreshed with the state after x. No map is ever rewritten.

@@ -1,4 +1,4 @@
-"""What the public functions require of their arguments, said in words a user can act on."""
+"""Checks of what the public functions require of their arguments, said in words a user can act on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check_tensor(name: str, x: object) -> None:
 
 
 def check_maps(xs: Sequence[Tensor]) -> None:
-    """T maps [B, C, H, W] that share dtype, device, B and C."""
+    """Raise an error unless xs are T maps [B, C, H, W] that share dtype, device, B and C."""
     if isinstance(xs, Tensor) or not isinstance(xs, Sequence):
         raise TypeError(f"xs: expected a list of maps [B, C, H, W], got {type(xs).__name__}")
     if not xs:
@@ -61,14 +61,14 @@ def _check_map(t: int, x: Tensor, first: Tensor) -> None:
 
 
 def check_rows(name: str, y: Tensor) -> None:
-    """y or d: [T, B, C]."""
+    """Raise an error unless y, or d, is [T, B, C]."""
     check_tensor(name, y)
     if y.dim() != 3 or y.shape[0] == 0 or y.shape[2] == 0:
         raise ValueError(f"{name}: expected [T, B, C] with T and C of at least 1, got {shape_of(y)}")
 
 
 def _check_company(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
-    """Same device as ``like``, and float64 exactly where ``like`` is."""
+    """Raise an error unless x has the device of ``like``, and is float64 exactly where ``like`` is."""
     check_tensor(name, x)
     if x.device != like.device:
         raise ValueError(f"{name}: expected device {like.device} like {like_name}, got {x.device}")
@@ -78,7 +78,7 @@ def _check_company(name: str, x: Tensor, like_name: str, like: Tensor) -> None:
 
 
 def check_gates(name: str, T: str, d: Tensor, xs_name: str, xs: Sequence[Tensor]) -> None:
-    """One factor for each channel of each map."""
+    """Raise an error unless d has one factor for each channel of each map."""
     check_rows(name, d)
     _check_company(name, d, f"{xs_name}[0]", xs[0])
     expected = [len(xs), *xs[0].shape[:2]]
@@ -87,7 +87,7 @@ def check_gates(name: str, T: str, d: Tensor, xs_name: str, xs: Sequence[Tensor]
 
 
 def check_alike(maps: Mapping[str, Tensor]) -> None:
-    """Maps [B, C, H, W] of one shape, dtype and device."""
+    """Raise an error unless these are maps [B, C, H, W] of one shape, dtype and device."""
     (first_name, first), *_ = maps.items()
     for name, x in maps.items():
         check_tensor(name, x)
@@ -108,7 +108,7 @@ def check_weight(name: str, w: Tensor, shape: tuple[int, ...], like_name: str, l
 
 
 def check_attention(attention: Attention, heads: int, like: Tensor) -> None:
-    """One layer's filters, for maps like x."""
+    """Raise an error unless these are one layer's filters, for maps like x."""
     C = like.shape[1]
     if not isinstance(attention, Attention):
         raise TypeError(f"attention: expected a dla_kernels.Attention(q, k, v), got {type(attention).__name__}")
@@ -117,7 +117,7 @@ def check_attention(attention: Attention, heads: int, like: Tensor) -> None:
 
 
 def check_heads(prefix: str, q: Tensor, k: Tensor, heads: int, C: int, like_name: str, like: Tensor) -> None:
-    """Filters [K] over C channels in so many heads."""
+    """Raise an error unless q and k are filters [K] over C channels in so many heads."""
     if not isinstance(heads, int) or heads < 1 or C % heads:
         raise ValueError(f"heads: expected a divisor of C = {C}, got {heads}")
     check_tensor(f"{prefix}q", q)
@@ -128,7 +128,7 @@ def check_heads(prefix: str, q: Tensor, k: Tensor, heads: int, C: int, like_name
 
 
 def check_past(past: Sequence[Tensor], y: Tensor) -> None:
-    """() | (keys, scale) | (keys, scale, d), for y [B, C]."""
+    """Raise an error unless this is () | (keys, scale) | (keys, scale, d), for y [B, C]."""
     if isinstance(past, Tensor) or not isinstance(past, Sequence) or len(past) not in (0, 2, 3):
         got = f"{len(past)} tensors" if isinstance(past, (tuple, list)) else type(past).__name__
         raise ValueError(f"past: expected (), (keys, scale) or (keys, scale, d), got {got}")
@@ -138,7 +138,7 @@ def check_past(past: Sequence[Tensor], y: Tensor) -> None:
 
 
 def check_cell(weights: Weights, cell: Cell, C: int, like_name: str, like: Tensor) -> None:
-    """The weights fit the cell and C channels."""
+    """Raise an error unless the weights fit the cell and C channels."""
     if not isinstance(cell, Cell):
         raise TypeError(f"cell: expected a dla_kernels.Cell, got {type(cell).__name__}")
     expected = PROJECTIONS[cell.projection]
@@ -166,7 +166,7 @@ def check_cell(weights: Weights, cell: Cell, C: int, like_name: str, like: Tenso
 
 
 def check_state(state: tuple[Tensor, ...], cell: Cell, B: int, C: int, like_name: str, like: Tensor) -> None:
-    """A state to start from, in one of ``cell.state_forms``, each [B, C]."""
+    """Raise an error unless this is a state to start from, in one of ``cell.state_forms``, each [B, C]."""
     forms = cell.state_forms
     if isinstance(state, Tensor) or not isinstance(state, Sequence) or len(state) not in map(len, forms):
         names = " or ".join(f"({', '.join(form)}{',' * (len(form) == 1)})" for form in forms)

@@ -12,7 +12,7 @@ from .shapes import rows
 
 
 def depthwise(x: Tensor, v: Tensor, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
-    """The value of layer attention: each channel under its own 3x3 filter, zeros around it, and both means.
+    """Compute the value of layer attention: each channel under its own 3x3 filter, zeros around it, and both means.
 
     x: a map [B, C, H, W].
     v: the filters [C, 1, 3, 3], as ``torch.nn.Conv2d(C, C, 3, padding=1, groups=C, bias=False)`` holds them.

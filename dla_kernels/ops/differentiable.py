@@ -21,12 +21,12 @@ from .shapes import declare, declare_gradients
 
 # Tensors that belong together: one, or a list of them.
 Group = Tensor | list[Tensor]
-# How many a list has; None for a tensor that is in no list.
+# How many tensors a list has; None for a tensor that is in no list.
 Count = int | None
 
 
 class Differentiable:
-    """The op of the operators ``name`` and ``name_bwd``."""
+    """The op that the operators ``name`` and ``name_bwd`` make."""
 
     def __init__(
         self,
@@ -59,14 +59,14 @@ class Differentiable:
         asked, options = names(backward), names(forward, inspect.Parameter.KEYWORD_ONLY)
         _, *inputs = names(forward, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         outputs = results.split()
-        # Their places among the inputs, or among the results.
+        # Each list holds places among the inputs, or among the results.
         self.variables = [i for i, x in enumerate(inputs) if x not in (*constants.split(), passed)]
         self.passed = [i for i, x in enumerate(inputs) if x == passed]
         self.kept_inputs = [i for i, x in enumerate(inputs) if x in asked]
         self.handed_on = [i for i, x in enumerate(outputs) if x in inputs]
         self.graded = [i for i, x in enumerate(outputs) if f"d{x}" in asked]
         self.kept_results = [i for i, x in enumerate(outputs) if x in asked and i not in self.handed_on]
-        # Names of what the backward pass is given, and the reference.
+        # Names of what the backward pass and the reference are given.
         self.grad_names = [f"d{outputs[i]}" for i in self.graded]
         self.input_names = [inputs[i] for i in self.kept_inputs]
         self.result_names = [outputs[i] for i in self.kept_results]
@@ -122,7 +122,7 @@ def cut(flat: Sequence[Any], counts: Iterable[Count]) -> list[Any]:
 
 
 class Call(NamedTuple):
-    """What is not a tensor in a call, and how its flat lists of tensors are cut."""
+    """The part of a call that is no tensor, and how its flat lists of tensors are cut."""
 
     op: Differentiable
     backend: str
@@ -132,7 +132,7 @@ class Call(NamedTuple):
     arrived: tuple[Count, ...] = ()  # of the gradients of results
 
     def kept(self, of_inputs: Sequence[Any], of_results: Sequence[Any]) -> list[Any]:
-        """Return, of what there is of each input and of each result, what there is of those that are kept."""
+        """Return the items of those that are kept, from lists with one for each input and one for each result."""
         return [of_inputs[i] for i in self.op.kept_inputs] + [of_results[i] for i in self.op.kept_results]
 
     def told(self, options: Sequence[str]) -> dict[str, Any]:
@@ -145,7 +145,7 @@ class _Forward(torch.autograd.Function):
     def forward(call: Call, *flat: Tensor) -> tuple[Tensor, ...]:
         op = call.op
         results = list(op.forward(kernels(call.backend), *cut(flat, call.counts), **call.options))
-        for i in op.handed_on:  # autograd wants views of them
+        for i in op.handed_on:  # autograd wants views of inputs that are returned
             results[i] = [x.view_as(x) for x in results[i]]
         return tuple(flattened(results))
 
@@ -161,7 +161,7 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *arrived: Tensor | None) -> tuple:
-        call, saved = ctx.call, ctx.saved_tensors  # once: checkpointing recomputes them at each look
+        call, saved = ctx.call, ctx.saved_tensors  # looked up once: checkpointing recomputes them each time
         op, groups = call.op, cut(arrived, call.sizes)
         grads = [groups[i] for i in op.graded]
         if any(g is None for g in flattened(grads)):

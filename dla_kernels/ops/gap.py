@@ -14,7 +14,7 @@ from .shapes import declare, rows
 
 
 def gap(xs: Sequence[Tensor], *, backend: str | None = None) -> Tensor:
-    """Global average pooling (Eq. 4): ``y_t = mean over HW of x_t``.
+    """Pool maps globally (Eq. 4): ``y_t = mean over HW of x_t``.
 
     xs: T maps [B, C, H, W] that share dtype, device, B and C.
     Returns y [T, B, C], in float32 (float64 for float64 maps).

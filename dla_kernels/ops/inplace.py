@@ -1,4 +1,4 @@
-"""What writing maps where they are requires of them, and what it owes autograd."""
+"""Checks of what writing maps in place requires of them, and what it owes autograd."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 
 
 def check_inplace(xs: Sequence[Tensor]) -> None:
-    """Nobody differentiates through the maps, kernels can write them, and no element is in two of them."""
+    """Raise ValueError if somebody differentiates through the maps, kernels cannot write them, or elements overlap."""
     if torch.is_grad_enabled():
         raise ValueError(
             "inplace: expected torch.no_grad() or torch.inference_mode(), got gradients enabled; "
@@ -43,9 +43,9 @@ def check_inplace(xs: Sequence[Tensor]) -> None:
 
 
 def mark_written(xs: Sequence[Tensor]) -> None:
-    """Tells autograd, as torch's own in-place ops do, so that it refuses to use what it had saved.
+    """Tell autograd that maps change, as torch's own in-place ops do, so that it refuses to use what it had saved.
 
-    Before the kernel writes: one that fails on the way may have written already.
+    This comes before the kernel writes, since one that fails on the way may have written already.
     """
     if not torch.compiler.is_compiling():  # compiled code keeps track of mutations by itself
         torch.autograd.graph.increment_version([x for x in xs if not x.is_inference()])
@@ -60,18 +60,18 @@ def _axes(x: Tensor) -> Axes:
 
 
 def _reach(axes: Axes) -> int:
-    """From the first to one past the last element."""
+    """Return the distance from the first to one past the last element."""
     return 1 + sum(stride * (size - 1) for stride, size in axes)
 
 
 def _nested(axes: Axes) -> bool:
-    """Each step along an axis passes over all that lies within: then no two elements share memory."""
+    """Return whether each step along an axis passes over all that lies within: then no two elements share memory."""
     return all(stride >= _reach(axes[i + 1 :]) for i, (stride, _) in enumerate(axes))
 
 
 def _check_separate(xs: Sequence[Tensor]) -> None:
     in_memory = sorted((x.data_ptr(), t) for t, x in enumerate(xs) if x.numel())
-    reaches: list[tuple[int, int]] = []  # (t, end) of the maps that memory has not left behind yet
+    reaches: list[tuple[int, int]] = []  # (t, end) of earlier maps that end after ``begin``
     for begin, t in in_memory:
         reaches = [(e, end) for e, end in reaches if end > begin]
         for e, _ in reaches:
@@ -85,8 +85,8 @@ def _check_separate(xs: Sequence[Tensor]) -> None:
 
 
 def _may_meet(a: Axes, b: Axes, offset: int) -> bool:
-    """Whether boxes a and b, the latter ``offset`` elements further on, share an element. Exact for equal
-    strides, as those of slices of one tensor; else it errs on the side of yes."""
+    """Return whether boxes a and b, the latter ``offset`` elements further on, share an element. This is exact for
+    equal strides, such as those of slices of one tensor; else it errs on the side of yes."""
     if offset >= _reach(a) or -offset >= _reach(b):
         return False
     if not a or not b or a[0][0] != b[0][0]:

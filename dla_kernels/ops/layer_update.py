@@ -23,7 +23,7 @@ def layer_update(
     inplace: bool = False,
     backend: str | None = None,
 ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-    """One stage of dynamic layer attention (Eq. 4-6): pool, scan, refresh and rescale in one launch.
+    """Run one stage of dynamic layer attention (Eq. 4-6): pool, scan, refresh and rescale in one launch.
 
     xs: T maps [B, C, H, W] that share dtype, device, B and C; H and W may differ.
     weights: Joint, Split or Dense, as ``cell.projection`` says.

@@ -28,7 +28,7 @@ def light_step(
     moments: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...] | None, Tensor | None]:
-    """One layer of DLA-L inside a network (Eq. 3), of MRLA-L without weights: one launch.
+    """Compute one layer of DLA-L inside a network (Eq. 3), of MRLA-L without weights, in one launch.
 
     ``o = lam o_prev' + sig(q . k / sqrt(D)) dwconv(x; v)``, where ``o_prev' = o_prev d + dwconv(o_prev; e)`` is
     o_prev refreshed with the state after x.

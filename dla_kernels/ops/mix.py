@@ -17,7 +17,7 @@ from .shapes import moments as moments_of
 def mix(
     values: Sequence[Tensor], coef: Tensor, *, moments: bool = False, backend: str | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """What a layer attends to (Eq. 2): ``o = sum over m of coef_m v_m``, in one pass over all maps.
+    """Compute what a layer attends to (Eq. 2): ``o = sum over m of coef_m v_m``, in one pass over all maps.
 
     values: M maps [B, C, H, W] of one size.
     coef: [M, B, C].
@@ -31,7 +31,7 @@ def mix(
 def mix_and_hand_on(
     values: Sequence[Tensor], coef: Tensor, *, moments: bool, backend: str | None
 ) -> tuple[Tensor, Sequence[Tensor], Tensor | None]:
-    """``mix``, and the values for the next layer: handed on through it, their gradients are gathered on the way
+    """Mix, and return the values for the next layer too: handed on through it, their gradients are gathered on the way
     back, step by step, each by one pass, and not added up by autograd in two."""
     if isinstance(values, Tensor) or not isinstance(values, Sequence) or not values:
         raise TypeError("values: expected a list of at least one map [B, C, H, W]")

@@ -27,7 +27,7 @@ def norm_add(
     keep: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """What follows a step of layer attention, in one pass: ``x + keep BN(o)``, or ``x + keep relu(BN(o))``.
+    """Compute what follows a step of layer attention, in one pass: ``x + keep BN(o)``, or ``x + keep relu(BN(o))``.
 
     x, o: maps [B, C, H, W].
     gamma, beta: the norm's weight and bias, [C].
@@ -71,7 +71,7 @@ def norm_add(
     gamma, beta, by = accumulated([gamma, beta, statistics], o)
     keeps = [] if keep is None else accumulated([keep.detach()], o)
     if o.shape[0] == 0:
-        by = torch.zeros_like(by)  # of nothing, but gradients of zero have to come of it
+        by = torch.zeros_like(by)  # an empty batch has no moments, but its gradients have to be zero
     how = {"eps": eps, "relu": relu, "by_batch": moments is not None}
     (out,) = _run(chosen, x, o, gamma, beta, by.detach(), keeps, sizes=(None,), **how)
     if moments is not None and running is not None:

@@ -18,7 +18,7 @@ def refresh(
     cell: Cell = PAPER_DSU,
     backend: str | None = None,
 ) -> Tensor:
-    """The refresh gate (Eq. 6): ``d_t = Dyn(y_t, c_T)`` for all t at once, output only.
+    """Compute the refresh gate (Eq. 6): ``d_t = Dyn(y_t, c_T)`` for all t at once, output only.
 
     y: [T, B, C].
     state: the last context, each [B, C]: (h,) for rnn, (h, c) for lstm and dia, (c,) or (h, c) for

@@ -14,7 +14,7 @@ from .shapes import like
 
 
 def rescale(xs: Sequence[Tensor], d: Tensor, *, inplace: bool = False, backend: str | None = None) -> list[Tensor]:
-    """The rescale of Eq. 6: ``x_t <- x_t * d_t``, broadcast over HW.
+    """Rescale maps by their gates (Eq. 6): ``x_t <- x_t * d_t``, broadcast over HW.
 
     xs: T maps [B, C, H, W] that share dtype, device, B and C.
     d: [T, B, C].

@@ -19,7 +19,7 @@ def scan(
     state: tuple[Tensor, ...] | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, ...]:
-    """The context scan over layers (Eq. 5): ``c_t = Dyn(y_t, c_{t-1})`` for t = 1..T.
+    """Run the context scan over layers (Eq. 5): ``c_t = Dyn(y_t, c_{t-1})`` for t = 1..T.
 
     y: [T, B, C].
     weights: Joint, Split or Dense, as ``cell.projection`` says.

@@ -1,4 +1,4 @@
-"""The shapes of operators' results, for torch.compile: stated once, beside each op, and the same for every backend."""
+"""The shapes that operators' results have, for torch.compile: stated once, beside each op, for every backend."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..cells import ALL_RULES, accumulate_dtype
 
-# Operator -> a function of its arguments that returns what it returns, with nothing in it.
+# Operator -> a function that takes its arguments, by name, and returns results like its own with nothing in them.
 _SHAPES: dict[str, Callable] = {}
 _registered: set[str] = set()
 _STATES = {cell.rule: len(cell.state_names) for cell in ALL_RULES}
@@ -33,13 +33,13 @@ def declare_gradients(op: str, variables: Sequence[str], maps: Collection[str]) 
 
 
 def register(namespace: str) -> None:
-    """Tell torch, for the operators of ``csrc/bindings.cpp`` under this name."""
+    """Tell torch the shapes of the operators of ``csrc/bindings.cpp`` under this name."""
     if namespace in _registered:
         return
     _registered.add(namespace)
     for op, shapes in _SHAPES.items():
         _register(namespace, op, shapes)
-        if hasattr(getattr(torch.ops, namespace), f"{op}_"):  # in place
+        if hasattr(getattr(torch.ops, namespace), f"{op}_"):  # which works in place
             _register(namespace, f"{op}_", lambda given: None)
 
 

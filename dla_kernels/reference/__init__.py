@@ -1,4 +1,4 @@
-"""The reference: every op in plain PyTorch, to be read beside ``docs/notation.md``.
+"""The reference, which is every op in plain PyTorch, to be read beside ``docs/notation.md``.
 
 It is differentiable any number of times and is the truth that each backend is tested against. Its
 functions carry the public names and take the same arguments, less ``backend``.

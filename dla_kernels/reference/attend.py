@@ -12,8 +12,8 @@ from .attention import across_channels, per_channel, scores
 def attend(
     y: Tensor, q: Tensor, k: Tensor, past: Sequence[Tensor] = (), *, heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``coef_m = softmax_m(q . k_m / sqrt(D)) scale_m`` over M layers before and this one: y [B, C] and q, k [K] ->
-    coef, and keys and scale with this layer's own, all [M + 1, B, C].
+    """Compute ``coef_m = softmax_m(q . k_m / sqrt(D)) scale_m`` over M layers before and this one: y [B, C] and
+    q, k [K] -> coef, and keys and scale with this layer's own, all [M + 1, B, C].
 
     past: () | (keys, scale) | (keys, scale, d): [M, B, C] each, refreshed first by d [2 M, B, C] where there is one.
     """

@@ -27,12 +27,12 @@ def base_step(
     state: State | None = None,
     moments: bool = False,
 ) -> tuple[Tensor, BaseStage, Tensor | None]:
-    """One layer of DLA-B (Eq. 2), of MRLA-B without a cell: x [B, C, H, W] -> o, the stage with one layer more, and
-    the moments of o where asked for.
+    """Compute one layer of DLA-B (Eq. 2), of MRLA-B without a cell: x [B, C, H, W] -> o, the stage with one layer more,
+    and the moments of o where asked for.
 
     ``o = sum over m of softmax_m(q . k_m / sqrt(D)) v_m``, each earlier ``k_m`` and ``v_m`` refreshed with the state
     after x. Since ``mean(v d) = mean(v) d``, the refreshes of a value gather in one number per sample and channel,
-    and its map stays as it was. ``state``: the cell's before the first layer.
+    and its map stays as it was. ``state`` is the cell's before the first layer.
     """
     return from_parts(PARTS, x, stage, attention, weights, heads=heads, cell=cell, state=state, moments=moments)
 

@@ -1,4 +1,4 @@
-"""One step of a cell: the projection, then the pointwise rule. Shapes are [..., C] throughout."""
+"""One step of a cell, which is the projection, then the pointwise rule. Shapes are [..., C] throughout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ACT = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu, "identi
 
 
 def gates(y: Tensor, h: Tensor, weights: Weights) -> Tensor:
-    """The pre-activations ``a [..., NG*C]`` from ``y`` and ``h [..., C]``."""
+    """Return the pre-activations ``a [..., NG*C]`` from ``y`` and ``h [..., C]``."""
     w = type(weights)(*(weight.to(y.dtype) for weight in weights))
     if isinstance(w, Joint):
         return F.linear(F.linear(torch.cat([h, y], -1), w.w1).relu(), w.w2, w.b2)
@@ -25,7 +25,7 @@ def gates(y: Tensor, h: Tensor, weights: Weights) -> Tensor:
 
 
 def step(y: Tensor, h: Tensor, c: Tensor, weights: Weights, cell: Cell) -> tuple[Tensor, Tensor, Tensor]:
-    """``Dyn``: (what h feeds the next layer, the memory c, the output), each [..., C].
+    """Compute ``Dyn``: (what h feeds the next layer, the memory c, the output), each [..., C].
 
     rnn has no memory and passes ``c`` through.
     """
@@ -43,7 +43,7 @@ def step(y: Tensor, h: Tensor, c: Tensor, weights: Weights, cell: Cell) -> tuple
 
 
 def unpack_state(state: tuple[Tensor, ...] | None, like: Tensor, cell: Cell) -> tuple[Tensor, Tensor]:
-    """(h, c) from a state as users hold it: (h,) rnn | (h, c) lstm, dia | (c,) or (h, c) dsu."""
+    """Return (h, c) from a state as users hold it: (h,) rnn | (h, c) lstm, dia | (c,) or (h, c) dsu."""
     if state is None:
         c = torch.zeros_like(like)
         from_c = cell.h_is_act_of_c and cell.output == "context"

@@ -8,8 +8,8 @@ from .attention import depthwise as convolved
 
 
 def depthwise(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """The value of layer attention: x [B, C, H, W] and v [C, 1, 3, 3] -> dwconv(x; v), and y [2, B, C], the means
-    of x and of the value."""
+    """Compute the value of layer attention: x [B, C, H, W] and v [C, 1, 3, 3] -> dwconv(x; v), and y [2, B, C], the
+    means of x and of the value."""
     exact = x.to(accumulate_dtype(x.dtype))
     value = convolved(exact, v).to(x.dtype)
     return value, torch.stack([exact.mean((2, 3)), value.to(exact.dtype).mean((2, 3))])

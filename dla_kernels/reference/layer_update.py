@@ -19,7 +19,7 @@ def layer_update(
     state: tuple[Tensor, ...] | None = None,
     inplace: bool = False,
 ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-    """One stage: pool, scan, refresh, rescale. T maps -> (T maps, states [T, B, C])."""
+    """Run one stage: pool, scan, refresh, rescale. T maps -> (T maps, states [T, B, C])."""
     y = gap(xs)
     states = scan(y, weights, cell=cell, state=state)
     d = refresh(y, tuple(s[-1] for s in states), weights, cell=cell)

@@ -22,8 +22,8 @@ def light_step(
     e: Tensor | None = None,
     moments: bool = False,
 ) -> tuple[Tensor, State | None, Tensor | None]:
-    """One layer of DLA-L (Eq. 3), of MRLA-L without a cell: maps x and o_prev [B, C, H, W] -> o, the new state, and the
-    moments of o where asked for.
+    """Compute one layer of DLA-L (Eq. 3), of MRLA-L without a cell: maps x and o_prev [B, C, H, W] -> o, the new state,
+    and the moments of o where asked for.
 
     ``o = lam o_prev' + sig(q . k / sqrt(D)) dwconv(x; v)``, where ``o_prev'`` is ``o_prev`` refreshed with the state
     after x, ``o_prev d + dwconv(o_prev; e)``; the paper has no ``e``.

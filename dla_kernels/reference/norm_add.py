@@ -20,10 +20,10 @@ def norm_add(
     relu: bool = False,
     keep: Tensor | None = None,
 ) -> Tensor:
-    """``x + keep BN(o)`` or ``x + keep relu(BN(o))``: maps x and o [B, C, H, W], gamma and beta [C], keep [B].
+    """Compute ``x + keep BN(o)`` or ``x + keep relu(BN(o))``: maps x and o [B, C, H, W], gamma and beta [C], keep [B].
 
     With ``moments``, those of o, the batch is normed by its own statistics, and ``running``, the mean and variance
-    [C] each, moves towards them by ``momentum``; without, by ``running``.
+    [C] each, moves towards them by ``momentum``; without, the batch is normed by ``running``.
     """
     dtype = accumulate_dtype(o.dtype)
     mean = var = None
@@ -41,7 +41,7 @@ def norm_add(
 
 
 def move(running: tuple[Tensor, Tensor], moments: Tensor, momentum: float, count: int) -> None:
-    """The running mean and variance towards those of a batch of ``count`` pixels; the running one is unbiased."""
+    """Move the running mean and variance, which is unbiased, towards those of a batch of ``count`` pixels."""
     if count == 0:
         return
     mean, var = moments.detach().unbind()

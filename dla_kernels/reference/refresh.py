@@ -7,7 +7,7 @@ from .cells import step, unpack_state
 
 
 def refresh(y: Tensor, state: tuple[Tensor, ...], weights: Weights, *, cell: Cell = PAPER_DSU) -> Tensor:
-    """``d_t = Dyn(y_t, c_T)`` for all t at once, output only (Eq. 6): y [T, B, C] -> d [T, B, C]."""
+    """Compute ``d_t = Dyn(y_t, c_T)`` for all t at once, output only (Eq. 6): y [T, B, C] -> d [T, B, C]."""
     y = y.to(accumulate_dtype(y.dtype))
     h, c = unpack_state(state, y[0], cell)
     return step(y, h.expand_as(y), c.expand_as(y), weights, cell)[2]

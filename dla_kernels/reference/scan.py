@@ -10,7 +10,7 @@ from .cells import step, unpack_state
 def scan(
     y: Tensor, weights: Weights, *, cell: Cell = PAPER_DSU, state: tuple[Tensor, ...] | None = None
 ) -> tuple[Tensor, ...]:
-    """``c_t = Dyn(y_t, c_{t-1})`` for t = 1..T (Eq. 5): y [T, B, C] -> states, each [T, B, C]."""
+    """Compute ``c_t = Dyn(y_t, c_{t-1})`` for t = 1..T (Eq. 5): y [T, B, C] -> states, each [T, B, C]."""
     y = y.to(accumulate_dtype(y.dtype))
     h, c = unpack_state(state, y[0], cell)
     hs, cs = [], []
