@@ -1,4 +1,4 @@
-"""An op as a function of named tensors: its outcome, its parity, and its flat form for gradcheck."""
+"""These helpers treat an op as a function of named tensors: its outcome, its parity, its flat form for gradcheck."""
 
 from functools import cache, partial
 
@@ -11,7 +11,7 @@ from .tolerances import FLOAT64_OF_FLOAT32, allowed_error, error, largest
 
 
 def named(prefix, value):
-    """(name, tensor) for every tensor in nested lists and tuples: ``weights.w1``, ``xs[0]``."""
+    """Yield (name, tensor) for every tensor in nested lists and tuples: ``weights.w1``, ``xs[0]``."""
     if isinstance(value, Tensor):
         yield prefix, value
     elif isinstance(value, dict):
@@ -24,7 +24,7 @@ def named(prefix, value):
 
 
 def mapped(f, value):
-    """The same nesting with f applied to every tensor."""
+    """Return the same nesting with f applied to every tensor."""
     if value is None or isinstance(value, Tensor):
         return value if value is None else f(value)
     if isinstance(value, dict):
@@ -34,7 +34,7 @@ def mapped(f, value):
 
 
 def outcome(op, inputs, cotangents=None, **options):
-    """What ``op`` returns and the gradient of every input, by name, under given or no cotangents."""
+    """Return what ``op`` returns and, given cotangents, the gradient of every input, by name."""
     if cotangents is None:
         with torch.no_grad():
             return dict(named("out", op(**inputs, **options)))
@@ -49,14 +49,14 @@ def outcome(op, inputs, cotangents=None, **options):
 
 
 def cotangents_for(op, inputs, **options):
-    """A random gradient for everything that the reference of ``op`` returns."""
+    """Return a random gradient for everything that the reference of ``op`` returns."""
     return {
         name: torch.randn(x.shape).to(x.device, x.dtype)
         for name, x in outcome(getattr(dla.reference, op), inputs, **options).items()
     }
 
 
-# One lucky plain run is no yardstick, above all for results of a few elements: whoever exceeds it is
+# One lucky plain run is no yardstick, above all for results of a few elements: a result that exceeds it is
 # compared with the worst of several, on inputs that differ by about a thousandth.
 NEARBY_RUNS = 16
 
@@ -66,7 +66,7 @@ def nudged(x):
 
 
 def check_parity(op, backend, inputs, longest_sum, **options):
-    """Outputs and all gradients of ``dla.<op>`` are as good as those of plain PyTorch in the same dtype."""
+    """Check that outputs and all gradients of ``dla.<op>`` are as good as those of plain PyTorch in the same dtype."""
     ours, reference = getattr(dla, op), getattr(dla.reference, op)
 
     def plain_and_exact(inputs, cotangents):
@@ -87,7 +87,7 @@ def check_parity(op, backend, inputs, longest_sum, **options):
 
     cotangents = cotangents_for(op, inputs, **options)
     plain, exact = plain_and_exact(inputs, cotangents)
-    for given in (cotangents, None):  # without gradients it is another path
+    for given in (cotangents, None):  # without gradients another path runs
         for name, result in outcome(ours, inputs, given, backend=backend.name, **options).items():
             assert (result.shape, result.dtype) == (plain[name].shape, plain[name].dtype), name
             scale, mine = largest(exact[name]), error(result, exact[name])
@@ -98,7 +98,7 @@ def check_parity(op, backend, inputs, longest_sum, **options):
 
 
 def flat_function(op, inputs, **options):
-    """``dla.<op>`` as a function from a flat list of tensors to a flat tuple, and that list."""
+    """Return ``dla.<op>`` as a function from a flat list of tensors to a flat tuple, and that list."""
 
     def function(*tensors):
         tensors = iter(tensors)

@@ -1,4 +1,4 @@
-"""What the ops are tested on: shapes by name, memory layouts, cells, and makers of their inputs."""
+"""This module has what the ops are tested on: shapes by name, memory layouts, cells, and makers of their inputs."""
 
 import inspect
 import re
@@ -28,7 +28,7 @@ def dtype_name(dtype):
 
 @dataclass(frozen=True)
 class Shape:
-    """T maps [B, C, H, W] whose sizes (H, W) repeat cyclically; R is the bottleneck width."""
+    """A shape stands for T maps [B, C, H, W] whose sizes (H, W) repeat cyclically; R is the bottleneck width."""
 
     T: int
     B: int
@@ -38,7 +38,7 @@ class Shape:
 
     @classmethod
     def parse(cls, name):
-        """``T7-B3-C33-HW5x3`` or, with R and several sizes, ``T3-B2-C64-R65-HW8x8,5x3``."""
+        """Return the shape named ``T7-B3-C33-HW5x3`` or, with R and several sizes, ``T3-B2-C64-R65-HW8x8,5x3``."""
         T, B, C, R, sizes = re.fullmatch(r"T(\d+)-B(\d+)-C(\d+)(?:-R(\d+))?-HW([\dx,]+)", name).groups()
         sizes = tuple(tuple(int(n) for n in size.split("x")) for size in sizes.split(","))
         return cls(int(T), int(B), int(C), int(R or max(1, int(C) // 4)), sizes)
@@ -49,7 +49,7 @@ class Shape:
 
     @property
     def longest_sum(self):
-        """How many terms the longest sum in any result has: over pixels, gate rows, channels or samples."""
+        """Return how many terms the longest sum in any result has: over pixels, gate rows, channels or samples."""
         return max(self.T * self.B, 4 * self.C, self.R, *(H * W for H, W in self.sizes))
 
 
@@ -91,45 +91,45 @@ def channels_last(x):
 
 
 def transposed(x):
-    """W is the slow axis of each plane."""
+    """Return x with W as the slow axis of each plane."""
     return x.mT.contiguous().mT
 
 
 def sliced(x):
-    """Every second channel of a wider map."""
+    """Return x as every second channel of a wider map."""
     B, C, H, W = x.shape
     return x.new_full((B, 2 * C, H, W), torch.nan)[:, ::2].copy_(x)
 
 
 def sliced_last(x):
-    """The same, channels last."""
+    """Return x as every second channel of a wider map that lies channels last."""
     B, C, H, W = x.shape
     return channels_last(x.new_full((B, 2 * C, H, W), torch.nan))[:, ::2].copy_(x)
 
 
 def cropped(x):
-    """A window of a larger image."""
+    """Return x as a window of a larger image."""
     B, C, H, W = x.shape
     return x.new_full((B, C, H + 2, W + 3), torch.nan)[:, :, 1 : H + 1, 2 : W + 2].copy_(x)
 
 
 def batch_inside(x):
-    """Channels outermost."""
+    """Return x with its channels outermost."""
     return x.transpose(0, 1).contiguous().transpose(0, 1)
 
 
 def misaligned(x):
-    """One element after where an allocation begins: no vector is aligned."""
+    """Return x one element after where an allocation begins, so that no vector is aligned."""
     return x.new_full((x.numel() + 1,), torch.nan)[1:].view(x.shape).copy_(x)
 
 
 def constant_planes(x):
-    """Strides 0 in H and W, as gradients of a mean have."""
+    """Return each plane's first pixel as all of it, with strides 0 in H and W, as gradients of a mean have."""
     return x[:, :, :1, :1].expand_as(x)
 
 
 def shared_by_samples(x):
-    """Stride 0 in B."""
+    """Return the first sample as all samples, with stride 0 in B."""
     return x[:1].expand_as(x)
 
 
@@ -140,7 +140,7 @@ LAYOUT_NAMES = (*LAYOUTS, "mixed")
 
 
 def lay_out(xs, layout):
-    """The maps in a layout by name; ``mixed`` gives each map another one."""
+    """Return the maps in a layout by name; ``mixed`` gives each map another one."""
     choices = MIXED if layout == "mixed" else (LAYOUTS[layout],)
     return [f(x) for f, x in zip(cycle(choices), xs)]
 
@@ -149,7 +149,7 @@ def lay_out(xs, layout):
 
 
 CELLS = [replace(rule, projection=projection) for rule in ALL_RULES for projection in PROJECTIONS]
-# One cell per projection that between them have every kind of state and output.
+# One cell for each projection; together they have every kind of state and output.
 FEW_CELLS = [
     Cell("dsu", projection="joint"),
     Cell("dsu", output="sigmoid", projection="split"),
@@ -162,24 +162,24 @@ def cell_name(cell):
 
 
 def with_cells(ops, cells):
-    """Each op with each of the cells, or with None where it takes no cell."""
+    """Return each op with each of the cells, or with None where it takes no cell."""
     return [(op, cell) for op in ops for cell in (cells if op in OPS_WITH_CELL else [None])]
 
 
 def with_layouts(ops, layouts):
-    """Each op with each of the layouts, or with the first where it takes no maps."""
+    """Return each op with each of the layouts, or with the first where it takes no maps."""
     return [(op, layout) for op in ops for layout in (layouts if op in OPS_WITH_MAPS else layouts[:1])]
 
 
 def case_name(value):
-    """Of a parameter: what the parts of a test's name are made of."""
+    """Return the part of a case's name that stands for the value of a parameter."""
     if value is None or isinstance(value, Cell):
         return cell_name(value)
     return dtype_name(value) if isinstance(value, torch.dtype) else str(value)
 
 
 def state_forms(cell):
-    """The forms in which a state may be given: its tensors' names. A DSU may leave out h = act(c)."""
+    """Return the forms in which a state may be given, by its tensors' names. A DSU may leave out h = act(c)."""
     return {"rnn": ("h",), "dsu": ("c", "hc")}.get(cell.kind, ("hc",))
 
 
@@ -192,25 +192,25 @@ def maps(shape, dtype, layout="nchw", device="cpu"):
 
 
 def rows(shape, dtype, device="cpu"):
-    """y or d [T, B, C]."""
+    """Return y or d [T, B, C]."""
     return torch.randn(shape.T, shape.B, shape.C).to(device, dtype)
 
 
 def weights(cell, shape, dtype, device="cpu"):
-    """Of a scale at which gates are neither dead nor saturated."""
+    """Return weights of a scale at which gates are neither dead nor saturated."""
     named = weight_shapes(cell, shape.C, shape.R)
     scale = {name: s[-1] ** -0.5 if len(s) == 2 else 0.3 for name, s in named.items()}
     return PROJECTIONS[cell.projection](*((torch.randn(s) * scale[n]).to(device, dtype) for n, s in named.items()))
 
 
 def state(shape, form, dtype, device="cpu"):
-    """One tensor [B, C] for each letter of form; None without one."""
+    """Return one tensor [B, C] for each letter of form, or None without one."""
     return form and tuple((0.7 * torch.randn(shape.B, shape.C)).to(device, dtype) for _ in form)
 
 
 def filters(shape, dtype, device="cpu"):
-    """Of one layer's attention. A layer's own score is then about 1, and its softmax not yet flat at its top, where
-    float64 is not exact either."""
+    """Return the filters of one layer's attention. A layer's own score is then about 1, and its softmax not yet flat at
+    its top, where float64 is not exact either."""
     K = filter_width(shape.C)
     small = shape.C**-0.25
     shapes = (((K,), small), ((K,), small), ((shape.C, 1, 3, 3), 0.7))
@@ -218,30 +218,30 @@ def filters(shape, dtype, device="cpu"):
 
 
 def stage(shape, form, dtype, layout="nchw", device="cpu"):
-    """After T - 1 layers, the first layer's at least."""
+    """Return what a stage holds after T - 1 layers, or after its first layer if T is 1."""
     before = replace(shape, T=max(shape.T - 1, 1), sizes=shape.sizes[:1])
     pooled, scale, keys = (rows(before, accumulate_dtype(dtype), device) for _ in range(3))
     given = state(shape, form, accumulate_dtype(dtype), device)
     return BaseStage(tuple(maps(before, dtype, layout, device)), pooled, scale, keys, given)
 
 
-# The inputs that no sample has to itself.
+# The inputs that all samples share.
 SHARED = ("weights", "attention", "q", "k", "v", "lam", "e")
 
 
 def is_shared(name):
-    """Of ``named`` tensors: ``weights.w1`` is."""
+    """Return whether all samples share a tensor, by its name from ``named``: ``weights.w1`` is shared."""
     return name.partition(".")[0] in SHARED
 
 
-OPTIONS = ("cell", "heads", "moments", "inplace", "backend")  # no tensors
+OPTIONS = ("cell", "heads", "moments", "inplace", "backend")  # parameters that are no tensors
 TAKEN = {op: [name for name in inspect.signature(getattr(dla, op)).parameters if name not in OPTIONS] for op in OPS}
-TAKEN["base_step"].remove("state")  # it is in the stage
+TAKEN["base_step"].remove("state")  # its state is in the stage
 
 
 def inputs_of(op, shape, cell, dtype, *, layout="nchw", form="default", weight_dtype=None, device="cpu"):
-    """The tensors that ``dla.<op>`` takes, by parameter name. ``form``: one of ``state_forms``, or None. Maps that
-    have to be of one size are of the first."""
+    """Return the tensors that ``dla.<op>`` takes, by parameter name. ``form`` is one of ``state_forms``, or None. Maps
+    that have to be of one size are of the first."""
     if form == "default" and cell:
         form = state_forms(cell)[-1]
     weight_dtype = weight_dtype or dtype
@@ -271,7 +271,7 @@ def inputs_of(op, shape, cell, dtype, *, layout="nchw", form="default", weight_d
 
 
 def laid_out_again(inputs, layout):
-    """The same inputs with their maps in memory as ``inputs_of`` puts them."""
+    """Return the same inputs with their maps in memory as ``inputs_of`` puts them."""
     again = dict(inputs)
     for name in ("xs", "values"):
         if name in again:
@@ -283,5 +283,5 @@ def laid_out_again(inputs, layout):
 
 
 def options_of(op, cell):
-    """What ``dla.<op>`` takes besides tensors and the backend."""
+    """Return what ``dla.<op>`` takes besides tensors and the backend."""
     return ({"cell": cell} if op in OPS_WITH_CELL else {}) | ({"heads": 1} if op in (*STEPS, "attend") else {})

@@ -1,7 +1,7 @@
-"""Tools that compile for minutes, where what they have on record is not of these sources and this compiler.
+"""This module runs tools that compile for minutes, where their record is not of these sources and this compiler.
 
-conftest.py starts them first, beside the other tests, and theirs wait last. The fast tier and the rest compile for one
-chip, the full run for all.
+conftest.py starts the tools first, beside the other tests, and the tests that need them wait last. The fast tier and
+the rest compile for one chip, the full run for all.
 Several pytest processes (pytest-xdist) may share a run: the first that needs a tool starts it, all wait for its files.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))  # for the tests too
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))  # from where the tests import too
 
 import records
 
@@ -28,7 +28,7 @@ FOLDER = "DLA_KERNELS_BUILDS"  # where the processes of a run find what the tool
 
 
 def begin():
-    """By the process that others are workers of."""
+    """Make the folder of this run; the process that others are workers of does this."""
     os.environ[FOLDER] = tempfile.mkdtemp(prefix="dla-builds-")
 
 
@@ -41,14 +41,14 @@ def end():
 
 
 class Build:
-    """What a tool of tools/ finds: as recorded, or else as the JSON that it prints, giving way to the tests."""
+    """A build is what a tool of tools/ finds: as recorded, or else as the JSON that it prints, at a low priority."""
 
     def __init__(self, tool, option, chips, one, *options):
         self.tool, self.every, self.one = tool, tuple(chips), one
         self.folder = Path(os.environ[FOLDER]) / Path(tool.__file__).name
         self.command = ["nice", sys.executable, tool.__file__, "--json", *options]
         if "--folder" in options:
-            self.command.append(self.folder / "built")  # tools begin with an empty one
+            self.command.append(self.folder / "built")  # the tool empties it first
         self.command.append(option)
 
     @cached_property
@@ -61,15 +61,15 @@ class Build:
 
     @cached_property
     def recorded(self):
-        """Whether compiling would say what the record says."""
+        """Return whether compiling would say what the record says."""
         return self.record.is_of(self.tool.digest(), self.version)
 
     def chips(self, tier):
-        """What the rows are of."""
+        """Return the chips that the rows are of."""
         return (self.one,) if tier != "full" and not self.recorded else self.every
 
     def start(self, tier):
-        """Unless there is nothing to compile or no compiler, or another process has."""
+        """Start the tool, unless there is nothing to compile or no compiler, or another process has started it."""
         if self.recorded or self.version is None:
             return
         try:
@@ -95,8 +95,9 @@ class Build:
         return [self.tool.Resources(*row) for row in json.loads((self.folder / "out").read_text())]
 
     def check_record(self, tier):
-        """One of other sources costs a full run its time: it compiles for every chip. It is told, no more; but where
-        there is no compiler nothing is known of these sources, and only the fast tier lets that pass."""
+        """Check that the record is of these sources. One of others costs a full run its time, as that compiles for
+        every chip: this is told, no more. But where there is no compiler nothing is known of these sources, and only
+        the fast tier lets that pass."""
         if self.record.digest != self.tool.digest():
             stale = f"the record is of other sources; run: python tools/{self.folder.name} --write"
             (pytest.skip if self.version is not None or tier == "fast" else pytest.fail)(stale)

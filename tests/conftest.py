@@ -1,4 +1,4 @@
-"""Fixtures: the backend under test, a seed, and NaN in all memory that nobody has written yet."""
+"""This plugin chooses the cases of a tier, and has the fixtures: the backend, a seed, NaN in memory not yet written."""
 
 import importlib.util
 import os
@@ -19,7 +19,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DLA_KERNELS_SIMT", "1")
     if importlib.util.find_spec("triton"):
         os.environ.setdefault("TRITON_INTERPRET", "1")
-        # There an operation costs the same for one element or a thousand. Of the shapes, some are larger still.
+        # In the interpreter an operation costs the same for one element or a thousand. Some shapes exceed these tiles.
         tiles = "samples=4,rows=16,columns=64,inner=64,step_columns=64,step_inner=64"
         os.environ.setdefault("DLA_KERNELS_TRITON_TILES", tiles)
 
@@ -74,7 +74,7 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if tiers.is_left(item):
             item.add_marker(pytest.mark.slow)
-        if shares_a_fixture(item):  # one worker makes it
+        if shares_a_fixture(item):  # so that one worker makes it
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
     said = tiers.told(config.option.tier, config.option.tier_seed, len(items), reasons)
     if is_worker(config):
@@ -106,7 +106,7 @@ def pytest_collection_finish(session):
 
 
 class Served(NamedTuple):
-    """A backend that loads here, and a device it serves."""
+    """A served backend loads here, and has a device that it serves."""
 
     name: str
     device: str
@@ -123,7 +123,7 @@ def backend(request):
 
 @pytest.fixture(scope="session", params=[*COMPILED, Served("reference", "cpu")], ids=lambda served: f"{served.name}")
 def any_backend(request):
-    """The compiled backends and the reference: for promises of the public functions themselves."""
+    """Return a compiled backend or the reference, for promises of the public functions themselves."""
     return request.param
 
 
@@ -134,7 +134,7 @@ def seed():
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():
-    """torch then fills fresh memory with NaN: a kernel that reads what it did not write shows it."""
+    """Have torch fill fresh memory with NaN, which shows a kernel that reads what it did not write."""
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield

@@ -1,4 +1,4 @@
-"""csrc/cuda/plan.h as a function: a small C++ program that is asked line by line."""
+"""This module makes csrc/cuda/plan.h a function: a small C++ program is asked line by line."""
 
 import json
 import subprocess
@@ -38,25 +38,9 @@ int main() {
 }
 """
 
-# In the order of `enum Buffer`, without the k.
-_HOTTEST = (
-    "Exchange",
-    "U",
-    "H",
-    "C",
-    "DH",
-    "DC",
-    "Bias",
-    "Scratch",
-    "W1h",
-    "LastProduct",
-    "P",
-    "Gates",
-    "W2h",
-    "D",
-    "Y",
-)
-BUFFERS = (*_HOTTEST, "Q", "UScan", "URefresh", "DP", "UY", "LastSum", "DD", "DY", "HBefore", "DQ", "Gate", "Middle")
+# The names of `enum Buffer`, in its order and without their k.
+_HOTTEST = "Exchange U H C DH DC Bias Scratch W1h LastProduct P Gates W2h D Y"
+BUFFERS = (*_HOTTEST.split(), *"Q UScan URefresh DP UY LastSum DD DY HBefore DQ Gate Middle".split())
 
 
 class Device(NamedTuple):
@@ -66,7 +50,7 @@ class Device(NamedTuple):
     l2: int
     largest_cluster: int
     threads: int
-    group: int = 0  # the plan decides
+    group: int = 0  # 0: the plan decides
     samples: int = 0
 
 

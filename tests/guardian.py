@@ -1,4 +1,4 @@
-"""Ends what a run of the tests leaves behind, however the run ends: also by Ctrl-C, also killed.
+"""The guardian ends what a run of the tests leaves behind, however the run ends: also by Ctrl-C, also killed.
 
 It waits, as a process of its own, for the end of its standard input, which only the run can keep open. Then it kills
 every process that has inherited the run's mark, workers and detached compilers among them.
@@ -17,7 +17,7 @@ MARK = "DLA_KERNELS_TEST_RUN"  # in the environment of all that a run starts
 
 
 def watch_over_this_process():
-    """Starts the guardian of this run; closing the pipe that is returned tells it that the run has ended."""
+    """Start the guardian of this run, and return it; closing its standard input tells it that the run has ended."""
     mark = uuid.uuid4().hex
     command = [sys.executable, "-S", __file__, mark]
     unmarked = {name: value for name, value in os.environ.items() if name != MARK}
@@ -27,7 +27,7 @@ def watch_over_this_process():
 
 
 def release(guardian):
-    """Waits until nothing of the run is left."""
+    """Tell the guardian that the run has ended, and wait until nothing of the run is left."""
     guardian.stdin.close()
     guardian.wait()
     del os.environ[MARK]
@@ -36,10 +36,10 @@ def release(guardian):
 
 
 def marked(mark):
-    """The processes that have the mark in the environment they began with. Where there is no /proc, none."""
+    """Yield the processes that have the mark in the environment they began with; none where there is no /proc."""
     wanted = f"{MARK}={mark}".encode()
     for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended, or is somebody else's
+        with contextlib.suppress(OSError):  # the process has ended, or is another user's
             if wanted in (process / "environ").read_bytes().split(b"\0"):
                 yield int(process.name)
 

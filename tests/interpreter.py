@@ -1,4 +1,4 @@
-"""Triton's interpreter takes a second for what a GPU does in microseconds: fewer cases, and less of its overhead."""
+"""Triton's interpreter takes a second for what a GPU does in microseconds: it gets fewer cases, and less overhead."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ def interpreted(backend):
 
 
 def some(backend, many, n):
-    """All of them; n from first to last, or the last alone, where the interpreter runs them."""
+    """Return all of them; where the interpreter runs them, n from first to last, or the last alone if n is 1."""
     many = list(many)
     if not interpreted(backend) or len(many) <= n:
         return many
@@ -25,12 +25,12 @@ def patch():
 
 
 def patch_once_a_launch():
-    """The interpreter replaces the functions of triton.language anew whenever one function of a kernel calls another,
-    which is half of its time; once for each module in a launch is enough."""
+    """Replace the functions of triton.language once for each module in a launch. The interpreter replaces them anew
+    whenever one function of a kernel calls another, which is half of its time."""
     from triton.runtime import interpreter
 
     launch, patch = interpreter.GridExecutor.__call__, interpreter._patch_lang
-    patched = []  # by each launch under way: the modules, by their globals
+    patched = []  # the modules patched in each launch under way, by the id of their globals
 
     def launch_once(self, *args, **kwargs):
         patched.append(set())
@@ -51,7 +51,7 @@ def patch_once_a_launch():
 
 
 def remember_shapes():
-    """What it makes of a shape, anew for every tensor, is the same for all of that shape."""
+    """Make once for each shape what the interpreter makes anew for every tensor of that shape."""
     from triton.language import core
 
     def once_for_each(kind, key_of, fields, rest):
@@ -89,7 +89,7 @@ def remember_shapes():
 
 
 def round_to_nearest():
-    """The interpreter cuts bits off where it converts to bfloat16; every compiler rounds to nearest, ties to even."""
+    """Round conversions to bfloat16 to nearest, ties to even, as every compiler does; the interpreter cuts bits off."""
     import triton.language as tl
     from triton.runtime import interpreter
 
@@ -110,8 +110,8 @@ def round_to_nearest():
 
 
 def sum_each_row_alike():
-    """It multiplies matrices by numpy's BLAS, which on some processors sums a row in another order at another place of
-    the matrix; a compiled product does not, and neither does einsum."""
+    """Multiply matrices by einsum. The interpreter does by numpy's BLAS, which on some processors sums a row in another
+    order at another place of the matrix; a compiled product does not, and neither does einsum."""
     from triton.runtime import interpreter
 
     def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):

@@ -1,4 +1,4 @@
-"""Memory that runs out, as tests/soak.py has it: every op with more and less to be had."""
+"""This part of tests/soak.py lets memory run out: it calls every op with more and less to be had."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .tally import Tally, command
 Outcome = dict[str, torch.Tensor]
 
 # Every block of 32 KB or more comes from the system and goes back to it at once, there is one heap for all threads,
-# and it keeps no reserve: so that a limit is felt.
+# and it keeps no reserve: a limit is then felt.
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 15),
     "MALLOC_ARENA_MAX": "1",
@@ -37,7 +37,7 @@ FORK = multiprocessing.get_context("fork")
 
 
 class Call(NamedTuple):
-    """What runs out of memory: a call, what it is given, and what of that it may write."""
+    """A call that runs out of memory has what it is given, and what of that it may write."""
 
     run: Callable[[], Outcome]
     given: Outcome
@@ -72,7 +72,7 @@ def inplace(op: str, shape: Shape) -> Call:
 
 
 def norm_inputs(shape: Shape) -> tuple[Outcome, dict[str, torch.Tensor]]:
-    """(what is differentiated, the rest) of ``norm_add`` in training"""
+    """Return what is differentiated of ``norm_add`` in training, and the rest of its inputs."""
     x, o = maps(shape, torch.float32)
     inputs = {"x": x, "o": o, "gamma": torch.randn(shape.C), "beta": torch.randn(shape.C)}
     return inputs, {"moments": dla.reference.attention.moments_of(o)}
@@ -114,7 +114,7 @@ def address_space() -> int:
 
 
 def leave_holes() -> None:
-    """Free blocks a little too small for scratch memory: torch, as it words an error, does not check what it gets."""
+    """Leave free blocks too small for scratch memory: torch, as it words an error, does not check what it gets."""
     libc = ctypes.CDLL(None)
     libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
     blocks = [libc.malloc(28 << 10) for _ in range(100)]
@@ -123,7 +123,7 @@ def leave_holes() -> None:
 
 
 class Squeezed(NamedTuple):
-    error: str  # that it raised; or none
+    error: str  # what the call raised, or empty
     wrong: list[str]
 
 
@@ -134,7 +134,7 @@ def made(way: str, shape: Shape) -> Call:
 
 
 def ready(way: str) -> Call:
-    """The call, in a process that has all that a call needs but for memory: threads, and what is made at first use."""
+    """Return the call, in a process that has all it needs but memory: threads, and what is made at first use."""
     call = made(way, TIGHT)
     sum(x.exp().sum() for x in call.given.values())  # torch starts its threads
     made(way, TINY).run()
@@ -146,7 +146,7 @@ def alone(way: str) -> dict[str, str]:
 
 
 def squeezed(way: str, warm: bool, room: int, right: dict[str, str]) -> Squeezed:
-    """A call that may have ``room`` KB more than the process has. Warm: after others, whose scratch memory is kept."""
+    """Try a call that may have ``room`` KB more than the process has; if warm, after one that keeps scratch memory."""
     call, error, found, wrong = ready(way), "", None, []
     kept = {name: x.clone() for name, x in call.given.items()}
 
@@ -185,10 +185,10 @@ def squeezed(way: str, warm: bool, room: int, right: dict[str, str]) -> Squeezed
 
 
 def in_a_fork(work: Callable[[], object]) -> object:
-    """What ``work`` returns, from a child that may die of it.
+    """Return what ``work`` returns, from a child that may die of it.
 
-    There it runs in a thread: its stack is there from the beginning, where the main thread's grows, and the system
-    ends a process that has no memory for that.
+    There it runs in a thread, whose stack is there from the beginning: the main thread's grows, and the system ends a
+    process that has no memory for that.
     """
     ours, theirs = FORK.Pipe(duplex=False)
 
@@ -220,16 +220,16 @@ def in_a_fork(work: Callable[[], object]) -> object:
 def low_memory(
     tally: Tally, ways: Collection[str] = tuple(WAYS), cases: Iterable[tuple[bool, int]] | None = None
 ) -> None:
-    """Each op with more and less memory to be had: it raises, or is right, and its inputs stay as they were.
+    """Call each op with more and less memory to be had: it raises, or is right, and its inputs stay as they were.
 
-    Each case has a process of its own, so that one finds no scratch memory that another has left; this one calls no
-    op, so that it has no threads that a fork would lose. Where a cold call just fails is found by bisection: there it
-    has its outputs, and what it lacks is scratch memory.
+    Each case has a process of its own, so that one finds no scratch memory that another has left; this process calls
+    no op, so that it has no threads that a fork would lose. Where a cold call just fails is found by bisection: there
+    it has its outputs, and what it lacks is scratch memory.
     """
     scratch = tight = 0
 
     def case(way: str, warm: bool, room: int, right: dict[str, str]) -> bool:
-        """Whether it raised."""
+        """Return whether the case raised."""
         nonlocal scratch
         error = ""
 

@@ -1,5 +1,5 @@
-"""The published DLA networks by their formulas alone, from a state dict under their own names: in evaluation, and each
-sample refreshed by its own state. Written to be compared with; see docs/networks.md."""
+"""This module computes the published DLA networks by their formulas alone, from a state dict under their own names: in
+evaluation, and each sample refreshed by its own state. It is there to be compared with; see docs/networks.md."""
 
 import re
 
@@ -22,8 +22,8 @@ def norm(x, s, name):
 
 
 def block(x, s):
-    """(branch, shortcut)"""
-    # A stage's first block halves the map, but that of the first stage, whose input is as narrow as its bottleneck.
+    """Return the branch and the shortcut of a residual block."""
+    # A stage's first block halves the map, except in the first stage, whose input is as narrow as its bottleneck.
     narrow = x.shape[1] == s["conv1.weight"].shape[0]
     stride = 2 if "downsample.0.weight" in s and not narrow else 1
     a = norm(F.conv2d(x, s["conv1.weight"]), s, "bn1").relu()
@@ -35,7 +35,7 @@ def block(x, s):
 
 
 def dsu(y, h, c, s):
-    """One step of the released DSU: (h, c)."""
+    """Return (h, c) after one step of the released DSU."""
 
     def bottleneck(z, name):
         hidden = F.linear(z, s[f"lstm.{name}.0.seq.0.weight"], s[f"lstm.{name}.0.seq.0.bias"]).relu()
@@ -55,18 +55,18 @@ def depthwise(x, v):
 
 
 def of_heads(scores, C):
-    """[..., G] -> [..., C, 1, 1]"""
+    """Return the scores of heads [..., G] as factors of channels [..., C, 1, 1]."""
     return scores.repeat_interleave(C // scores.shape[-1], -1)[..., None, None]
 
 
 def blocks(s):
-    """The block and the attention of each layer of a stage."""
+    """Yield the block and the attention of each layer of a stage."""
     for n in range(count(s, r"layers\.(\d+)")):
         yield sub(s, f"layers.{n}."), sub(s, f"attention.{n}.")
 
 
 def context(x, state, s):
-    """The state after a layer's map."""
+    """Return the state after a layer's map."""
     y = x.mean((2, 3))
     return dsu(y, *(state or (torch.zeros_like(y), torch.zeros_like(y))), s)
 
@@ -107,7 +107,7 @@ def base_stage(x, s):
 
 
 def network(state, x):
-    """Images [B, 3, H, W] -> scores."""
+    """Return the scores of images [B, 3, H, W]."""
     imagenet = "layer1.extict.weight" in state
     x = norm(F.conv2d(x, state["conv1.weight"], stride=1 + imagenet, padding=1 + 2 * imagenet), state, "bn1").relu()
     if imagenet:

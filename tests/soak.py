@@ -1,8 +1,9 @@
-"""Puts the ops under what users do to them, for minutes: `make soak`, or `python -m tests.soak --minutes 1`.
+"""This run does to the ops what users do to them, for minutes: `make soak`, or `python -m tests.soak --minutes 1`.
 
-Random shapes, layouts, dtypes, cells and backends against the reference; threads that call at once; DataLoader
-workers; interrupts; memory that runs out. It prints how many cases failed, and for each the command that repeats it:
-a random case or one of low memory alone, otherwise the part, since no one can repeat what threads and signals did.
+It compares random shapes, layouts, dtypes, cells and backends with the reference; it calls from threads at once and in
+DataLoader workers; it interrupts calls, and lets memory run out. It prints how many cases failed, and for each the
+command that repeats it: a random case or one of low memory alone, otherwise the part, since no one can repeat what
+threads and signals did.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ THREADS = 4
 
 
 def drawn(rng: random.Random) -> tuple[Shape, dict]:
-    """A shape and how its maps lie in memory; widths beside those of vectors come often."""
+    """Draw a shape and how its maps lie in memory; widths beside those of vectors come often."""
     sides = lambda: rng.choice((rng.randint(1, 9), rng.choice((16, 31, 65))))  # noqa: E731
     T = rng.randint(1, 6)
     sizes = tuple((sides(), sides()) for _ in range(rng.randint(1, T)))
@@ -63,7 +64,7 @@ def drawn(rng: random.Random) -> tuple[Shape, dict]:
 
 
 def parity(rng: random.Random, backend: Served) -> tuple[str, Callable[[], None]]:
-    """(the name of a case, the case)"""
+    """Return the name of a random case, and the case."""
     op, cell, seed = rng.choice(OPS), rng.choice(CELLS), rng.randrange(2**31)
     shape, how = drawn(rng)
     if op in OPS_WITH_CELL:
@@ -80,7 +81,7 @@ def parity(rng: random.Random, backend: Served) -> tuple[str, Callable[[], None]
 
 
 def drawn_case(seed: int, number: int, backend: Served) -> tuple[str, Callable[[], None]]:
-    """A case has random numbers of its own: it is the same however many came before it, and for which backends."""
+    """Return a case with random numbers of its own: it is the same whatever cases came before it, on any backends."""
     return parity(random.Random(f"{seed} {backend.name} {number}"), backend)
 
 
@@ -101,7 +102,7 @@ def random_cases(tally: Tally, backend: Served, seed: int, numbers: Iterable[int
 
 
 def calls_for(backend: Served, seed: int = 0) -> dict[str, Callable[[], Outcome]]:
-    """Each op, forward and backward, as a call whose outcome is always the same."""
+    """Return each op, forward and backward, as a call whose outcome is always the same."""
     calls = {}
     for i, op in enumerate(OPS):
         torch.manual_seed(100 * seed + i)
@@ -121,7 +122,7 @@ def same(ours: Outcome, theirs: Outcome) -> None:
 
 
 def threads(tally: Tally, backend: Served, rounds: int = 25) -> None:
-    """Four threads, each with inputs of its own: all in one op at once, and then each in any op."""
+    """Call from four threads, each with inputs of its own: all in one op at once, and then each in any op."""
     calls = [calls_for(backend, seed) for seed in range(THREADS)]
     alone = [{op: call() for op, call in own.items()} for own in calls]
     together = threading.Barrier(THREADS, timeout=60)
@@ -147,7 +148,7 @@ def threads(tally: Tally, backend: Served, rounds: int = 25) -> None:
 
 
 class Updated(torch.utils.data.Dataset):
-    """Samples that a forked worker refreshes itself."""
+    """A forked worker refreshes the samples of this data set itself."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -159,13 +160,13 @@ class Updated(torch.utils.data.Dataset):
         return len(self.xs)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
-        """(the sample, who made it)"""
+        """Return the sample, and the process that made it."""
         out, _ = dla.layer_update(list(self.xs[i]), self.weights, backend="cpu")
         return torch.stack(out), os.getpid()
 
 
 def forked_workers(tally: Tally) -> None:
-    """DataLoader workers forked from a process that has used all its threads."""
+    """Load samples in DataLoader workers forked from a process that has used all its threads."""
     samples, came = Updated(), 0
     alone = [samples[i][0] for i in range(len(samples))]
     loader = torch.utils.data.DataLoader(samples, num_workers=2, multiprocessing_context="fork", timeout=60)
@@ -177,7 +178,7 @@ def forked_workers(tally: Tally) -> None:
 
 
 class Alarm(KeyboardInterrupt):
-    """An interrupt of our own making: the user's Ctrl-C still ends the run."""
+    """This interrupt is of our own making: the user's Ctrl-C still ends the run."""
 
 
 def ring(*_: object) -> None:
@@ -185,7 +186,7 @@ def ring(*_: object) -> None:
 
 
 def is_interrupted(call: Callable[[], object], after: float) -> bool:
-    """Whether an alarm ended the call, repeated until it rings. One in a finalizer is lost: hence a limit."""
+    """Return whether an alarm ended the call, repeated until it rings. One in a finalizer is lost: hence a limit."""
     until = time.monotonic() + after + 1
     try:
         signal.setitimer(signal.ITIMER_REAL, after)
@@ -200,7 +201,7 @@ def is_interrupted(call: Callable[[], object], after: float) -> bool:
 
 
 def interrupts(tally: Tally, backend: Served, seconds: float) -> None:
-    """Ctrl-C at any moment: the next calls are right, in this thread and for the same tensors."""
+    """Interrupt calls at any moment, as Ctrl-C does: the next are right, in this thread and for the same tensors."""
     calls = calls_for(backend)
     alone = {op: call() for op, call in calls.items()}
     rng, until, interrupted = random.Random(0), time.monotonic() + seconds, 0
@@ -224,7 +225,7 @@ def interrupts(tally: Tally, backend: Served, seconds: float) -> None:
 
 
 def in_its_own_process(tally: Tally, part: str, case: str | None = None) -> None:
-    """A part that may end its process."""
+    """Run a part that may end its process in one of its own."""
     environment = os.environ | {"TRITON_INTERPRET": "0", "DLA_KERNELS_SIMT": "0"}
     if part == "low_memory":
         environment |= MALLOC
@@ -241,7 +242,7 @@ def in_its_own_process(tally: Tally, part: str, case: str | None = None) -> None
 
 
 def part_here(part: str, case: str | None) -> None:
-    """One of the parts that have a process of their own; prints its counts last."""
+    """Run one of the parts that have a process of their own, and print its counts last."""
     tally = Tally(f"{part.replace('_', ' ')}, cpu", command("--part", part))
     if part == "forked_workers":
         forked_workers(tally)
@@ -265,7 +266,7 @@ def soak(
     parts: Iterable[str] = PARTS,
     case: str | None = None,
 ) -> None:
-    """Adds to ``tallies`` as it goes, so that they hold what was done if it is interrupted."""
+    """Run the parts, and add to ``tallies`` on the way, so that they hold what was done if it is interrupted."""
 
     def begun(what: str, part: str, *options: str) -> Tally:
         tallies.append(Tally(what, command("--part", part, *options)))
@@ -290,7 +291,7 @@ def soak(
 
 
 def served(asked: str) -> list[Served]:
-    """The backends of these names; all real ones without."""
+    """Return the backends of these names; without names, all real ones."""
     names = asked.split(",") if asked else [b.name for b in BACKENDS.values() if not b.only_by_name]
     if unknown := [name for name in names if name not in BACKENDS]:
         raise ValueError(f"no {', '.join(unknown)}; there are {', '.join(BACKENDS)}")

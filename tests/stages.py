@@ -1,4 +1,4 @@
-"""Random layers of a stage with layer attention: their maps and their weights."""
+"""This module makes random layers of a stage with layer attention: their maps and their weights."""
 
 import torch
 
@@ -8,7 +8,7 @@ from .cases import filters, maps, weights
 
 
 def layers(shape, dtype=torch.float64):
-    """T pairs of a map [B, C, H, W], all of one size, and the layer's own filters."""
+    """Return T pairs of a map [B, C, H, W], all of one size, and the layer's own filters."""
     return [(x, filters(shape, dtype)) for x in maps(shape, dtype)]
 
 
@@ -17,23 +17,23 @@ def cell_weights(cell, shape, dtype=torch.float64):
 
 
 def grown(x):
-    """A leaf that asks for a gradient."""
+    """Return a leaf of the same values that asks for a gradient."""
     return x.clone().requires_grad_()
 
 
 def norm(C, dtype, device="cpu"):
-    """gamma, beta, and a running mean and variance."""
+    """Return gamma, beta, and a running mean and variance."""
     gamma, beta, mean = (torch.randn(C).to(device, dtype) for _ in range(3))
     return gamma, beta, (mean, (torch.rand(C) + 0.5).to(device, dtype))
 
 
 def drop_path(B, dtype, device="cpu"):
-    """Every third sample's branch is dropped, the others' made up for it."""
+    """Return factors that drop every third sample's branch, and make up for it in the others."""
     return (torch.arange(B).remainder(3).gt(0).to(torch.float32) * 1.5).to(device, dtype)
 
 
 def check_moments(moments, o):
-    """Those of o as stored, to the rounding of their dtype: a large mean costs the variance nothing."""
+    """Check that moments are those of o as stored, to the rounding of their dtype, however large the mean is."""
     var, mean = torch.var_mean(o.double(), (0, 2, 3), correction=0)
     assert moments.dtype == accumulate_dtype(o.dtype)
     eps = torch.finfo(moments.dtype).eps

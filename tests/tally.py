@@ -1,4 +1,4 @@
-"""Counts of a robustness run, and the commands that repeat what failed."""
+"""This module counts the cases of a robustness run, and makes the commands that repeat what failed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 
 
 def command(*options: object) -> str:
-    """What repeats something: the reference's rounding depends on the number of threads."""
+    """Return the command of a run with these options, on as many threads: the reference's rounding depends on them."""
     return shlex.join(
         ["env", f"OMP_NUM_THREADS={torch.get_num_threads()}", "python", "-m", "tests.soak", *map(str, options)]
     )
 
 
 class Tally:
-    """Cases and failures of one kind; a failure is told at once, with the command that repeats it."""
+    """A tally counts cases and failures of one kind, and tells a failure at once, with the command that repeats it."""
 
     def __init__(self, what: str, again: str = "") -> None:
         self.what, self.again, self.cases, self.failures = what, again, 0, 0

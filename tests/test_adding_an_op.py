@@ -29,7 +29,7 @@ def test_an_op_is_ten_files_and_ten_lines():
 
 
 @pytest.mark.parametrize("path", LINES)
-def test_a_place_for_a_line_knows_the_op(path):
+def test_a_place_that_gets_a_line_names_the_op(path):
     assert re.search("rescale", (ROOT / path).read_text(), re.IGNORECASE)
 
 

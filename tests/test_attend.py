@@ -1,4 +1,4 @@
-"""What a layer has of each before it: a softmax over layers, keys and scales refreshed on the way."""
+"""``attend`` tells what a layer has of each before it: a softmax over layers, keys and scales refreshed on the way."""
 
 import pytest
 import torch
@@ -56,9 +56,9 @@ def test_errors_say_what_was_expected_and_what_came(wrong):
         dla.attend(**inputs | {"past": past}, heads=2)
 
 
-def test_gradients_beside_a_share_near_one_are_exact():
-    """They are of the size of the small shares, and so are their errors, on the CPU; plain PyTorch and the other
-    backends take the mean from nearly itself, with errors of the size of the large one."""
+def test_gradients_are_exact_where_one_coefficient_is_nearly_one():
+    """The gradients are of the size of the small coefficients, and on the CPU their errors are too. Plain PyTorch and
+    the other backends subtract two nearly equal numbers, with errors of the size of the large coefficient."""
     inputs = inputs_of(OP, Shape.parse("T3-B2-C16-HW1x1"), None, torch.float32)
     y, q, past = inputs["y"], inputs["q"], list(inputs["past"][:2])
     query = reference.attention.across_channels(y, q)
@@ -76,4 +76,4 @@ def test_gradients_beside_a_share_near_one_are_exact():
     off = {name: (dq(name, *tensors) - exact).abs().max() / exact.abs().max() for name in ("cpu", "reference")}
     eps = torch.finfo(torch.float32).eps
     assert off["cpu"] < 50 * eps
-    assert off["reference"] > 200 * eps  # so the case is one
+    assert off["reference"] > 200 * eps  # so this is a case where it matters

@@ -1,4 +1,4 @@
-"""The raw ``<op>_bwd`` operators against autograd through the reference, in float64."""
+"""The raw ``<op>_bwd`` operators equal autograd through the reference, in float64."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def assert_close(shape, ours, exact):
 
 
 class Inputs:
-    """Leaves in float64, and what the backward operators are given besides the gradients."""
+    """The inputs are leaves in float64, and what the backward operators are given besides the gradients."""
 
     def __init__(self, cell, shape, backend, form):
         self.cell, self.shape = cell, shape
@@ -38,7 +38,7 @@ class Inputs:
         self.kernels = BACKENDS[backend.name].ops
 
     def reference(self, op, first):
-        """In the reference, [] for a state is None."""
+        """Return what the reference of ``op`` returns, where [] for a state is None."""
         w = PROJECTIONS[self.cell.projection](*self.weights)
         return getattr(dla.reference, op)(first, weights=w, cell=self.cell, state=tuple(self.state) or None)
 

@@ -1,4 +1,4 @@
-"""DLA-B and MRLA-B inside a network: the reference against the published way of copying, kernels against it."""
+"""DLA-B and MRLA-B work inside a network: reference and kernels equal the published way of copying."""
 
 from functools import partial
 
@@ -22,7 +22,7 @@ DOUBLE = torch.float64
 
 
 def lazily(stage_layers, weights, heads, base_step=reference.base_step, **options):
-    """o of every layer, and what the stage holds at the end."""
+    """Return o of every layer, and what the stage holds at the end."""
     stage, out = None, []
     for x, filters in stage_layers:
         o, stage, _ = base_step(x, stage, filters, weights, heads=heads, **options)
@@ -32,7 +32,7 @@ def lazily(stage_layers, weights, heads, base_step=reference.base_step, **option
 
 @pytest.mark.parametrize("cell", [*CELLS, None], ids=lambda cell: cell_name(cell) if cell else "mrla")
 @pytest.mark.parametrize("T, size", [(1, "3x5"), (3, "1x1"), (4, "3x5")])
-def test_lazy_scales_equal_copies_gradients_included(cell, T, size):
+def test_a_stage_of_the_reference_equals_the_published_copying_stage_gradients_included(cell, T, size):
     shape = Shape.parse(f"T{T}-B2-C6-R3-HW{size}")
     given, w = layers(shape), cell_weights(cell, shape)
     options = {"heads": 3} | ({"cell": cell} if cell else {})
@@ -49,7 +49,7 @@ def test_lazy_scales_equal_copies_gradients_included(cell, T, size):
 
 
 @pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
-def test_twelve_layers_equal_copies_and_keep_their_values(cell):
+def test_twelve_layers_equal_the_published_copying_stage_and_keep_their_values(cell):
     shape = Shape.parse("T12-B2-C8-R3-HW3x3")
     given, w = layers(shape), cell_weights(cell, shape)
     out, stage = lazily(given, w, heads=2, cell=cell)
@@ -82,7 +82,7 @@ def test_the_reference_is_differentiable():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=dtype_name)
 @pytest.mark.parametrize("cell", CELLS, ids=cell_name)
-def test_every_cell_in_a_step_from_every_state(backend, cell, dtype):
+def test_parity_of_a_step_with_every_cell_from_every_state(backend, cell, dtype):
     for form in (None, *state_forms(cell)):
         inputs = inputs_of(OP, MIDDLE, cell, dtype, form=form, device=backend.device)
         check_parity(OP, backend, inputs, MIDDLE.longest_sum, cell=cell, heads=1)
@@ -97,7 +97,7 @@ def test_parity_in_every_layout(backend, layout, dtype):
 
 @pytest.mark.parametrize("cell", [*FEW_CELLS, None], ids=lambda cell: cell_name(cell) if cell else "mrla")
 @pytest.mark.parametrize(("T", "C", "D", "size"), [(12, 32, 16, "3x5"), (3, 64, 32, "7x7"), (5, 6, 6, "1x1")])
-def test_a_stage_equals_one_that_copies_gradients_included(backend, cell, T, C, D, size):
+def test_a_stage_of_kernels_equals_the_published_copying_stage_gradients_included(backend, cell, T, C, D, size):
     shape = Shape.parse(f"T{T}-B2-C{C}-R3-HW{size}")
     options = {"heads": C // D} | ({"cell": cell} if cell else {})
     given = [(x.to(backend.device), Attention(*(t.to(backend.device) for t in f))) for x, f in layers(shape)]
@@ -125,8 +125,8 @@ def test_autograd_holds_about_one_map_for_each_layer(backend, T):
     assert T <= held <= T + 3
 
 
-def test_by_copying_autograd_holds_a_map_for_each_pair_of_layers():
-    """What the figures above are compared with."""
+def test_autograd_of_the_copying_stage_holds_a_map_for_each_pair_of_layers():
+    """``base_step`` has autograd hold about one map for each layer instead."""
     assert Stage(Row(2, 32, 16, 12)).maps_held(by_copying) >= 12 * 13 / 2
 
 

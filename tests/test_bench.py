@@ -1,4 +1,4 @@
-"""The benchmarks' arithmetic, and the GPU benchmark from end to end on a stand-in with a fake clock."""
+"""The benchmarks' arithmetic is right, and the GPU benchmark runs from end to end on a stand-in with a fake clock."""
 
 import itertools
 import json
@@ -42,7 +42,7 @@ def test_rows_at_small_batches_are_the_cifar_rows():
     ("size", "free", "copies"),
     [(201, 10**6, 2), (50, 10**6, 4), (12, 10**6, 15), (1, 10**6, 128), (50, 500, 1), (1000, 500, 1)],
 )
-def test_inputs_rotate_past_three_times_the_cache(size, free, copies):
+def test_rotating_inputs_fill_three_times_the_cache_where_memory_allows(size, free, copies):
     assert gpu_inputs.copies_needed(size, l2=60, free=free) == copies
 
 
@@ -60,13 +60,13 @@ def test_a_device_name_becomes_a_folder_name(name, folder):
     assert devices.slug(name) == folder
 
 
-def test_rows_are_chosen_by_whole_parts_in_the_order_asked():
+def test_rows_are_chosen_by_whole_parts_of_their_names_in_the_order_asked():
     named = gpu.chosen(gpu_inputs.ROWS, "B1-C64,C2048")
     assert [(row.B, row.C) for row in named] == [(1, 64), (256, 2048)]
 
 
 def row_of(shape, **ms):
-    """A row of S = 1 GB per unit of T whose copy runs at 4000 GB/s."""
+    """Return a row of S = 1 GB per unit of T whose copy runs at 4000 GB/s."""
     S = shape.T * 10**9
     return {
         "shape": shape._asdict(),
@@ -116,7 +116,7 @@ def test_a_target_met_exactly_is_met():
 
 @pytest.fixture(scope="module")
 def stand_in():
-    """Every look at the clock is a millisecond after the last."""
+    """Return a device at whose clock every look is a millisecond after the last."""
     return devices.StandIn(clock=itertools.count(step=0.001).__next__)
 
 
@@ -167,7 +167,7 @@ def test_a_second_run_adds_to_the_first(stand_in, tmp_path, capsys):
     assert [(row["dtype"], row["name"]) for row in rows] == [("bf16", name), ("fp32", shapes[0]), ("fp32", shapes[1])]
 
 
-def test_no_row_begins_after_the_budget(stand_in, tmp_path, capsys):
+def test_no_row_is_measured_once_the_time_budget_is_spent(stand_in, tmp_path, capsys):
     assert run_on(stand_in, tmp_path, "--budget", "-1") == 1
     assert "left out: bf16" in capsys.readouterr().out
 
@@ -190,7 +190,7 @@ def test_a_wrong_op_is_not_timed(stand_in, tmp_path, capsys, monkeypatch):
     assert "layer_update off by more than allowed: not timed" in capsys.readouterr().out
 
 
-def test_the_share_of_a_copy_counts_three_maps():
+def test_the_bandwidth_target_of_a_light_step_counts_three_maps():
     row = {"name": str(gpu_attention.IMAGENET[0]), "dtype": "bf16", "S": 10**9, "launches": {}, "notes": {}}
     row["ms"] = {"copy/copy": 1.0, "forward/ours": 0.9, "forward/eager": 9.0}  # a copy moves four maps: 4 GB in 1 ms
     assert gpu_attention.shares(row)["ours"] == pytest.approx(3 / 0.9 / 4)
@@ -209,7 +209,7 @@ def test_a_wrong_light_step_is_not_timed(stand_in, tmp_path, capsys, monkeypatch
     assert "light_step off by more than allowed: not timed" in capsys.readouterr().out
 
 
-def test_a_nan_is_no_parity(stand_in):
+def test_a_nan_fails_the_parity_check(stand_in):
     inputs = gpu_inputs.Inputs(gpu_inputs.REHEARSAL[0], "fp32", stand_in)
     error, allowed = gpu_inputs.layer_update_parity(inputs, chunk_bytes=1)  # sample by sample
     assert error <= allowed
@@ -253,8 +253,8 @@ def test_the_tax_of_attention_is_relative_to_the_plain_network():
     assert re.search(r"dla_base_resnet20 +copying +240 +140%", networks.report([row]))
 
 
-def test_a_network_that_is_another_is_not_timed(monkeypatch):
-    """Such as the published one, which refreshes all samples by the state of the first."""
+def test_a_network_whose_gradient_is_off_is_not_timed(monkeypatch):
+    """This one refreshes all samples by the state of the first, as the published code does."""
     right = reference.refresh
 
     def slip(y, state, weights, **options):
@@ -266,7 +266,7 @@ def test_a_network_that_is_another_is_not_timed(monkeypatch):
         networks.check("dla_base_resnet20", ("ours", "copying"))
 
 
-def test_layouts_are_put_into_the_environment_and_out_of_it_again(monkeypatch):
+def test_a_layout_of_blocks_is_set_in_the_environment_and_removed_again(monkeypatch):
     for variable in gpu_plans.VARIABLES:
         monkeypatch.setenv(variable, "7")
     gpu_plans.lay_out("4x3")
@@ -275,7 +275,7 @@ def test_layouts_are_put_into_the_environment_and_out_of_it_again(monkeypatch):
     assert not set(gpu_plans.VARIABLES) & set(os.environ)
 
 
-def test_the_best_layout_stands_beside_the_plan():
+def test_the_report_shows_the_best_layout_beside_the_plan():
     ms = {"copy": 0.1, "plan/forward": 0.4, "2x1/forward": 0.3, "8x1/forward": 0.5, "plan/backward": 0.7}
     ms |= {"2x1/backward": 0.8, "8x1/backward": 0.6}
     line = gpu_plans.report([{"name": "row", "ms": ms}]).splitlines()[-1].split()
@@ -297,6 +297,6 @@ def test_a_step_of_whole_networks_is_measured_on_a_stand_in(stand_in, monkeypatc
     assert all(name in gpu_networks.report([row]) for name in names)
 
 
-def test_what_the_sanitizers_watch_can_be_called():
+def test_channels_that_the_sanitizers_run_divide_into_heads():
     for sizes, *_, C, _ in sanitized.SIZES:
         assert C % heads_of(C) == 0, sizes

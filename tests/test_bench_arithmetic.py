@@ -1,4 +1,4 @@
-"""What stands between the clock and a table: order of calls, medians, spreads, ratios, bandwidths, peaks."""
+"""What stands between the clock and a table is right: order of calls, medians, spreads, ratios, bandwidths, peaks."""
 
 import json
 from types import SimpleNamespace
@@ -37,14 +37,15 @@ def test_bandwidth_is_bytes_over_time():
 
 
 def test_costs_of_a_row_are_in_the_units_of_the_table():
-    """Spread in percent; the best peer's time over ours; GB/s and of a copy's; MB, ours and eager; calls."""
+    """They are the spread in percent, the best peer's time over ours, GB/s and the share of a copy's, MB of ours and of
+    eager, calls of both."""
     assert timing.costs_of(ROW, ["cpu"]) == ["4", "1.60x", "3.2", "0.80", "2.5", "9.0", "2 / 7"]
     alone = {**ROW, "ms": {"cpu": 2.5}, "calls": {}, "peak_bytes": {}}
     assert timing.costs_of(alone, ["cpu"]) == ["4", "-", "3.2", "-", "-", "-", "- / -"]
     assert timing.costs_of({**ROW, "ms": {"eager": 5.0}}, ["cpu"]) == ["-"] * 7
 
 
-def test_the_faster_of_plain_and_captured_counts():
+def test_the_faster_of_a_plain_and_a_captured_call_counts():
     row = {**ROW, "ms": {**ROW["ms"], "cpu graph": 1.0, "eager graph": 3.0}, "iqr_ms": {"cpu graph": 0.5}}
     assert timing.costs_of(row, ["cpu"])[:4] == ["50", "3.00x", "8.0", "2.00"]
 
@@ -77,7 +78,7 @@ def test_the_report_has_a_line_for_each_row_and_its_notes():
 
 
 def test_medians_and_spreads_are_those_of_quartiles():
-    """Between quartiles, at a quarter and three quarters of n + 1 samples, in whatever order they came."""
+    """Quartiles lie at a quarter and three quarters of n + 1 samples, in whatever order these came."""
     found = clock.medians_and_spreads({"odd": [8.0, 1.0, 16.0, 2.0, 4.0], "even": [1, 2, 3, 10], "one": [7.0]})
     assert found == {
         "ms": {"odd": 4.0, "even": 2.5, "one": 7.0},
@@ -93,7 +94,7 @@ def test_medians_are_in_milliseconds():
 
 
 class Candidates:
-    """Calls that note who was called and move a clock by what each takes."""
+    """The candidates' calls note who was called, and move a clock by what each takes."""
 
     def __init__(self, **takes):
         self.takes, self.now, self.called = takes, 0.0, []
@@ -107,7 +108,7 @@ class Candidates:
 
 
 def test_rounds_are_interleaved(monkeypatch):
-    """Each candidate once in every round, after two calls to warm up; a time is of one call."""
+    """Each candidate is called once in every round, after two calls to warm up; a time is of one call."""
     fake = Candidates(a=1.0, b=2.0)
     monkeypatch.setattr(common, "time", SimpleNamespace(perf_counter=lambda: fake.now))
     seconds = common.interleaved({name: fake.of(name) for name in "ab"}, rounds=3)
@@ -116,7 +117,7 @@ def test_rounds_are_interleaved(monkeypatch):
 
 
 class Device(Cpu):
-    """Its clock is that of the candidates, in seconds."""
+    """This device's clock is that of the candidates, in seconds."""
 
     def __init__(self, fake):
         self.fake, self.released = fake, 0
@@ -129,7 +130,7 @@ class Device(Cpu):
 
 
 def test_sampled_rounds_are_interleaved_and_inputs_take_turns():
-    """For each candidate, two calls to warm up, two by which to know how many fill 3 ms, then as many in each round."""
+    """Each candidate has two calls to warm up, two by which to know how many fill 3 ms, then as many in each round."""
     fake = Candidates(a=1 / 1024, b=2 / 1024)
     built = [("a", lambda: [fake.of("a"), fake.of("A", "a")]), ("b", lambda: [fake.of("b", "b")])]
     notes = {}
@@ -139,7 +140,7 @@ def test_sampled_rounds_are_interleaved_and_inputs_take_turns():
     assert notes == {}
 
 
-def test_a_candidate_that_cannot_be_built_is_a_note():
+def test_a_candidate_that_cannot_be_built_is_noted_and_left_out():
     def broken():
         raise ValueError("no\nsuch")
 
@@ -150,7 +151,7 @@ def test_a_candidate_that_cannot_be_built_is_a_note():
     assert device.released == 2
 
 
-def test_time_that_is_up_ends_after_five_rounds():
+def test_sampling_past_its_time_ends_after_five_rounds():
     fake = Candidates(a=1.0, b=1.0)
     built = [(name, lambda name=name: [fake.of(name)]) for name in "ab"]
     samples = clock.sampled(Device(fake), built, "forward", 9, -1.0, {})
@@ -160,8 +161,8 @@ def test_time_that_is_up_ends_after_five_rounds():
 # ---- memory ----
 
 
-def test_the_peak_is_the_most_that_is_held_at_a_time():
-    """Kept from before: nothing of the call's. 1 MiB goes before 3 come, beside the 2 that stay."""
+def test_peak_memory_is_the_most_that_a_call_holds_at_a_time():
+    """What was held before the call does not count. 1 MiB is freed before 3 are taken, beside the 2 that stay."""
     before = torch.empty(1 << 20, dtype=torch.uint8)
 
     def call():
@@ -175,8 +176,8 @@ def test_the_peak_is_the_most_that_is_held_at_a_time():
 # ---- scaling ----
 
 
-def test_the_floor_is_the_model_at_a_copys_bandwidth():
-    """8 MB, or 17, at 4 GB/s."""
+def test_the_floor_is_the_time_of_the_models_bytes_at_a_copys_bandwidth():
+    """The model has 8 MB in one pass and 17 in two, and a copy runs at 4 GB/s."""
     assert scaling.floor_ms(ROW) == pytest.approx(2.0)
     assert scaling.floor_ms(ROW, "two passes") == pytest.approx(4.25)
 
@@ -202,7 +203,7 @@ def test_the_picture_draws_the_floor_and_the_times(monkeypatch, tmp_path):
 
 
 def test_every_committed_run_on_a_gpu_can_be_drawn(tmp_path):
-    """Whoever was measured has a colour."""
+    """Every candidate that was measured has a colour."""
     pytest.importorskip("matplotlib")
     runs = [json.loads(file.read_text()) for file in common.LATEST.parent.glob("*/bench.json")]
     on_gpus = [run["rows"] for run in runs if "layers" in run]

@@ -1,4 +1,4 @@
-"""The cell headers by themselves: their derivatives under g++, and that nvcc takes them for a device."""
+"""The cell headers stand by themselves: their derivatives are right under g++, and nvcc takes them for a device."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ CUDA_HOME = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
 pytestmark = pytest.mark.slow
 
 # For each rule: L = <new state, direction> as a function of the gates and the old state, and
-# M = output * direction as a function of the state. Their gradients against central differences.
+# M = output * direction as a function of the state. Their gradients are compared with central differences.
 DERIVATIVES = r"""
 #include "@CELLS@"
 #include <cstdio>
@@ -82,7 +82,7 @@ int main() {
 }
 """
 
-# Every function of every rule, from a kernel.
+# A kernel calls every function of every rule.
 DEVICE = r"""
 #include "@CELLS@"
 using namespace dla;

@@ -1,5 +1,5 @@
-"""Layer attention for networks that are there already. Torchvision's and timm's where they can be imported; else
-blocks written as theirs are."""
+"""``convert`` gives layer attention to networks that are there already: to torchvision's and timm's where they can be
+imported, and to one whose blocks are written as theirs are."""
 
 import copy
 import pickle
@@ -15,7 +15,7 @@ from .tolerances import assert_equal_to_rounding
 
 
 class TheirBlock(nn.Module):
-    """As torchvision's: it adds its shortcut itself."""
+    """This block is as torchvision's: it adds its shortcut itself."""
 
     expansion = 4
 
@@ -73,7 +73,7 @@ def timms():
 
 @pytest.mark.parametrize("make", [TheirNet, torchvisions, timms], ids=["alike", "torchvision", "timm"])
 @pytest.mark.parametrize("attention", ["dla_light", "dla_base", "mrla_light", "mrla_base"])
-def test_a_converted_network_is_what_it_was_until_trained(make, attention):
+def test_a_converted_network_computes_as_before_until_it_is_trained(make, attention):
     net = make().double()
     before = copy.deepcopy(net)
     own = {name: p for name, p in net.named_parameters()}
@@ -84,7 +84,7 @@ def test_a_converted_network_is_what_it_was_until_trained(make, attention):
         after[name.replace(f"layer{name[5]}.", f"layer{name[5]}.layers.", 1) if name.startswith("layer") else name] is p
         for name, p in own.items()
     )
-    if "base" in attention:  # its norms begin near zero only
+    if "base" in attention:  # whose norms begin near zero, not at zero
         for norm in (m for n, m in net.named_modules() if n.endswith(".norm")):
             assert (norm.weight == torch.tensor(0.01).double()).all()
             nn.init.zeros_(norm.weight)
@@ -93,7 +93,7 @@ def test_a_converted_network_is_what_it_was_until_trained(make, attention):
     ours = [m for n, m in net.named_modules() if isinstance(m, nn.BatchNorm2d) and ".attention." not in n]
     theirs = [m for m in before.modules() if isinstance(m, nn.BatchNorm2d)]
     assert_equal_to_rounding([m.running_mean for m in ours], [m.running_mean for m in theirs], factor=100)
-    assert [m.num_batches_tracked.item() for m in ours] == [1] * len(ours)  # no shortcut went twice
+    assert [m.num_batches_tracked.item() for m in ours] == [1] * len(ours)  # no shortcut was computed twice
     assert_equal_to_rounding([net.eval()(x)], [before.eval()(x)], factor=100)
 
 
@@ -107,7 +107,7 @@ def test_every_added_parameter_of_a_converted_network_learns(attention):
         net(x).square().mean().backward()
         optimizer.step(), optimizer.zero_grad()
     still = [name for name, p in net.named_parameters() if name in added and torch.equal(p, added[name])]
-    # The first layer of base has only itself to attend to, whatever it asks.
+    # The first layer of base attends to itself alone, whatever its query is.
     assert still == [name for name in added if "base" in attention and name.endswith("layers.0.q")]
 
 
@@ -148,13 +148,13 @@ def test_a_block_that_does_without_its_shortcut_is_an_error():
         net(torch.randn(2, 3, 16, 16))
 
 
-def test_a_converted_stage_is_still_a_sequence_to_look_at():
+def test_a_converted_stage_is_indexed_as_a_sequence_and_run_as_one_module():
     net = TheirNet()
     last = net.layer4[-1]
     dla.convert(net)
     assert net.layer4[-1] is last
     assert len(net.layer4) == 2
-    assert list(net.layer4) == [net.layer4]  # to those who run its modules one by one, it is one
+    assert list(net.layer4) == [net.layer4]  # whoever runs its modules one by one runs it as one
 
 
 def test_converted_networks_compile_and_copy():
@@ -193,7 +193,7 @@ def test_mistakes_are_explained():
         dla.convert(net)
 
 
-def test_a_block_called_by_itself_leaves_nothing_in_a_copy():
+def test_a_copy_keeps_no_shortcut_of_a_block_called_by_itself():
     net = dla.convert(TheirNet())
     x = net.layer1(torch.randn(1, 16, 8, 8))
     net.layer2[0](x)

@@ -1,4 +1,4 @@
-"""What a call costs, counted: within the budgets of bench/budgets.json, and where the traffic model has it."""
+"""What a call costs is counted: it is within the budgets of bench/budgets.json, and as the traffic model predicts."""
 
 import gc
 import json
@@ -17,18 +17,18 @@ from dla_kernels.backends import BACKENDS
 BUDGETS = {name: costs for name, costs in json.loads(counts.BUDGETS.read_text()).items() if name != "launches"}
 CASES = counts.budgeted()
 BY_CALLGRIND = ("instructions", "read", "written")
-# Another compiler moves some instructions.
+# With another compiler the number of instructions is somewhat different.
 MORE = 1.15
 ANEW = "if that is meant, run: python -m bench.model.counts --write"
 
 
-def test_there_is_a_budget_for_everything():
+def test_every_counted_case_has_a_budget():
     assert list(BUDGETS) == [str(case) for case in CASES]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_calls_allocations_and_bytes_alive_are_those_of_the_budget(case):
-    """No call into torch, no allocation and no kept tensor more than there was, and none less unnoticed."""
+    """There is no call into torch, no allocation and no kept tensor more than before, and none less goes unnoticed."""
     torch.use_deterministic_algorithms(False)  # filling fresh memory would count
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -41,7 +41,7 @@ def test_calls_allocations_and_bytes_alive_are_those_of_the_budget(case):
 
 
 @pytest.mark.parametrize("op", every_op())
-def test_nothing_outlives_its_results(op):
+def test_no_memory_outlives_the_results_of_a_call(op):
     """No cycle of references keeps memory until the garbage collector comes by."""
     work = work_of(op, counts.SHAPES[0])
     gc.collect()
@@ -83,8 +83,8 @@ TWICE = ("layer_update", "norm_add")  # where the large maps certainly pass the 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", counts.SHAPES, ids=str)
-def test_the_model_knows_the_bytes_that_pass_the_cache(watched, shape):
-    """From empty caches: those of one pass where all maps fit; where they do not, up to those of two."""
+def test_the_traffic_model_predicts_the_bytes_that_pass_the_cache(watched, shape):
+    """Caches begin empty. The bytes are those of one pass where all maps fit, else up to those of two."""
     small = shape == counts.SHAPES[0]
     for case in CASES:
         op, at, which, _ = case

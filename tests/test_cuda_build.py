@@ -22,7 +22,7 @@ def resources(pytestconfig):
     return BUILD.rows(pytestconfig.option.tier)
 
 
-def test_every_kernel_is_there_for_every_architecture(resources, pytestconfig):
+def test_every_kernel_is_compiled_for_every_architecture_and_dtype(resources, pytestconfig):
     dtypes = {"ROWS": {"fp32", "fp64"}, "MAPS": {"fp32", "fp64", "bf16", "fp16"}}
     sources = "".join(path.read_text() for path in (records.ROOT / "csrc/cuda").glob("*.cu"))
     expected = {kernel: dtypes[of] for of, kernel in re.findall(r"DLA_LAUNCH_(\w+)\((\w+)_kernel", sources)}
@@ -48,7 +48,7 @@ def test_the_table_in_the_docs_is_the_record():
     assert cuda_resources.section(BUILD.record) in page, "run: python tools/cuda_resources.py --write"
 
 
-def test_a_spill_would_be_seen():
+def test_a_spill_is_read_from_what_ptxas_prints():
     said = """
 ptxas info    : Compiling entry function '_ZN3dla4cuda11scan_kernelIfEEvNS0_8ScanArgsIT_EE' for 'sm_90'
 ptxas info    : Function properties for _ZN3dla4cuda11scan_kernelIfEEvNS0_8ScanArgsIT_EE
@@ -58,7 +58,7 @@ ptxas info    : Used 128 registers, used 1 barriers, 16 bytes cumulative stack s
     assert cuda_resources.parse(said) == [cuda_resources.Resources("scan", "fp32", 90, 128, 16, 20)]
 
 
-def test_what_is_a_fault():
+def test_frames_and_registers_beyond_their_limits_are_faults():
     fine = cuda_resources.Resources("scan", "fp32", 90, 128, 0, 0)
     frames = [fine._replace(stack=cuda_resources.FRAME), fine._replace(kernel="light_step", stack=192)]
     faults = [*(r._replace(stack=r.stack + 8) for r in frames), fine._replace(registers=129)]
@@ -66,9 +66,9 @@ def test_what_is_a_fault():
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="g++ is absent")
-def test_the_stand_in_for_torchs_cuda_library_shows_what_it_has(tmp_path):
-    """Compiled as all of the project is, with hidden names: the linker would else leave out that the library is needed,
-    and what was built beside a torch without CUDA would not load beside one with."""
+def test_the_stand_in_for_torchs_cuda_library_exports_its_functions(tmp_path):
+    """It is compiled as all of the project is, with hidden names. If it exported nothing, the linker would leave out
+    that the library is needed, and what was built beside a torch without CUDA would not load beside one with."""
     source = Path(__file__).parent.parent / "csrc" / "cuda" / "torch_cuda_stub.cpp"
     library = tmp_path / "libtorch_cuda.so"
     subprocess.run(["g++", "-shared", "-fPIC", "-fvisibility=hidden", source, "-o", library], check=True)

@@ -1,4 +1,4 @@
-"""The CUDA kernels on simulated devices that differ in what a plan looks at: right, and a sample's own, on each."""
+"""The CUDA kernels are right on simulated devices that differ in what a plan looks at, and batch-invariant on each."""
 
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ class Simulated(NamedTuple):
 
     @property
     def described(self):
-        """As current_device.cu does."""
+        """Return the device as current_device.cu describes it."""
         return Device(*self[:2], 2 * (self.shared + 1024), *self[2:], group=self.largest_cluster)
 
 
@@ -52,7 +52,7 @@ def place(device, shape, path, group=1, samples=1):
     return Place(Simulated(*device), Shape.parse(shape), path, group, samples)
 
 
-# C is never a multiple of 8, and not of what a cluster takes; R is no multiple of 4, but where the name says so.
+# C is never a multiple of 8, and not of what a cluster takes; R is no multiple of 4, unless the name says so.
 PLACES = {
     "no clusters": place((4, 12000, L2, 1, 64), "T3-B3-C17-R5-HW5x3,4x4", "portable"),
     "clusters of 2": place((4, 12000, L2, 2, 32), "T3-B3-C37-R6-HW5x3,4x4", "on-chip", 2),
@@ -119,7 +119,7 @@ def test_each_simulated_device_makes_the_plan_it_stands_for(tmp_path):
     ],
     ids=lambda x: cell_name(x) if isinstance(x, Cell) else dtype_name(x) if isinstance(x, torch.dtype) else x,
 )
-def test_layer_update_is_right(where, cell, dtype, layout):
+def test_parity_of_layer_update_on_every_simulated_device(where, cell, dtype, layout):
     inputs = inputs_of("layer_update", where.shape, cell, dtype, layout=layout, weight_dtype=accumulated(dtype))
     check_parity("layer_update", SIMULATED, inputs, where.shape.longest_sum, cell=cell)
 
@@ -130,7 +130,7 @@ def accumulated(dtype):
 
 @pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
 @pytest.mark.parametrize("op", ["scan", "refresh"])
-def test_scan_and_refresh_are_right(where, op, cell):
+def test_parity_of_scan_and_refresh_on_every_simulated_device(where, op, cell):
     inputs = inputs_of(op, where.shape, cell, torch.float32)
     check_parity(op, SIMULATED, inputs, where.shape.longest_sum, cell=cell)
 

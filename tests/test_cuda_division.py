@@ -1,4 +1,4 @@
-"""Divisor of csrc/cuda/device.h: exact, however a device rounds the inverse that it works with."""
+"""Divisor of csrc/cuda/device.h is exact, however a device rounds the inverse that it works with."""
 
 import subprocess
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How many kernels a call launches, counted: the point of the CUDA backend."""
+"""A call launches as few kernels as budgeted, which is the point of the CUDA backend; here they are counted."""
 
 import json
 
@@ -14,17 +14,17 @@ from .cases import FEW_CELLS, MIDDLE, OPS, case_name, inputs_of, options_of, wit
 
 pytestmark = pytest.mark.skipif(not BACKENDS["cuda"].available, reason=f"no CUDA backend: {BACKENDS['cuda'].reason}")
 DEVICE = BACKENDS["cuda"].device_types[0]
-# Forward, backward. The gradient of gap is an expanded view; base_step is five ops.
+# Launches forward and backward. The gradient of gap is an expanded view; base_step is five ops.
 LAUNCHES = {op: tuple(counts) for op, counts in json.loads(BUDGETS.read_text())["launches"].items()}
 
 
 def count(call):
-    """(how many kernels of ours ran, what the call returned)"""
+    """Return how many kernels of ours ran, and what the call returned."""
     if SIMT:
         before = torch.ops.dla_simt.launches()
         result = call()
         return torch.ops.dla_simt.launches() - before, result
-    call()  # once for what is only done once
+    call()  # the first call does what is done only once
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         result = call()
         torch.cuda.synchronize()

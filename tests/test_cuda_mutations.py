@@ -1,4 +1,4 @@
-"""The suite would notice: every barrier of the CUDA kernels left out, every buffer of their plans one element short.
+"""The suite would notice every barrier of the CUDA kernels left out, and every buffer of their plans an element short.
 
 The kernels of a copy of csrc run through the SIMT shim, in one program without torch (cuda_harness.cpp). The copy
 can leave out any one barrier, so that a single build serves all of them."""
@@ -112,7 +112,7 @@ def breakable_copy(folder):
     size = r"divide_up\(elements\(buffer, p, plan\) \* p.accumulate_bytes, kAlign\) \* kAlign"
     to = "sized(i, elements(buffer, p, plan) * p.accumulate_bytes, p.accumulate_bytes)"
     plan.write_text(replaced(plan.read_text(), size, to).replace("constexpr int64_t kAlign = 128;", ""))
-    # Two rules that between them have every kind of state: it compiles several times faster.
+    # Two rules have every kind of state between them, and compile several times faster.
     cells = folder / "cells" / "cells.h"
     cells.write_text(replaced(cells.read_text(), r"#define DLA_FOR_EACH_RULE\(X\)(?:[^\n]*\\\n)+[^\n]*\n", TWO_RULES))
 
@@ -125,7 +125,7 @@ BUILDS = {
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory):
-    """run(build, *arguments) of the harness; all builds are compiled at once."""
+    """Return run(build, *arguments) of the harness; all builds are compiled at once."""
     folder = tmp_path_factory.mktemp("mutations")
     breakable_copy(folder / "csrc")
     common = ["g++", "-std=c++17", "-Wno-unknown-pragmas", "-DDLA_SIMT", f"-I{TESTS / 'simt'}", f"-I{folder / 'csrc'}"]
@@ -154,7 +154,7 @@ def printed(done):
 # ---- tests ----
 
 
-def test_the_same_bits_under_every_seed(programs):
+def test_the_kernels_give_the_same_bits_under_every_seed(programs):
     lines = printed(programs("plain", "same", SEEDS))
     assert len(lines) >= 20
     assert [line.partition(": ")[2] for line in lines] == ["1 results, 0 elements missing"] * len(lines)
@@ -172,8 +172,8 @@ def test_a_redundant_barrier_left_out_changes_nothing(programs, name):
     assert printed(programs("plain", "skip", number, SEEDS // 4)) == ["not caught"]
 
 
-def test_no_access_out_of_bounds(programs):
-    """Nor from one buffer into the next: in this build there is a gap behind each."""
+def test_no_kernel_leaves_the_bounds_of_its_buffers(programs):
+    """None reaches from one buffer into the next either: in this build there is a gap behind each."""
     for line in printed(programs("sanitized", "same", 2)):
         assert line.endswith("1 results, 0 elements missing")
 

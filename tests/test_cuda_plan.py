@@ -1,4 +1,4 @@
-"""csrc/cuda/plan.h: what holds for every plan, and what the plans of design's rows are."""
+"""Every plan of csrc/cuda/plan.h can run, and those of the design's rows use the chip as the design says."""
 
 import json
 import re
@@ -81,7 +81,7 @@ def problems(draw):
 
 
 def needed(problem, plan):
-    """Elements of every buffer that the kernels use, from the shapes in plan.h's comments."""
+    """Return the elements of every buffer that the kernels use, from the shapes in plan.h's comments."""
     p, nb, cs, R = problem, plan["samples"], plan["channels"], problem.R
     low, back, joint = p.projection != "dense", p.backward, p.projection == "joint"
     rows, gates = p.T * nb, p.NG * cs
@@ -129,7 +129,7 @@ def check_places(problem, device, plan):
         assert all(end <= limit for _, end, _ in memory)
         for (_, end, name), (begin, _, other) in combinations(sorted(memory), 2):
             assert end <= begin, f"{name} and {other} overlap"
-    assert plan["workspace"] % 16 == 0  # of a block: the next one's begins there
+    assert plan["workspace"] % 16 == 0  # where the next block's begins
     if problem.R > 0 and plan["group"] > 1:
         assert plan["place"]["Exchange"] >= 0, "other blocks must reach it"
 
@@ -165,7 +165,7 @@ def test_every_plan_is_one_that_can_run(plans, problem, device, largest_group):
 
 
 def blocks_per_tile(plans, problem, device, batches):
-    """What decides the order of sums, and for which batch: blocks that share a tile, and whether weights are copied."""
+    """Return what decides the order of sums, with a batch of each: blocks that share a tile, if weights are copied."""
     found = {B: plans(problem._replace(B=B), device) for B in batches}
     return {(plan["group"], "W2h" in plan["place"]): B for B, plan in found.items()}
 
@@ -190,7 +190,7 @@ def test_the_order_of_sums_does_not_depend_on_the_batch(plans, problem, device, 
     ids=lambda p: f"{p.projection}-T{p.T}-B{p.B}-C{p.C}-R{p.R}",
 )
 def test_sharing_a_tile_to_make_room_for_weights_keeps_the_order_of_sums(plans, problem):
-    """With more samples fewer layers are exchanged at once: less memory in all, and the weights just fit."""
+    """With more samples fewer layers are exchanged at once: that takes less memory, and the weights just fit."""
     groups = blocks_per_tile(plans, problem, H200, [1, problem.B])
     assert len(groups) == 1, f"blocks per tile and B are {groups}"
 
@@ -228,8 +228,8 @@ MEASURED = json.loads((Path(__file__).parent.parent / "bench/results/h100-80gb-h
 
 @BOTH_PASSES
 @pytest.mark.parametrize("row", MEASURED["rows"], ids=lambda row: row["name"])
-def test_what_is_chosen_is_nearly_the_best_that_was_measured(plans, row, backward):
-    """Of the layouts of blocks and samples that bench.targets.gpu_plans tried on an H100."""
+def test_the_plan_is_nearly_as_fast_as_the_best_layout_measured(plans, row, backward):
+    """The layouts of blocks and samples are those that bench.targets.gpu_plans tried on an H100."""
     T, B, C, H, W, r = map(int, re.fullmatch(r"T(\d+)-B(\d+)-C(\d+)-HW(\d+)x(\d+)-r(\d+)", row["name"]).groups())
     plan = plans(Problem(backward, "joint", 3, T, B, C, C // r, T * C * H * W * 2 * (1 + backward)), H100)
     op = "backward" if backward else "forward"
@@ -264,7 +264,7 @@ def test_without_clusters_every_tile_has_one_block(plans, name, backward):
 
 
 @pytest.mark.parametrize("option", [("-T", "0"), ("-C", "-5"), ("-B", "many"), ("-T", "257")])
-def test_the_command_refuses_what_no_stage_has(option, capsys):
+def test_the_plan_command_refuses_sizes_that_no_stage_has(option, capsys):
     try:
         status = cli.main(["plan", *option])
     except SystemExit as stop:

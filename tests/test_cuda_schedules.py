@@ -21,7 +21,7 @@ pytestmark = [
 
 SEEDS = range(1, 21)
 CELLS = [*FEW_CELLS, Cell("dsu", projection="split")]
-# processors, shared bytes, L2, largest cluster, threads. What a shape meets on a device:
+# A device (processors, shared bytes, L2, largest cluster, threads), and a shape that meets on it:
 PLACES = {
     # clusters of four; one group takes six tiles in turn; layers are exchanged one or two at a time
     "clusters": ("2,2048,1024,4,64", Shape.parse("T5-B6-C36-R12-HW5x3,4x4")),
@@ -31,7 +31,7 @@ PLACES = {
 
 
 def under_seed(seed, f):
-    """f() on an OS thread of its own: the shim's state is per thread, and begins with DLA_SIMT_SEED."""
+    """Return f(), called on an OS thread of its own: the shim's state is per thread, and begins with DLA_SIMT_SEED."""
     results, before = [], os.environ.get("DLA_SIMT_SEED")
 
     def work():
@@ -73,7 +73,7 @@ def test_a_seed_changes_the_schedule():
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("op", OPS_WITH_CELL)
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: f"{cell_name(cell)}-{cell.output}")
-def test_the_same_bits_under_every_schedule(monkeypatch, cell, op, place):
+def test_the_kernels_give_the_same_bits_under_every_schedule(monkeypatch, cell, op, place):
     device, shape = PLACES[place]
     monkeypatch.setenv("DLA_SIMT_DEVICE", device)
     inputs = inputs_of(op, shape, cell, torch.float32, layout="mixed")

@@ -1,4 +1,4 @@
-"""The value of layer attention: a 3x3 filter per channel, and the means on both of its sides."""
+"""``depthwise`` makes the value of layer attention: a 3x3 filter per channel, and the means on both of its sides."""
 
 from itertools import product
 
@@ -13,7 +13,7 @@ from .cases import DTYPES, LAYOUTS, SHAPES, Shape, dtype_name, inputs_of, lay_ou
 from .interpreter import some
 from .tolerances import allowed_error, assert_same_bits, error, largest
 
-# Borders everywhere: maps of one row, one column, one pixel; rows that fill a vector, or one more; many rows.
+# Sizes with a border everywhere: one row, column or pixel; rows that fill a vector, or a vector and a pixel; many rows.
 BORDERS = ["1x1", "1x9", "9x1", "2x2", "3x5", "7x7", "4x16", "5x17", "33x6", "10x67"]
 
 
@@ -67,7 +67,7 @@ def test_long_sums_stay_exact(backend, size, layout):
 @pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=str)
 @pytest.mark.parametrize("size", ["2x1", "3x3", "2x4", "3x7", "2x8", "3x16"])
 def test_nan_and_inf_stay_in_their_channel(backend, size, value):
-    """Narrow planes share vectors."""
+    """Narrow planes share vectors with those of other channels."""
     shape = Shape.parse(f"T1-B1-C3-HW{size}")
     inputs = inputs_of("depthwise", shape, None, torch.float32, device=backend.device)
     cotangents = cotangents_for("depthwise", inputs)

@@ -1,4 +1,4 @@
-"""The same bits from run to run, on any number of threads, and whatever else is in the batch."""
+"""Results have the same bits from run to run, on any number of threads, and whatever else is in the batch."""
 
 import os
 import subprocess
@@ -62,7 +62,7 @@ def cells_for(op):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("op", OPS)
-def test_the_same_bits_from_run_to_run_and_on_any_number_of_threads(backend, set_threads, op, dtype):
+def test_results_have_the_same_bits_from_run_to_run_and_on_any_number_of_threads(backend, set_threads, op, dtype):
     for cell, layout in some(backend, zip(cells_for(op), ["mixed", "nchw", "channels_last"]), 1):
         inputs = inputs_of(op, BATCH, cell, dtype, layout=layout, device=backend.device)
         cotangents = cotangents_for(op, inputs, **options_of(op, cell))
@@ -75,7 +75,9 @@ def test_the_same_bits_from_run_to_run_and_on_any_number_of_threads(backend, set
 
 @pytest.mark.parametrize("large", ["maps", "weights"])
 @pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
-def test_what_outgrows_the_cache_has_the_same_bits_on_any_number_of_threads(backend, set_threads, cell, large):
+def test_maps_or_weights_that_outgrow_the_cache_give_the_same_bits_on_any_number_of_threads(
+    backend, set_threads, cell, large
+):
     shape = LARGE_MAPS if large == "maps" else WIDE[cell.projection]
     inputs = inputs_of("layer_update", shape, cell, torch.float32, device=backend.device)
     cotangents = cotangents_for("layer_update", inputs, cell=cell)
@@ -89,7 +91,8 @@ def test_what_outgrows_the_cache_has_the_same_bits_on_any_number_of_threads(back
 
 
 def part(op, tensors, begin, end):
-    """The samples begin .. end: of maps and states the first axis, of y, d and all states [T, B, C] the second."""
+    """Return the samples begin .. end. They lie along the first axis of maps and states, and along the second of y, d
+    and all states [T, B, C]."""
 
     def cut(name, x):
         return x if is_shared(name) else x[:, begin:end] if x.dim() == 3 else x[begin:end]
@@ -101,7 +104,7 @@ def part(op, tensors, begin, end):
 
 
 def assert_batch_invariant(op, backend, shape, cell, dtype, groups, layout="nchw"):
-    """Every group of samples alone gives the bits it gives inside the whole batch; weights sum over all."""
+    """Check that every group of samples alone gives the bits it gives inside the whole batch; weights sum over all."""
     inputs = inputs_of(op, shape, cell, dtype, layout=layout, device=backend.device)
     cotangents = cotangents_for(op, inputs, **options_of(op, cell))
     whole = complete_outcome(op, backend, inputs, cotangents, cell)
@@ -196,8 +199,8 @@ for op in OPS:
 
 
 @pytest.mark.slow
-def test_the_size_of_the_cache_decides_no_bit():
-    """It decides how many samples, channels and weights go together."""
+def test_the_size_of_the_cache_changes_no_bit():
+    """The size decides how many samples, channels and weights go together."""
     assert BACKENDS["cpu"].available
 
     def digests(size):

@@ -32,7 +32,7 @@ def files_named(page):
 
 
 def commands(page):
-    """Lines of a page's blocks that call the Makefile or Python."""
+    """Return the lines of a page's blocks that call the Makefile or Python."""
     blocks = re.findall(r"^```\w*\n(.*?)^```$", page.read_text(), re.S | re.M)
     return [line for block in blocks for line in re.findall(r"^(?:make|python -m) .*", block, re.M)]
 
@@ -76,7 +76,7 @@ def test_the_performance_page_follows_from_the_results():
 
 @pages_with(commands)
 def test_commands_shown_exist(page, monkeypatch, capsys):
-    """Targets of the Makefile, and of the command line with the options shown."""
+    """The Makefile has the targets shown, and the command line the options."""
     for line in commands(page):
         words = shlex.split(line, comments=True)
         if words[:1] == ["make"]:

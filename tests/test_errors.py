@@ -206,7 +206,7 @@ def test_an_unavailable_backend_says_why(name):
         dla.gap(maps(), backend=name)
 
 
-def test_falls_back_to_the_reference_with_one_warning(monkeypatch):
+def test_without_a_compiled_backend_the_reference_serves_with_one_warning(monkeypatch):
     cpu = backends.BACKENDS["cpu"]
     monkeypatch.setattr(cpu, "ops", None)
     monkeypatch.setattr(cpu, "reason", "no compiler; install one")
@@ -284,7 +284,7 @@ BAD_OPERATOR_CALLS = {
 
 
 @pytest.mark.parametrize("bad", BAD_OPERATOR_CALLS)
-def test_operators_called_directly_refuse_too(backend, bad):
+def test_operators_called_directly_refuse_wrong_arguments(backend, bad):
     call, words = BAD_OPERATOR_CALLS[bad]
     with pytest.raises(RuntimeError, match=words):
         call(backends.BACKENDS[backend.name].ops)

@@ -24,7 +24,7 @@ def test_a_network_learns_digits(tmp_path):
     assert (tmp_path / "digits.png").stat().st_size > 1000
 
 
-def test_cells_are_swapped(tmp_path):
+def test_swap_cell_trains_with_each_cell_asked_for(tmp_path):
     said = run("swap_cell", "--epochs", 1, "--cells", "lstm", "rnn", "--plot", tmp_path / "cells.png")
     assert [line.split()[0] for line in said.splitlines()[2:4]] == ["lstm", "rnn"]
     assert (tmp_path / "cells.png").exists()

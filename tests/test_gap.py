@@ -1,4 +1,4 @@
-"""``y_t = mean over HW of x_t``."""
+"""``gap`` is ``y_t = mean over HW of x_t``."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""First and second derivatives through the compiled kernels against finite differences, in float64."""
+"""First and second derivatives through the compiled kernels match finite differences, in float64."""
 
 import pytest
 import torch
@@ -19,9 +19,9 @@ def checked(op, cell, backend, *, shape=TINY, layout="nchw", form="default"):
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_every_entry_of_the_jacobians(backend, op):
-    """The slow mode; the others look at a random projection. Second derivatives are torch's own work whoever computes:
-    those of a cell's many inputs would take the interpreter a fifth of all the suite's time."""
+def test_every_entry_of_the_jacobians_matches_finite_differences(backend, op):
+    """This is the slow mode; the other tests look at a random projection. Second derivatives are torch's own work on
+    every backend: those of a cell's many inputs would take the interpreter a fifth of all the suite's time."""
     f, inputs = checked(op, FEW_CELLS[0], backend, shape=TINIEST if interpreted(backend) else TINY)
     assert gradcheck(f, inputs)
     assert gradgradcheck(f, inputs, fast_mode=interpreted(backend) and op in OPS_WITH_CELL)
@@ -29,7 +29,7 @@ def test_every_entry_of_the_jacobians(backend, op):
 
 @pytest.mark.parametrize("op", OPS_WITH_CELL)
 @pytest.mark.parametrize("cell", CELLS, ids=cell_name)
-def test_first_derivatives_of_every_cell_from_every_state(backend, op, cell):
+def test_first_derivatives_of_every_cell_from_every_state_match_finite_differences(backend, op, cell):
     for form in (*state_forms(cell), *([] if op == "refresh" else [None])):
         f, inputs = checked(op, cell, backend, form=form)
         assert gradcheck(f, inputs, fast_mode=True)
@@ -37,28 +37,28 @@ def test_first_derivatives_of_every_cell_from_every_state(backend, op, cell):
 
 @pytest.mark.parametrize("op", OPS_WITH_CELL)
 @pytest.mark.parametrize("cell", CELLS, ids=cell_name)
-def test_second_derivatives_of_every_cell(backend, op, cell):
+def test_second_derivatives_of_every_cell_match_finite_differences(backend, op, cell):
     f, inputs = checked(op, cell, backend)
     assert gradgradcheck(f, inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("op", ["scan", "layer_update"])
-def test_second_derivatives_without_a_state(backend, op):
+def test_second_derivatives_without_a_state_match_finite_differences(backend, op):
     f, inputs = checked(op, FEW_CELLS[1], backend, form=None)
     assert gradgradcheck(f, inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("op", ["gap", "rescale", "layer_update"])
 @pytest.mark.parametrize("layout", ["channels_last", "sliced", "transposed", "misaligned"])
-def test_derivatives_in_every_layout(backend, op, layout):
+def test_derivatives_in_every_layout_match_finite_differences(backend, op, layout):
     f, inputs = checked(op, FEW_CELLS[0], backend, layout=layout, form=None if op == "layer_update" else "default")
     assert gradcheck(f, inputs, fast_mode=True)
     assert gradgradcheck(f, inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_second_derivatives_of_one_input_alone(backend, op):
-    """The double backward with most of its inputs not asked for."""
+def test_second_derivatives_of_one_input_alone_match_finite_differences(backend, op):
+    """The double backward is right with most of its inputs not asked for."""
     f, inputs = checked(op, FEW_CELLS[2], backend)
     for i in some(backend, range(len(inputs)), 3):
         fixed = [x.detach() for x in inputs]

@@ -17,7 +17,7 @@ from dla_kernels.cells import ALL_RULES, NUM_GATES
 ROOT = Path(__file__).parent.parent
 BINDINGS = (ROOT / "csrc/bindings.cpp").read_text()
 SCHEMAS = [name for name in re.findall(r'"(\w+)\(', BINDINGS) if name != "launches"]  # that one is the shim's alone
-QUESTIONS = ("cpu_isa", "cuda_plan")  # no tensors
+QUESTIONS = ("cpu_isa", "cuda_plan")  # operators that take no tensors
 COMPOSED = ("base_step",)  # of other ops, in Python
 FORWARD_OPS = [name for name in SCHEMAS if not name.endswith(("_", "_bwd")) and name not in QUESTIONS]
 
@@ -68,7 +68,7 @@ def test_the_public_ops_are_those_of_the_schema():
         "bench/ops/{}.py",
     ],
 )
-def test_an_op_is_found_in_one_guess(op, where):
+def test_an_op_has_a_file_of_its_name_wherever_one_belongs(op, where):
     assert (ROOT / where.format(op)).exists()
 
 
@@ -83,7 +83,7 @@ def test_every_schema_is_registered_with_a_kernel_and_a_fake(name):
 
 
 def imported_by(path):
-    """Modules that a file of dla_kernels imports, relative ones written out."""
+    """Yield the modules that a file of dla_kernels imports, relative ones written out."""
     package = path.relative_to(ROOT).parent.parts
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -114,7 +114,7 @@ ARROWS = {
 
 
 @pytest.mark.parametrize("where", ARROWS)
-def test_imports_follow_the_arrows(where):
+def test_no_module_imports_what_its_folder_may_not(where):
     path = ROOT / where
     for file in [path] if path.suffix else sorted(path.rglob("*.py")):
         for module in imported_by(file):
@@ -133,12 +133,12 @@ def test_cells_leaves_and_kernels_know_nothing_of_torch():
 
 
 def test_kernels_reach_the_machine_through_one_header():
-    """Else the SIMT shim could not stand in for it."""
+    """Otherwise the SIMT shim could not stand in for the machine."""
     for file in (ROOT / "csrc/cuda").glob("*.cuh"):
         assert not re.search(r"__\w+|threadIdx|blockIdx|blockDim|gridDim|cuda_\w+\.h", file.read_text()), file.name
 
 
-def test_files_stay_readable():
+def test_no_source_file_has_more_than_500_lines():
     for pattern in ("csrc/**/*.*", "dla_kernels/**/*.py", "triton_ops/**/*.py", "bench/*.py", "tests/*.py", "*.py"):
         for file in ROOT.glob(pattern):
             if file.suffix in {".py", ".h", ".cpp", ".cuh", ".cu"}:

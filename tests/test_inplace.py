@@ -16,7 +16,7 @@ STREAMED = Shape.parse("T2-B9-C67-R16-HW65x63")
 
 
 def run(op, inputs, backend, **options):
-    """(maps, states) of either op."""
+    """Return the maps and the states of either op."""
     result = getattr(dla, op)(**inputs, backend=backend.name, **options)
     return result if op == "layer_update" else (result, ())
 
@@ -24,7 +24,7 @@ def run(op, inputs, backend, **options):
 def assert_in_place(op, inputs, backend, **options):
     pointers = [x.data_ptr() for x in inputs["xs"]]
     with torch.no_grad():
-        out, states = run(op, inputs, backend, **options)  # of these very maps: the order of a sum is their layout's
+        out, states = run(op, inputs, backend, **options)  # of the same maps: their layout orders sums
         written, their_states = run(op, inputs, backend, inplace=True, **options)
     assert [x.data_ptr() for x in written] == pointers
     for x, result, expected in zip(inputs["xs"], written, out):
@@ -37,13 +37,13 @@ def assert_in_place(op, inputs, backend, **options):
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("layout", TAKEN)
 @pytest.mark.parametrize("op", OPS)
-def test_same_bits_as_out_of_place(any_backend, op, layout, dtype):
+def test_in_place_gives_the_same_bits_as_out_of_place(any_backend, op, layout, dtype):
     inputs = inputs_of(op, MIDDLE, CELL, dtype, layout=layout, device=any_backend.device)
     assert_in_place(op, inputs, any_backend, **options_of(op, CELL))
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_same_bits_with_another_layout_for_each_map(any_backend, op):
+def test_in_place_gives_the_same_bits_with_another_layout_for_each_map(any_backend, op):
     inputs = inputs_of(op, MIDDLE, CELL, torch.float32, device=any_backend.device)
     inputs["xs"] = [LAYOUTS[layout](x) for layout, x in zip(TAKEN, inputs["xs"])]
     assert_in_place(op, inputs, any_backend, **options_of(op, CELL))
@@ -51,7 +51,7 @@ def test_same_bits_with_another_layout_for_each_map(any_backend, op):
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
-def test_same_bits_where_maps_outgrow_the_cache(backend, cell, layout):
+def test_in_place_gives_the_same_bits_where_maps_outgrow_the_cache(backend, cell, layout):
     inputs = inputs_of("layer_update", STREAMED, cell, torch.float32, layout=layout, device=backend.device)
     assert_in_place("layer_update", inputs, backend, cell=cell)
 
@@ -66,7 +66,7 @@ def test_every_second_channel_is_written_and_none_between(any_backend, op):
 
 @pytest.mark.parametrize("layout", REFUSED)
 @pytest.mark.parametrize("op", OPS)
-def test_refuses_other_layouts_and_shared_memory(any_backend, op, layout):
+def test_in_place_refuses_layouts_it_cannot_write_and_leaves_the_maps_unchanged(any_backend, op, layout):
     inputs = inputs_of(op, MIDDLE, CELL, torch.float32, layout=layout, device=any_backend.device)
     before = [x.clone() for x in inputs["xs"]]
     with torch.no_grad(), pytest.raises(ValueError, match=r"xs\[0\]: inplace expected a map .*, got "):
@@ -76,7 +76,7 @@ def test_refuses_other_layouts_and_shared_memory(any_backend, op, layout):
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_refuses_while_gradients_are_enabled(any_backend, op):
+def test_in_place_is_refused_while_gradients_are_enabled(any_backend, op):
     inputs = inputs_of(op, MIDDLE, CELL, torch.float32, device=any_backend.device)
     before = [x.clone() for x in inputs["xs"]]
     with pytest.raises(ValueError, match=r"inplace: expected torch.no_grad\(\).*got gradients enabled"):
@@ -106,7 +106,7 @@ def test_autograd_notices_that_a_saved_map_was_overwritten(any_backend, op):
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_forward_mode_is_refused_in_place(any_backend, op):
+def test_forward_mode_ad_is_refused_in_place(any_backend, op):
     inputs = inputs_of(op, MIDDLE, CELL, torch.float32, device=any_backend.device)
     with (
         torch.no_grad(),
@@ -149,7 +149,7 @@ def of_two_maps(make, backend):
 
 
 @pytest.mark.parametrize("make", APART.values(), ids=APART)
-def test_maps_side_by_side_in_one_memory_are_taken(any_backend, make):
+def test_maps_side_by_side_in_one_memory_are_accepted(any_backend, make):
     assert_in_place("rescale", of_two_maps(make, any_backend), any_backend)
 
 

@@ -1,4 +1,4 @@
-"""What holds for the inputs of every op: never written, of any strides, shared, or partly needing gradients."""
+"""The inputs of every op are never written; they may be of any strides, shared, or partly in need of gradients."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def test_inputs_are_never_written(any_backend, op, layout, dtype):
 
 
 def strided(x):
-    """The same values with a gap of NaN after each element and the dimensions reversed in memory."""
+    """Return the same values with a gap of NaN after each element and the dimensions reversed in memory."""
     spaced = x.new_full((*reversed(x.shape), 2), torch.nan)[..., 0]
     return spaced.permute(*reversed(range(x.dim()))).copy_(x)
 

@@ -1,4 +1,4 @@
-"""Inside the rest of PyTorch: autocast, compile, checkpoint, torch.func, inference mode, threads, pickles."""
+"""The ops work inside PyTorch: with autocast, compile, checkpoint, torch.func, inference mode, threads and pickles."""
 
 import copy
 import pickle
@@ -24,12 +24,12 @@ OTHER = Shape.parse("T4-B5-C19-R5-HW6x7,3x3")
 
 
 def public(op, backend, cell=CELL):
-    """``dla.<op>`` with everything but its tensors chosen."""
+    """Return ``dla.<op>`` with everything but its tensors chosen."""
     return partial(getattr(dla, op), backend=backend.name, **options_of(op, cell))
 
 
 def tensors_for(op, shape, backend, cell=CELL, **choices):
-    """Inputs of an op, and cotangents of its results."""
+    """Return inputs of an op, and cotangents of its results."""
     inputs = inputs_of(op, shape, cell, choices.pop("dtype", torch.float32), device=backend.device, **choices)
     return inputs, cotangents_for(op, inputs, **options_of(op, cell))
 
@@ -50,7 +50,7 @@ def autocast(backend):
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=dtype_name)
 def test_autocast_changes_nothing(any_backend, op, dtype):
-    """Maps as a bf16 network makes them, fp32 weights; backward outside, as PyTorch recommends."""
+    """Maps are as a bf16 network makes them, weights are fp32, and backward is outside, as PyTorch recommends."""
     inputs, cotangents = tensors_for(op, MIDDLE, any_backend, dtype=dtype, weight_dtype=torch.float32)
     function = public(op, any_backend)
     inside = outcome(autocast(any_backend)(function), inputs, cotangents)
@@ -58,7 +58,7 @@ def test_autocast_changes_nothing(any_backend, op, dtype):
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_kernels_ignore_autocast_in_backward_too(backend, op):
+def test_kernels_ignore_autocast_in_backward(backend, op):
     inputs, cotangents = tensors_for(op, MIDDLE, backend)
     function = public(op, backend)
     with autocast(backend):
@@ -67,7 +67,7 @@ def test_kernels_ignore_autocast_in_backward_too(backend, op):
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_kernels_ignore_autocast_in_double_backward_too(backend, op):
+def test_kernels_ignore_autocast_in_double_backward(backend, op):
     inputs, cotangents = tensors_for(op, MIDDLE, backend)
 
     def penalty():
@@ -171,7 +171,7 @@ def test_func_grad_gives_the_gradients_of_autograd(any_backend, op):
 
 
 class Stage(torch.nn.Module):
-    """What a user would write around ``layer_update``."""
+    """A stage is what a user would write around ``layer_update``."""
 
     def __init__(self, weights, backend):
         super().__init__()
@@ -212,7 +212,7 @@ def test_frozen_inputs_give_results_without_a_graph(any_backend):
     assert not any(x.requires_grad for _, x in named("", public("layer_update", any_backend)(**inputs)))
 
 
-# ---- values that travel, and company ----
+# ---- copies, threads, forward mode, the first call ----
 
 
 def pickled(x):
@@ -239,7 +239,7 @@ def test_python_threads_do_not_disturb_each_other(backend, op):
         assert_same_outcome(job.result(), expected[n % 2])
 
 
-def test_forward_mode_is_refused_not_dropped(backend):
+def test_forward_mode_ad_is_refused(backend):
     y = torch.randn(2, 3, 4, device=backend.device)
     with pytest.raises(NotImplementedError, match="jvp"):
         torch.func.jvp(lambda d: dla.rescale([d[0, :, :, None, None]], d[:1], backend=backend.name)[0], (y,), (y,))

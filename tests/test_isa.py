@@ -37,7 +37,7 @@ def isa(request):
 
 @pytest.mark.slow
 def test_verify_passes_on_every_instruction_set(isa):
-    # Also with NaN in all scratch memory: nothing is read before it is written.
+    # There is NaN in all scratch memory too: nothing is read before it is written.
     verified = run(["-m", "dla_kernels", "verify", "--json"], DLA_KERNELS_ISA=isa, DLA_KERNELS_POISON="1")
     results = json.loads(verified.stdout)
     assert {result["backend"] for result in results} == {"cpu"}
@@ -52,7 +52,7 @@ def test_an_unknown_instruction_set_is_refused_with_the_choices():
 
 
 def every_half(dtype):
-    """All 65536 bit patterns, as one map."""
+    """Return all 65536 bit patterns, as one map."""
     bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
     return bits.view(dtype).view(1, 1, 256, 256)
 
@@ -67,7 +67,7 @@ for dtype in (torch.bfloat16, torch.float16): check_conversions(dtype)
 
 
 def check_conversions(dtype):
-    """Widening is exact and narrowing rounds as torch does, for every value there is."""
+    """Check that widening is exact and narrowing rounds as torch does, for every value there is."""
     x = every_half(dtype)
     (same,) = dla.rescale([x], torch.ones(1, 1, 1), backend="cpu")
     torch.testing.assert_close(same, x, rtol=0, atol=0, equal_nan=True)

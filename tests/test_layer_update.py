@@ -1,4 +1,4 @@
-"""Pool, scan, refresh and rescale as one launch."""
+"""``layer_update`` is pool, scan, refresh and rescale as one launch."""
 
 import pytest
 import torch
@@ -78,7 +78,7 @@ def test_parity_where_maps_outgrow_the_cache(backend, layout, dtype):
 @pytest.mark.parametrize("layout", ["nchw", "channels_last", "mixed"])
 @pytest.mark.parametrize("shape", [MIDDLE, SHAPES[6], STREAMED], ids=str)
 @pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
-def test_equals_its_parts(backend, cell, shape, layout, dtype):
+def test_layer_update_equals_the_ops_it_is_made_of(backend, cell, shape, layout, dtype):
     inputs = inputs_of(OP, shape, cell, dtype, layout=layout, device=backend.device)
     xs, weights, state = inputs.values()
     options = {"cell": cell, "backend": backend.name}

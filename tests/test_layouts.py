@@ -17,7 +17,7 @@ def maps_of(result):
 
 
 def assert_like(ours, x):
-    """As torch lays out its own elementwise results: the same strides where x has no gaps."""
+    """Check that ours lies as torch lays out its own elementwise results: with x's strides where x has no gaps."""
     assert ours.dtype == x.dtype
     assert ours.shape == x.shape
     assert ours.stride() == torch.empty_like(x).stride()
@@ -37,7 +37,7 @@ def test_results_and_gradients_keep_the_layout(backend, op, layout, dtype):
 
 
 def channels_innermost(x):
-    """channels_last, of whose strides torch leaves those that are ambiguous as they were."""
+    """Return x channels last, of whose strides torch leaves those that are ambiguous as they were."""
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
@@ -72,7 +72,7 @@ def test_gradients_may_arrive_in_another_layout(backend, op, layout, outside):
 @pytest.mark.parametrize("shape", [(3, 1, 1, 8), (5, 1, 1, 8), (1, 3, 1, 8), (2, 4, 3, 5)], ids=str)
 @pytest.mark.parametrize("op", ["rescale", "depthwise", "mix"])
 def test_windows_that_share_memory_are_read_as_their_copies(backend, op, shape):
-    """What is like them lies in another order than they are read in."""
+    """A tensor like such a window lies in another order than the window is read in."""
     B, C, H, W = shape
     memory = torch.randn(B + C * H * W, device=backend.device)
     x = memory.as_strided(shape, (1, 1 if C > 1 and B == 1 else H * W, W, 1))

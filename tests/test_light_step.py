@@ -1,4 +1,4 @@
-"""DLA-L and MRLA-L inside a network: the reference against a second reading of its equation, kernels against it."""
+"""DLA-L and MRLA-L work inside a network: the reference follows its equation, and the kernels follow the reference."""
 
 from itertools import product
 
@@ -38,7 +38,7 @@ DOUBLE = torch.float64
 
 
 def neighbours(x, b, c, i, j):
-    """The 3x3 pixels around one, zero beyond the border."""
+    """Return the 3x3 pixels around one, zero beyond the border."""
     H, W = x.shape[2:]
     inside = [[0 <= i + di < H and 0 <= j + dj < W for dj in (-1, 0, 1)] for di in (-1, 0, 1)]
     return [[x[b, c, i + di - 1, j + dj - 1] if inside[di][dj] else 0.0 for dj in range(3)] for di in range(3)]
@@ -53,7 +53,7 @@ def convolved(x, taps):
 
 
 def expected_gate(y, filters, heads):
-    """sig(q . k / sqrt(D)), one number for each channel."""
+    """Return sig(q . k / sqrt(D)), one number for each channel."""
     B, C = y.shape
     K, D = len(filters.q), C // heads
 
@@ -91,7 +91,7 @@ def test_the_reference_follows_its_equation(cell, published, size):
     torch.testing.assert_close(o, lam[:, None, None] * refreshed + gate * convolved(x, filters.v))
 
 
-def test_without_a_layer_before_there_is_attention_alone():
+def test_without_a_previous_layer_the_output_is_attention_alone():
     shape = Shape.parse("T1-B2-C6-HW3x3")
     ((x, filters),) = layers(shape)
     lam = torch.randn(6, dtype=DOUBLE)
@@ -100,8 +100,8 @@ def test_without_a_layer_before_there_is_attention_alone():
     torch.testing.assert_close(o, reference.light_step(x, torch.zeros_like(x), filters, lam, heads=3)[0])
 
 
-def test_both_convolutions_and_the_rescale_are_one_filter_per_sample():
-    """What the kernels are built on: x * w + dwconv(x; E) is dwconv(x; E + w * centre)."""
+def test_the_rescale_and_the_convolution_by_e_are_one_filter_per_sample():
+    """The kernels are built on this: x * w + dwconv(x; E) is dwconv(x; E + w * centre)."""
     x, d, e = (torch.randn(s, dtype=DOUBLE) for s in ((2, 4, 5, 3), (2, 4), (4, 1, 3, 3)))
     centre = torch.zeros(3, 3, dtype=DOUBLE)
     centre[1, 1] = 1
@@ -141,14 +141,14 @@ def test_the_width_of_a_filter_is_odd_and_grows_with_the_channels():
 
 
 def of_form(inputs, published=True, first=False, mrla=False):
-    """The inputs of a layer of the published code or of the paper; the first of its stage; without a cell."""
+    """Return the inputs of a layer of the published code or of the paper; of the first of its stage; without a cell."""
     without = {"e": not published, "o_prev": first, "weights": mrla, "state": mrla}
     return {name: None if without.get(name) else value for name, value in inputs.items()}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=dtype_name)
 @pytest.mark.parametrize("cell", CELLS, ids=cell_name)
-def test_every_cell_in_a_step_from_every_state(backend, cell, dtype):
+def test_parity_of_a_step_with_every_cell_from_every_state(backend, cell, dtype):
     for form in (None, *state_forms(cell)):
         inputs = inputs_of(OP, MIDDLE, cell, dtype, form=form, device=backend.device)
         check_parity(OP, backend, inputs, MIDDLE.longest_sum, cell=cell, heads=1)
@@ -173,7 +173,7 @@ def test_parity_in_every_layout(backend, layout, dtype):
 @pytest.mark.parametrize("first", [False, True], ids=["", "first"])
 @pytest.mark.parametrize("published", [True, False], ids=["published", "paper"])
 @pytest.mark.parametrize("cell", [*FEW_CELLS, None], ids=lambda cell: cell_name(cell) if cell else "mrla")
-def test_parity_in_every_form(backend, cell, published, first):
+def test_parity_with_optional_inputs_left_out(backend, cell, published, first):
     for dtype in (torch.float64, torch.bfloat16):
         inputs = inputs_of(OP, MIDDLE, cell or FEW_CELLS[0], dtype, device=backend.device)
         inputs = of_form(inputs, published, first, cell is None)
@@ -216,7 +216,8 @@ def test_parity_where_maps_outgrow_the_cache(backend, layout):
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize(
     ("shape", "layout"),
-    [(SHAPES[0], "nchw"), *product((MIDDLE, SHAPES[6], OUTGROWING), ("nchw", "channels_last"))],  # one pixel has none
+    # Of one pixel all layouts are the same.
+    [(SHAPES[0], "nchw"), *product((MIDDLE, SHAPES[6], OUTGROWING), ("nchw", "channels_last"))],
     ids=str,
 )
 def test_moments_are_those_of_the_output(backend, shape, dtype, layout):
@@ -228,7 +229,7 @@ def test_moments_are_those_of_the_output(backend, shape, dtype, layout):
 
 @pytest.mark.parametrize("cell", [*FEW_CELLS, None], ids=lambda cell: cell_name(cell) if cell else "mrla")
 def test_a_stage_of_twelve_layers_and_norms_equals_the_reference(backend, cell):
-    """Layer by layer, each with its shortcut as in the published networks, against the reference, gradients too."""
+    """Each layer has its shortcut as in the published networks, and gradients are compared too."""
     shape = Shape.parse("T12-B3-C16-R4-HW5x3")
     given, options = layers(shape), {"heads": 2} | ({"cell": cell} if cell else {})
     lam, e = torch.randn(12, 16, dtype=DOUBLE), torch.randn(16, 1, 3, 3, dtype=DOUBLE)
@@ -257,7 +258,7 @@ def test_a_stage_of_twelve_layers_and_norms_equals_the_reference(backend, cell):
 
 
 def test_a_layer_is_one_framework_call_in_inference(backend):
-    """Its memory aside, which the call allocates; the norm and its shortcut are one more."""
+    """The call allocates its memory itself; the norm and its shortcut are one more call."""
     shape = Shape.parse("T2-B2-C64-R4-HW8x8")
     inputs = inputs_of(OP, shape, dla.RELEASED_DSU, torch.float32, form="c", device=backend.device)
     with torch.inference_mode(), torch.profiler.profile() as profile:

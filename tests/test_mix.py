@@ -1,4 +1,4 @@
-"""A sum of maps, each with a factor for every sample and channel."""
+"""``mix`` is a sum of maps, each with a factor for every sample and channel."""
 
 import pytest
 import torch
@@ -39,8 +39,8 @@ def test_moments_are_those_of_the_output(backend, dtype, layout):
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last", "mixed"])
-def test_gradients_of_later_layers_are_added_on_the_way(backend, layout):
-    """What autograd would otherwise add up: dvalues = later + coef dout."""
+def test_the_backward_pass_adds_the_gradients_of_later_layers(backend, layout):
+    """Autograd would otherwise add them up: dvalues = later + coef dout."""
     inputs = inputs_of("mix", MIDDLE, None, torch.float64, layout=layout, device=backend.device)
     values, coef = inputs["values"], inputs["coef"]
     dout, later = torch.randn_like(values[0]), [torch.randn_like(v) for v in values]

@@ -1,4 +1,4 @@
-"""The traffic model against figures worked out by hand, and the runner that times ops by choice."""
+"""The traffic model equals figures worked out by hand, and the runner times the ops that are chosen."""
 
 import contextlib
 import csv
@@ -44,7 +44,7 @@ def test_bytes_are_those_worked_out_by_hand(op, which, one_pass, two_passes):
 
 @pytest.mark.parametrize(("which", "once"), [("forward", 2), ("backward", 3)])
 def test_a_stage_moves_what_the_design_says(which, once):
-    """2 S or 3 S forward, 3 S or 4 S backward, all else under 2 %."""
+    """That is 2 S or 3 S forward and 3 S or 4 S backward, with all else under 2 %."""
     shape = Shape(12, 128, 64, 32, 4)
     found = formulas.traffic("layer_update", which, shape, "bf16")
     for passes, path in zip((once, once + 1), formulas.PATHS):
@@ -66,8 +66,8 @@ def test_both_passes_are_forward_plus_backward():
 
 
 @pytest.mark.parametrize("op", every_op())
-def test_the_model_has_the_maps_of_the_work(op):
-    """What it says is read and written is at least what the op takes and returns."""
+def test_the_model_reads_at_least_all_maps_and_at_most_all_inputs(op):
+    """The bytes that it reads are at least those of the maps, and at most those of all tensors that the op takes."""
     shape = shapes_of(op, (SHAPE,))[0]
     work, found = work_of(op, shape), formulas.traffic(op, "forward", shape)
     if op not in ("attend", "base_step"):  # one reads few filters; the other reads values again for each layer
@@ -85,7 +85,7 @@ def test_predicted_time_is_that_of_bytes_and_of_operations():
 # ---- scaling ----
 
 
-def test_a_fit_finds_what_made_the_points():
+def test_a_fit_recovers_the_constants_that_made_the_points():
     sizes = [1e5 * 2**i for i in range(10)]
     found = scaling.fit(sizes, [0.05 + 3e-7 * s for s in sizes])
     assert (found.fixed, found.power) == (pytest.approx(0.05), 1.0)
@@ -135,7 +135,7 @@ def test_the_runner_times_the_chosen_ops_alone(monkeypatch, capsys, tmp_path):
     assert "mix, ms\n" in text and "scan, ms\n" in text
 
 
-def test_an_op_that_is_off_is_not_timed(monkeypatch, capsys):
+def test_a_wrong_op_is_not_timed(monkeypatch, capsys):
     monkeypatch.setattr(timing, "parity", lambda case, backend: (1.0, 0.1))
     code, printed = run_bench(monkeypatch, capsys, "--ops", "gap", "--rounds", "2")
     assert code == 1
@@ -173,7 +173,7 @@ def test_scaling_draws_what_it_measures(monkeypatch, capsys, tmp_path):
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
 
 
-def test_predictions_stand_beside_measurements(monkeypatch, capsys, tmp_path):
+def test_the_report_shows_predictions_beside_measurements(monkeypatch, capsys, tmp_path):
     code, printed = run_bench(
         monkeypatch, capsys, "model", "--suite", "smoke", "--ops", "mix", "--rounds", "2", "--out", str(tmp_path)
     )
@@ -185,7 +185,7 @@ def test_predictions_stand_beside_measurements(monkeypatch, capsys, tmp_path):
 # ---- counted bytes ----
 
 CASES = [counts.Counted(op, SHAPE, which, "bf16") for op in ("mix", "gap") for which in ("forward", "backward")]
-# What stands for Nsight Compute: two kernels in the first range, none in the last, one in each other.
+# This program stands for Nsight Compute: two kernels in the first range, none in the last, one in each other.
 NCU = """
 import json, pathlib, sys
 options = dict(zip(sys.argv[1:], sys.argv[2:]))
@@ -214,7 +214,7 @@ def test_counters_of_a_gpu_are_summed_over_kernels(monkeypatch, tmp_path):
     assert found == [{what: 2 * n for what, n in once.items()}, once, once, {"read": 0, "written": 0}]
 
 
-def test_what_ncu_says_is_passed_on(monkeypatch, tmp_path):
+def test_failures_of_ncu_are_raised_with_their_reason(monkeypatch, tmp_path):
     denied = NCU.replace("==PROF== Connected to process 7", "==ERROR== ERR_NVGPUCTRPERM - no permission")
     stand_in_for_ncu(monkeypatch, tmp_path, denied)
     with pytest.raises(RuntimeError, match="ERR_NVGPUCTRPERM"):
@@ -227,8 +227,8 @@ def test_what_ncu_says_is_passed_on(monkeypatch, tmp_path):
         ncu.counters(CASES)
 
 
-def test_each_call_has_a_range_of_its_own(monkeypatch):
-    """The process that ncu watches, on a CPU: each range holds one call, forward or backward, in its own thread."""
+def test_each_call_under_ncu_has_a_range_of_its_own(monkeypatch):
+    """The process that ncu watches runs here on a CPU: each range holds one call, forward or backward, in a thread."""
     seen = []
 
     @contextlib.contextmanager
@@ -248,7 +248,7 @@ def test_each_call_has_a_range_of_its_own(monkeypatch):
     assert seen == [(str(case), 1) for case in CASES[:2]]
 
 
-def test_counted_bytes_stand_beside_predictions(monkeypatch, capsys, tmp_path):
+def test_the_report_shows_counted_bytes_beside_predictions(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(predict, "callgrind", lambda cases: {str(c): {"read": 20000, "written": 2560} for c in cases})
     options = [
         "--suite",
@@ -281,7 +281,8 @@ def test_pytest_benchmark_compares_two_runs(tmp_path):
     command = [sys.executable, "-m", "pytest", "bench/ops/gap.py", "-k", "C2048 and forward"]
     command += ["--benchmark-only", "--benchmark-autosave", "--benchmark-storage", f"file://{tmp_path}"]
     command += ["--benchmark-max-time", "0.1", "--benchmark-min-rounds", "2"]
-    environment = {name: value for name, value in os.environ.items() if "XDIST" not in name}  # it times nothing there
+    # Under pytest-xdist pytest-benchmark times nothing.
+    environment = {name: value for name, value in os.environ.items() if "XDIST" not in name}
     for extra in ([], ["--benchmark-compare"]):
         done = subprocess.run(
             [*command, *extra], cwd=ROOT, env=environment, capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""The networks: their sizes, their formulas, their checkpoints, and what people do with networks."""
+"""The networks have the sizes, formulas and checkpoints of the published ones, and can be used as networks are."""
 
 import copy
 import re
@@ -25,7 +25,7 @@ def small(attention="dla_light", **options):
 
 
 def with_any_numbers(net):
-    """What trained networks have: no norm that does nothing."""
+    """Return the network with numbers such as trained ones have: no norm does nothing."""
     for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
         nn.init.uniform_(norm.weight, 0.5, 1.0)
         nn.init.normal_(norm.bias, std=0.1)
@@ -113,7 +113,7 @@ def test_imagenet_branches_begin_at_zero():
 
 
 def test_convolutions_begin_as_published():
-    """Normal by their fan-out, those of layer attention too, as all 3x3 ones there."""
+    """They are normal by their fan-out, those of layer attention too, as all 3x3 ones in the published code."""
     attention = dla.create_model("dla_light_resnet56").stages[2].attention
     for filters in (attention.e, attention.layers[0].v):
         assert filters.std().item() == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.1)
@@ -129,8 +129,8 @@ def test_networks_run_in_bfloat16(attention):
 
 
 @pytest.mark.parametrize("attention", ["eca", "dla_light", "dla_base"])
-def test_every_parameter_is_reset_by_somebody(attention):
-    """As those ask who build on the meta device and fill later."""
+def test_every_parameter_is_reset_by_some_module(attention):
+    """Whoever builds a network on the meta device and fills it later needs this."""
     with torch.device("meta"):
         net = small(attention)
     net.to_empty(device="cpu")
@@ -186,7 +186,7 @@ def test_reduction_sets_the_width_of_se():
     assert usual.stages[0].layers[0].recalibrate.squeeze.out_features == 4
 
 
-# ---- right ----
+# ---- results ----
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
@@ -204,7 +204,7 @@ def test_kernels_and_reference_make_the_same_network(attention):
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
-def test_a_sample_is_not_told_by_its_neighbours(attention):
+def test_a_sample_does_not_depend_on_its_neighbours(attention):
     """The published code fails here: it refreshes all samples by the state of the first."""
     net = with_any_numbers(small(attention)).eval()
     x = torch.randn(5, 3, 8, 8)

@@ -1,4 +1,4 @@
-"""Where the sources are changed on trial, which tests can notice, and what is made of it."""
+"""Sources are changed on trial only where they run, by their own tests, and the table counts what came of it."""
 
 import json
 import os
@@ -32,12 +32,12 @@ def changes(text, found):
     return [(text[site.begin : site.end], site.new) for site in found]
 
 
-def test_only_what_runs_is_changed_in_cpp():
+def test_only_code_that_runs_is_changed_in_cpp():
     found = changes(CPP, sites.cpp_sites("a.h", CPP))
     assert found == [("<", "<="), ("4", "5"), ("!", ""), ("&&", "||"), ("+", "-"), ("<", "<=")]
 
 
-def test_only_what_runs_is_changed_in_python():
+def test_only_code_that_runs_is_changed_in_python():
     found = changes(PYTHON, sorted(sites.python_sites("a.py", PYTHON)))
     assert found == [
         ("False", "True"),
@@ -53,7 +53,7 @@ def test_only_what_runs_is_changed_in_python():
         compile(site.changed(PYTHON), "a.py", "exec")
 
 
-def test_a_site_is_told_by_its_line():
+def test_a_site_is_named_by_the_line_around_it():
     site = next(sites.cpp_sites("a.h", CPP))
     assert site.told(CPP) == 'a.h: STD_CHECK(i [< -> <=] 4, "expected i < 4");'
 
@@ -81,7 +81,7 @@ def test_every_area_has_more_sites_than_are_tried(area):
         ("dla_kernels/ops/autograd.py", set(affected.OPS)),
     ],
 )
-def test_a_source_is_known_by_the_ops_made_of_it(file, ops):
+def test_a_source_is_traced_to_the_ops_made_of_it(file, ops):
     assert affected.ops_of(file) == ops
 
 
@@ -93,7 +93,7 @@ def rows(*verdicts):
     return [{"site": f"csrc/cpu/mix.cpp: {i}", "verdict": v, "test": "", "seed": 0} for i, v in enumerate(verdicts)]
 
 
-def test_the_table_counts_what_compiles_to_something_else():
+def test_the_table_counts_changes_that_compile_to_other_machine_code():
     fast, full, none = trial.KILLED_FAST, trial.KILLED_FULL, trial.SURVIVED
     table = cli.table(rows(fast, fast, fast, full, none, trial.SAME_CODE, trial.STILLBORN))
     assert "| csrc/cpu | 5 | 3 | 1 | 1 | 1 |" in table
@@ -101,7 +101,7 @@ def test_the_table_counts_what_compiles_to_something_else():
     assert "The fast tier kills 75.0 % of what the full run kills." in table
 
 
-def test_while_changes_wait_no_share_is_claimed():
+def test_the_table_claims_no_share_while_changes_are_undecided():
     table = cli.table(rows(trial.KILLED_FAST, trial.UNDECIDED))
     assert "%" not in table
     assert "1 changes that the fast tier passes have not been put before the rest" in table

@@ -38,13 +38,13 @@ def sample(x, b):
 
 
 def infect(x, value):
-    """Puts the value into one element of the sick sample, in the middle."""
+    """Put the value into one element of the sick sample, in the middle."""
     target = sample(x, SICK)
     target[tuple(n // 2 for n in target.shape)] = value
 
 
 def infected(inputs, cotangents, carrier, value):
-    """(name, inputs, cotangents) for every tensor of the carrier, with that one infected."""
+    """Yield (name, inputs, cotangents) for every tensor of the carrier, with that one infected."""
     in_inputs = [name for name, _ in named("", inputs) if name.partition("[")[0].partition(".")[0] == carrier]
     for name in cotangents if carrier == "cotangent" else in_inputs:
         sick_inputs, sick_cotangents = mapped(torch.clone, inputs), mapped(torch.clone, cotangents)
@@ -57,7 +57,7 @@ def per_sample(results):
 
 
 def assert_read(tensor, sick, healthy):
-    """Else nothing would be known of what becomes of the value."""
+    """Check that the tensor is read: else nothing would be known of what becomes of the value."""
     changed = [not torch.equal(x.nan_to_num(0.125), healthy[name].nan_to_num(0.125)) for name, x in sick.items()]
     assert any(changed), f"{tensor} is not read"
 
@@ -87,7 +87,7 @@ def test_nan_and_inf_stay_in_their_sample(backend, op, layout, carrier, value):
 @pytest.mark.parametrize("value", SICK_VALUES)
 @pytest.mark.parametrize(("op", "cell", "carrier"), OP_CELL_CARRIER, ids=case_name)
 def test_nan_and_inf_spread_as_in_the_reference(backend, op, cell, carrier, value):
-    """Through results and gradients alike: the same elements are finite and equal, the others NaN, Inf or -Inf."""
+    """In results and gradients alike the same elements are finite and equal, and the others NaN, Inf or -Inf."""
     options = options_of(op, cell)
     inputs = inputs_of(op, FEW_SAMPLES, cell, torch.float64, device=backend.device)
     cotangents = cotangents_for(op, inputs, **options)

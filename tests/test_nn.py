@@ -1,4 +1,4 @@
-"""Modules: they compute what the ops and the formulas say, and behave as torch's own modules do."""
+"""Modules compute what the ops and the formulas say, and behave as torch's own modules do."""
 
 import copy
 import io
@@ -55,7 +55,7 @@ def maps(*sizes, dtype=torch.float64):
 
 
 class Stage(nn.Module):
-    """An attention run over T layers, whose blocks are a multiplication."""
+    """A stage runs an attention over T layers, whose blocks are a multiplication."""
 
     def __init__(self, attention):
         super().__init__()
@@ -89,7 +89,7 @@ def test_a_cell_steps_as_the_reference_does(name, start):
     assert_equal_to_rounding(cell(y, cell(y)), [s[0] for s in again])
 
 
-def test_the_lstm_is_torchs():
+def test_the_lstm_equals_that_of_torch():
     ours, theirs = LSTMCell(C).double(), nn.LSTMCell(C, C).double()
     names = {"wy": "weight_ih", "wh": "weight_hh", "by": "bias_ih", "bh": "bias_hh"}
     ours.load_state_dict({name: getattr(theirs, their).detach() for name, their in names.items()})
@@ -97,7 +97,7 @@ def test_the_lstm_is_torchs():
     assert_equal_to_rounding(ours(y, (h, c)), theirs(y, (h, c)))
 
 
-def test_the_output_of_a_cell_is_what_refreshes():
+def test_the_output_of_a_cell_is_the_factor_of_a_refresh():
     h, c = torch.randn(2, B, C)
     assert torch.equal(LSTMCell(C).output((h, c)), h)
     assert torch.equal(DSUCell(C).output((c,)), c)
@@ -105,7 +105,7 @@ def test_the_output_of_a_cell_is_what_refreshes():
 
 
 @pytest.mark.parametrize("start", ["random", "learned"])
-def test_a_start_is_kept_with_the_weights(start):
+def test_the_start_of_a_cell_is_in_its_state_dict_and_learns_only_if_asked(start):
     cell = DSUCell(C, start=start)
     assert cell.state_dict()["memory0"].shape == (C,)
     assert isinstance(cell.memory0, nn.Parameter) == (start == "learned")
@@ -115,7 +115,7 @@ def test_a_start_is_kept_with_the_weights(start):
         assert cell.memory0.grad.abs().sum() > 0
 
 
-def test_cells_say_what_they_are():
+def test_the_repr_of_a_cell_names_its_rule_and_projection():
     assert repr(make_cell("dsu", 64)) == "CellModule(64, dsu-sigmoid-sigmoid, split, R=16)"
     assert repr(LSTMCell(64, start="learned")) == "LSTMCell(64, lstm, dense, start=learned)"
     assert CellModule(64, dla.PAPER_DSU, 20).R == 3
@@ -154,7 +154,7 @@ def test_modules_for_a_whole_stage_equal_the_reference(start):
 
 
 def formula(attention, x):
-    """Stage of above by the reference and torch's own norm."""
+    """Return what ``Stage`` does, by the reference and torch's own norm."""
     memory = None
     cell = attention.cell
     own = {"heads": attention.heads}
@@ -176,7 +176,7 @@ def formula(attention, x):
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 @pytest.mark.parametrize("name", ATTENTIONS)
-def test_attention_is_its_formula(name, training):
+def test_attention_follows_its_formula(name, training):
     ours = Stage(ATTENTIONS[name]()).double().train(training)
     for norm in (m for m in ours.modules() if isinstance(m, nn.BatchNorm2d)):
         for tensor in (norm.weight, norm.bias, norm.running_mean):
@@ -196,7 +196,7 @@ def test_attention_is_its_formula(name, training):
 @pytest.mark.parametrize("name", ["dla_light", "dla_base"])
 def test_any_other_norm_may_take_the_place_of_batch_norm(name):
     class Subclass(nn.BatchNorm2d):
-        """No longer fused: it might do anything."""
+        """A subclass is no longer fused: it might do anything."""
 
     fused = Stage(ATTENTIONS[name]()).double()
     plain = copy.deepcopy(fused)
@@ -213,7 +213,7 @@ def test_any_other_norm_may_take_the_place_of_batch_norm(name):
     assert_equal_to_rounding([synced(x)], [plain(x)], factor=100)
 
 
-def test_norms_without_running_statistics_are_their_formula():
+def test_norms_without_running_statistics_follow_their_formula():
     attention = ATTENTIONS["dla_light"]()
     for layer in attention.layers:
         layer.norm = nn.BatchNorm2d(C, track_running_stats=False)
@@ -241,7 +241,7 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean(name):
 
 
 @pytest.mark.parametrize("cell", [DIACell(C), LSTMCell(C), DSUCell(C, 4), DSUCell(C, 4, form="released")], ids=repr)
-def test_integration_is_its_formula(cell):
+def test_integration_follows_its_formula(cell):
     integrate = LayerwiseIntegration(cell.double())
     x, *branches = maps(*[(5, 3)] * 4)
     ours, theirs, state, states = x, x, None, None
@@ -257,7 +257,7 @@ def test_integration_is_its_formula(cell):
 
 @pytest.mark.parametrize("start", ["random", "learned"])
 @pytest.mark.parametrize("kind", [DLALight, DLABase])
-def test_attention_begins_where_its_cell_does(kind, start):
+def test_attention_begins_from_the_start_of_its_cell(kind, start):
     cell = DSUCell(C, 4, start=start)
     nn.init.normal_(cell.memory0)
     attention = kind(C, T, cell, head_channels=4).double()
@@ -280,8 +280,8 @@ def test_attention_begins_where_its_cell_does(kind, start):
         assert cell.memory0.grad.abs().sum() > 0
 
 
-def test_norms_that_do_more_are_called():
-    """Hooks, a momentum of 0 or 1, statistics no longer tracked: as torch's own norm has it."""
+def test_norms_with_hooks_or_settings_of_their_own_are_called():
+    """Hooks, a momentum of 0 or 1, and statistics no longer tracked do what they do in torch's own norm."""
     ours = Stage(ATTENTIONS["dla_light"]()).double()
     norms = [layer.norm for layer in ours.attention.layers]
     norms[0].momentum, norms[1].momentum, norms[2].track_running_stats = 0, 1, False

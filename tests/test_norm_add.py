@@ -1,4 +1,4 @@
-"""Normalisation, relu, drop path and the sum with the shortcut, as one pass."""
+"""``norm_add`` is normalisation, relu, drop path and the sum with the shortcut, as one pass."""
 
 from functools import partial
 
@@ -19,7 +19,7 @@ NAMED = ["-".join(n for n, on in zip(("relu", "keep", "training"), form) if on) 
 
 
 def case(shape, dtype, form, layout="nchw", device="cpu"):
-    """(what is differentiated, the rest) of ``norm_add``"""
+    """Return what is differentiated of ``norm_add``, and the rest of its inputs."""
     relu, keep, training = form
     x, o = maps(Shape(2, shape.B, shape.C, shape.R, shape.sizes[:1]), dtype, layout, device)
     gamma, beta, running = norm(shape.C, dtype, device)
@@ -96,7 +96,7 @@ def test_running_statistics_move_as_those_of_batch_norm(any_backend, momentum):
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-def test_the_same_bits_from_run_to_run_and_in_any_batch(backend, layout):
+def test_results_have_the_same_bits_from_run_to_run_and_in_any_batch(backend, layout):
     form = (True, True, False)
     inputs, options = case(Shape.parse("T2-B9-C65-R1-HW8x8"), torch.float32, form, layout, backend.device)
     run = partial(dla.norm_add, backend=backend.name)
@@ -110,7 +110,7 @@ def test_the_same_bits_from_run_to_run_and_in_any_batch(backend, layout):
         assert_same_bits(alone[name], whole[name][2:5], name)
 
 
-def test_an_empty_batch_moves_nothing_and_has_gradients_of_zero(any_backend):
+def test_an_empty_batch_moves_no_statistics_and_has_gradients_of_zero(any_backend):
     x = torch.ones(0, 3, 4, 4, device=any_backend.device)
     gamma, beta, running = norm(3, torch.float32, any_backend.device)
     before = [r.clone() for r in running]
@@ -124,7 +124,7 @@ def test_an_empty_batch_moves_nothing_and_has_gradients_of_zero(any_backend):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
-def test_compiles_whole_and_still_moves_the_running_statistics(backend, training):
+def test_norm_add_compiles_as_one_graph_and_still_moves_the_running_statistics(backend, training):
     inputs, options = case(MIDDLE, torch.float32, (True, True, training), device=backend.device)
     *_, given = norm(MIDDLE.C, torch.float32, backend.device)
     torch.compiler.reset()

@@ -1,4 +1,4 @@
-"""Elements that lie more than 2^31 apart. The memory between them is reserved but never touched."""
+"""Elements may lie more than 2^31 apart. The memory between them is reserved but never touched."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ STRIDES = {
 
 @pytest.fixture
 def far_map(backend):
-    """bfloat16 maps [2, 6, 4, 4] whose last element is past 2^31."""
+    """Return a maker of bfloat16 maps [2, 6, 4, 4] whose last element is past 2^31."""
     torch.utils.deterministic.fill_uninitialized_memory = False  # else all of it would be touched
 
     def make(name):

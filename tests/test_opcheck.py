@@ -1,4 +1,4 @@
-"""torch.library's own checks of every operator: schema, fake results, tracing with dynamic shapes."""
+"""Every operator passes torch.library's own checks: schema, fake results, tracing with dynamic shapes."""
 
 import re
 from collections import defaultdict
@@ -30,7 +30,7 @@ def op_of(operator):
 
 
 class Recorder(TorchDispatchMode):
-    """What the operators of a backend are called with, by name."""
+    """The recorder keeps what the operators of a backend are called with, by name."""
 
     def __init__(self, backend):
         super().__init__()
@@ -43,15 +43,15 @@ class Recorder(TorchDispatchMode):
 
 
 def laid_out(tensors, layout):
-    """The tensors with their maps in a layout; filters are no maps."""
+    """Return the tensors with their maps in a layout; filters are no maps."""
     at = [i for i, x in enumerate(tensors) if x.dim() == 4 and x.shape[1] == C]
     again = dict(zip(at, lay_out([tensors[i] for i in at], layout)))
     return [again.get(i, x) for i, x in enumerate(tensors)]
 
 
 def calls_of(operator, backend, *, cell=None, dtype=torch.float32, layout="nchw"):
-    """Arguments of the operator as the public functions call it: of each way in which its lists can be filled the
-    first, and those with most tensors last."""
+    """Return arguments of the operator as the public functions call it: of each way in which its lists can be filled
+    the first, and those with most tensors last."""
     op, cell = op_of(operator), cell or FEW_CELLS[0]
     torch.manual_seed(0)
     with Recorder(backend) as recorder:
@@ -90,7 +90,7 @@ def test_every_operator_passes_opcheck(backend, operators, op, cell):
 
 @pytest.mark.parametrize(("op", "layout"), OPERATOR_AND_LAYOUT)
 def test_every_operator_passes_opcheck_in_other_layouts(backend, operators, op, layout):
-    """A fake that lays its results out otherwise than the kernel is wrong memory under torch.compile."""
+    """A fake that lays its results out otherwise than the kernel means wrong memory under torch.compile."""
     *_, args = calls_of(op, backend, dtype=torch.bfloat16, layout=layout)
     torch.library.opcheck(getattr(operators, op).default, args)
 

@@ -1,4 +1,4 @@
-"""Over random shapes: parity with the reference, and identities that hold whatever the numbers are."""
+"""Over random shapes results have parity with the reference, and identities hold whatever the numbers are."""
 
 import inspect
 
@@ -51,7 +51,7 @@ def shapes(draw, backend):
 
 @st.composite
 def calls(draw, op, backend):
-    """(shape, cell, how its inputs are made)"""
+    """Draw a shape, a cell, and how their inputs are made."""
     shape, cell = draw(shapes(backend)), draw(st.sampled_from(CELLS))
     dtype, layout = draw(st.sampled_from(DTYPES)), draw(st.sampled_from(LAYOUT_NAMES))
     weight_dtypes = [dtype] if dtype == torch.float64 else [dtype, torch.float32]
@@ -64,7 +64,7 @@ def calls(draw, op, backend):
 
 
 def over_examples(test):
-    """A test that calls ``test(backend, ..., data=...)`` for each; for a few where the interpreter runs them."""
+    """Return a test that calls ``test(backend, ..., data=...)`` for each example; for a few in the interpreter."""
 
     def over_them(backend, **parameters):
         @settings(max_examples=2 if interpreted(backend) else 20)

@@ -1,4 +1,4 @@
-"""Nothing is compiled that is on record; on record is what these sources and this compiler gave, and gave no fault."""
+"""Nothing is compiled that is on record; on record is what these sources and this compiler gave, if without a fault."""
 
 import re
 import shutil
@@ -37,7 +37,7 @@ def tool(request):
 
 @pytest.fixture
 def copy(tool, tmp_path):
-    """Of all that the tool compiles."""
+    """Return a copy of all that the tool compiles."""
     for folder in ("csrc", "triton_ops", "dla_kernels"):
         shutil.copytree(records.ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     shutil.copy(records.ROOT / "CMakeLists.txt", tmp_path)
@@ -54,13 +54,13 @@ def test_a_byte_of_any_source_changes_the_digest(tool, copy):
         seen.add(tool.digest(copy))
 
 
-def test_so_does_another_name(tool, copy):
+def test_another_name_of_a_source_changes_the_digest(tool, copy):
     source = copy / SOURCES[tool][0]
     source.rename(source.with_stem("other"))
     assert tool.digest(copy) != tool.digest()
 
 
-def test_what_is_not_compiled_does_not(tool, copy):
+def test_a_file_that_is_not_compiled_leaves_the_digest_unchanged(tool, copy):
     for other in ("csrc/cpu/scan.cpp", "csrc/cuda/scan.cpp", "dla_kernels/verify.py"):
         (copy / other).write_text("")
     assert tool.digest(copy) == tool.digest()
@@ -91,7 +91,8 @@ def test_a_record_is_taken_only_for_its_sources_and_its_compiler():
 
 @pytest.fixture
 def write(tool, tmp_path, monkeypatch):
-    """Runs `--write`, of rows that no compiler has to find, into a folder of its own; returns what it wrote."""
+    """Return a function that runs `--write`, of rows that no compiler has to find, into a folder of its own, and
+    returns what it wrote."""
     monkeypatch.setattr(records, "PAGE", shutil.copy(records.PAGE, tmp_path / "page.md"))
     monkeypatch.setattr(tool, "RECORD", tmp_path / "record.json")
     monkeypatch.setattr(tool, "version", lambda: "1.0")
@@ -123,7 +124,7 @@ def test_write_refuses_sources_that_change_meanwhile(tool, write, monkeypatch):
     assert not tool.RECORD.exists()
 
 
-def test_write_refuses_to_know_less_than_all_chips(tool, write, capsys):
+def test_write_refuses_to_record_fewer_than_all_chips(tool, write, capsys):
     one = {cuda_resources: ("--archs", "90"), triton_resources: ("--targets", "sm_90")}
     with pytest.raises(SystemExit):
         write([], *one[tool])
@@ -134,7 +135,7 @@ def test_without_a_file_nothing_is_on_record(tmp_path):
     assert not records.read(tmp_path / "record.json", tuple).is_of("abc", None)
 
 
-# ---- what the tests make of them ----
+# ---- what the tests make of records ----
 
 
 class Row(NamedTuple):
@@ -143,7 +144,7 @@ class Row(NamedTuple):
 
 @pytest.fixture
 def build(tmp_path, monkeypatch):
-    """Of a tool that finds a row for each chip, beside a record of sources `abc` by compiler 13.0."""
+    """Return a maker of builds whose tool finds a row for each chip; the record is of sources `abc`, compiler 13.0."""
     script, record = tmp_path / "finds.py", tmp_path / "record.json"
     script.write_text("import json, sys\nprint(json.dumps([[chip] for chip in sys.argv[3:]]))\n")
     records.Record("abc", "13.0", [Row("recorded")]).write(record)
@@ -160,7 +161,7 @@ def build(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("tier", ("fast", "rest", "full"))
 @pytest.mark.parametrize("version", ("13.0", None))
-def test_what_is_on_record_is_not_compiled(build, tier, version):
+def test_sources_on_record_are_not_compiled(build, tier, version):
     known = build("abc", version)
     known.start(tier)
     assert known.rows(tier) == [Row("recorded")] and known.chips(tier) == ("x", "y")
@@ -170,14 +171,16 @@ def test_what_is_on_record_is_not_compiled(build, tier, version):
 
 @pytest.mark.parametrize("tier, chips", (("fast", "x"), ("rest", "x"), ("full", "xy")))
 @pytest.mark.parametrize("digest, version", (("abd", "13.0"), ("abc", "13.1")))
-def test_what_is_not_is_compiled_for_one_chip_or_all(build, tier, chips, digest, version):
+def test_sources_not_on_record_are_compiled_for_one_chip_or_in_the_full_run_for_all(
+    build, tier, chips, digest, version
+):
     new = build(digest, version)
     new.start(tier)
     assert new.folder.exists()
     assert new.rows(tier) == [Row(chip) for chip in new.chips(tier)] == [Row(chip) for chip in chips]
 
 
-def test_without_a_compiler_it_is_not(build):
+def test_without_a_compiler_sources_not_on_record_are_skipped(build):
     new = build("abd", None)
     new.start("full")
     assert not new.folder.exists()

@@ -1,4 +1,4 @@
-"""The reference against a second reading of the equations: plain numbers, one sample and layer at a time."""
+"""The reference follows a second reading of the equations: plain numbers, one sample and layer at a time."""
 
 from math import exp, tanh
 
@@ -37,7 +37,7 @@ def relu(v):
 
 
 def gates(cell, w, y, h):
-    """The pre-activations a [NG*C] of one sample."""
+    """Return the pre-activations a [NG*C] of one sample."""
     if cell.projection == "joint":
         return plus(product(w["w2"], relu(product(w["w1"], h + y))), w["b2"])
     if cell.projection == "split":
@@ -48,7 +48,7 @@ def gates(cell, w, y, h):
 
 
 def dyn(cell, w, y, h, c):
-    """The next h, the next c and the output of one sample: lists of C numbers."""
+    """Return the next h, the next c and the output of one sample: lists of C numbers."""
     a, C = gates(cell, w, y, h), len(y)
     gate = [a[n : n + C] for n in range(0, len(a), C)]
     if cell.kind == "rnn":
@@ -64,7 +64,7 @@ def dyn(cell, w, y, h, c):
 
 
 def start(cell, state, b, C):
-    """(h, c) of sample b."""
+    """Return (h, c) of sample b before the first layer."""
     if state is None:
         starts_from_act = cell.kind == "dsu" and cell.output == "context"
         return [ACT[cell.act](0.0) if starts_from_act else 0.0] * C, [0.0] * C
@@ -75,7 +75,7 @@ def start(cell, state, b, C):
 
 
 def by_hand(xs, weights, state, cell):
-    """layer_update for one sample after the other: maps and states as tensors again."""
+    """Return what layer_update does, one sample after the other: maps and states as tensors again."""
     w = {name: weight.tolist() for name, weight in weights._asdict().items()}
     out, states = [x.clone() for x in xs], {"h": [], "c": []}
     for b, sample in enumerate(zip(*xs)):
@@ -106,7 +106,7 @@ def test_the_reference_follows_the_equations(cell):
 
 
 @pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
-def test_layer_update_is_its_parts(cell):
+def test_layer_update_equals_the_ops_it_is_made_of(cell):
     inputs = inputs_of("layer_update", SMALL, cell, torch.float64)
     xs, w, state = inputs.values()
     out, states = reference.layer_update(**inputs, cell=cell)

@@ -1,4 +1,4 @@
-"""``d_t = Dyn(y_t, c_T)`` for all t at once, output only."""
+"""``refresh`` is ``d_t = Dyn(y_t, c_T)`` for all t at once, output only."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""``x_t <- x_t * d_t``, broadcast over HW: one product and one rounding, so the forward pass is exact."""
+"""``rescale`` is ``x_t <- x_t * d_t``, broadcast over HW: one product and one rounding, so that forward is exact."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def test_forward_is_exact(backend, layout, dtype):
 
 
 def every_half(dtype):
-    """All 2^16 values, as one map: zeros, subnormals, infinities and NaN among them."""
+    """Return all 2^16 values, as one map: zeros, subnormals, infinities and NaN among them."""
     return torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype).view(1, 1, 256, 256)
 
 

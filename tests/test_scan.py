@@ -1,4 +1,4 @@
-"""``c_t = Dyn(y_t, c_{t-1})`` for t = 1..T."""
+"""``scan`` is ``c_t = Dyn(y_t, c_{t-1})`` for t = 1..T."""
 
 import pytest
 import torch
@@ -77,7 +77,7 @@ def test_a_dsu_state_without_h_means_h_is_act_of_c(any_backend, act):
 
 @pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
 def test_two_scans_in_a_row_are_one(backend, cell):
-    """Where the state is handed on in full (a DSU hands on c alone, with h = act(c))."""
+    """The state is handed on in full (a DSU hands on c alone, with h = act(c))."""
     inputs = inputs_of("scan", MIDDLE, cell, torch.float32, device=backend.device)
     y = inputs.pop("y")
     whole = dla.scan(y, **inputs, cell=cell, backend=backend.name)

@@ -1,4 +1,4 @@
-"""The shim that runs CUDA-style kernels on the CPU: it runs right ones right, and it shows what wrong ones do."""
+"""The shim runs CUDA-style kernels on the CPU: it runs right ones right, and it shows what wrong ones do."""
 
 import os
 import signal
@@ -245,7 +245,7 @@ BUILDS = {
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory):
-    """Runs the program in a build that is made when it is first asked for."""
+    """Return a function that runs the program in a build, made when it is first asked for."""
     folder = tmp_path_factory.mktemp("simt")
     source = folder / "program.cpp"
     source.write_text(PROGRAM.replace("@SHIM@", str(SHIM)))
@@ -321,7 +321,7 @@ def test_misuse_is_an_error_and_the_next_launch_works(run):
     ]
 
 
-def test_a_seed_is_a_schedule(programs):
+def test_a_seed_gives_one_schedule_in_every_build(programs):
     first, schedules = printed(programs("x86", "schedule", DLA_SIMT_SEED="7"))
     assert schedules == "20 schedules"  # of 20 seeds, each twice
     for build in BUILDS:
@@ -333,14 +333,14 @@ def test_os_threads_launch_at_once(run):
     assert wrong_counts(run("os_threads")) == [0]
 
 
-def test_address_sanitizer_sees_who_leaves_shared_memory(programs):
+def test_address_sanitizer_sees_a_write_past_shared_memory(programs):
     done = programs("sanitized", "overrun")
     assert done.returncode != 0
     assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
 
 
 @pytest.mark.parametrize("mode", ["reduce", "misuse"])
-def test_fake_stacks_of_address_sanitizer_are_switched_too(programs, mode):
+def test_fake_stacks_of_address_sanitizer_are_switched_with_the_threads(programs, mode):
     printed(programs("sanitized", mode, 1, ASAN_OPTIONS="detect_stack_use_after_return=1"))
 
 

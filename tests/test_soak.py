@@ -31,7 +31,7 @@ def run(*options, **how):
 
 @pytest.fixture
 def plant(monkeypatch):
-    """Puts an op in the place of rescale, the only one then."""
+    """Return a function that puts an op in the place of rescale, then the only op."""
 
     def planted(op):
         monkeypatch.setattr(dla, "rescale", op)
@@ -84,7 +84,7 @@ def test_a_wrong_op_is_found_and_the_case_repeated(plant, tally, capsys, monkeyp
 # ---- the same call from many places ----
 
 
-def test_nothing_compared_is_a_failure():
+def test_comparing_nothing_or_different_results_fails():
     one, other = {"a": torch.zeros(2)}, {"a": torch.ones(2)}
     soak.same(one, one)
     for ours, theirs in (({}, {}), (one, other), (one, {}), ({}, one)):
@@ -113,7 +113,7 @@ def raises_in_a_thread(xs, d, **options):
 
 
 @pytest.mark.parametrize("op", [wrong_in_a_thread, raises_in_a_thread])
-def test_what_fails_in_one_thread_is_found(plant, tally, capsys, op):
+def test_an_op_that_fails_in_one_thread_is_found(plant, tally, capsys, op):
     plant(op)
     soak.threads(tally, CPU, rounds=4)
     assert (tally.cases, tally.failures) == (2 * 4 * soak.THREADS + 1, 2 * 4)
@@ -140,7 +140,7 @@ def test_a_worker_that_is_not_a_fork_is_found(tally, monkeypatch):
     assert tally.failures == len(soak.Updated())
 
 
-def test_what_is_wrong_after_an_interrupt_is_found(plant, tally):
+def test_an_op_that_is_wrong_after_an_interrupt_is_found(plant, tally):
     broken = []
 
     def breaks(xs, d, **options):
@@ -227,7 +227,7 @@ def low_memory(what):
     ).stdout
 
 
-def test_what_goes_wrong_as_memory_runs_out_is_found():
+def test_ops_that_go_wrong_as_memory_runs_out_are_found():
     printed = low_memory("planted")
     assert "xs[0] was changed" in printed
     assert "mean was changed" in printed
@@ -238,7 +238,7 @@ def test_what_goes_wrong_as_memory_runs_out_is_found():
     assert failures == dict.fromkeys(("rescale forward", "layer_update inplace", "depthwise forward"), "1"), printed
 
 
-def test_low_memory_with_nothing_planted_passes():
+def test_right_ops_pass_as_memory_runs_out():
     printed = low_memory("nothing")
     assert len(re.findall(r"^\w+ \w+ 3 0$", printed, re.M)) == 4, printed
 

@@ -1,4 +1,4 @@
-"""What the fast tier promises: every pair of values, by a seed that repeats a run and walks on with the commits."""
+"""The fast tier has every pair of values, by a seed that repeats a run and walks on with the commits."""
 
 import os
 import random
@@ -42,11 +42,11 @@ def test_a_covering_array_keeps_to_the_cases_there_are():
     assert combos(covered_by(cases, 2), 2) == combos(cases, 2)
 
 
-def test_a_test_without_parameters_stays():
+def test_a_test_without_parameters_is_never_left_out():
     assert tiers.covering([{}], 2, random.Random(0)) == [0]
 
 
-def test_the_seed_decides_and_seeds_differ():
+def test_the_seed_decides_the_cases_and_seeds_together_reach_all():
     cases = grid(a=range(6), b=range(5), c=range(4))
     assert covered_by(cases, 2, seed=1) == covered_by(cases, 2, seed=1)
     reached = {tuple(case.values()) for seed in range(60) for case in covered_by(cases, 2, seed)}
@@ -65,7 +65,7 @@ def collected(*options):
 
 
 def test_fast_and_rest_are_the_full_run_and_share_nothing():
-    """By one seed, as CI runs them."""
+    """They run by one seed, as in CI."""
     files = [f"tests/test_{name}.py" for name in ("scan", "gradcheck", "integration", "cuda_mutations")]
     parts = {tier: collected(f"--tier={tier}", "--tier-seed=7", *files)[0] for tier in tiers.TIERS}
     assert parts["fast"] | parts["rest"] == parts["full"]
@@ -81,7 +81,7 @@ def test_a_run_says_its_seed_and_what_it_left_out():
 
 
 def test_workers_choose_by_the_seed_of_their_run():
-    """Each for itself, and they must agree: otherwise pytest-xdist stops."""
+    """Each chooses for itself, and they must agree: otherwise pytest-xdist stops."""
     pytest.importorskip("xdist")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n2", "--tier=fast", "tests/test_tiers.py"]
     done = subprocess.run([*command, "-k", "covering"], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -158,7 +158,7 @@ def test_an_interrupted_run_leaves_nothing_running(tmp_path, how):
 
 
 def is_running(pid):
-    """A zombie is not."""
+    """Return whether a process is running; a zombie is not."""
     try:
         stat = (tiers.Path("/proc") / str(pid) / "stat").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""The traffic model against every op's equations, worked out by hand."""
+"""The traffic model equals every op's equations, worked out by hand."""
 
 import pytest
 
@@ -129,7 +129,7 @@ def test_traffic_is_that_worked_out_by_hand(op, which):
     ],
 )
 def test_maps_halve_in_bf16_and_rows_do_not(op, which, read, written, again):
-    """So the difference is half of the maps, here by their number, and nothing else."""
+    """The difference is half of the maps, here by their number, and nothing else."""
     fp32, bf16 = (formulas.traffic(op, which, SHAPE, dtype) for dtype in ("fp32", "bf16"))
     assert bf16.flops == fp32.flops
     maps = [2 * (a - b) / M for a, b in zip(fp32[:3], bf16[:3])]

@@ -1,4 +1,4 @@
-"""What is Triton's alone: its tiles, its launches, choosing by measurement, and when it serves."""
+"""These tests are of what is Triton's alone: its tiles, its launches, choosing by measurement, and when it serves."""
 
 import ast
 import os
@@ -26,7 +26,7 @@ if BACKENDS["triton"].available:
 
 @pytest.fixture
 def launches(monkeypatch):
-    """The names of the kernels launched."""
+    """Return a list to which the name of each kernel launched is added."""
     seen = []
 
     def launch_and_note(kernel, *args):
@@ -39,7 +39,7 @@ def launches(monkeypatch):
 
 
 @pytest.mark.parametrize("op", ["gap", "scan", "refresh", "rescale", "layer_update"])
-def test_one_launch_forward_and_two_backward(launches, op):
+def test_an_op_launches_once_forward_and_at_most_twice_backward(launches, op):
     cell = FEW_CELLS[0]
     inputs = inputs_of(op, MIDDLE, cell, torch.float32, device=TRITON.device)
     options = {"cell": cell} if "weights" in inputs else {}
@@ -53,7 +53,7 @@ def test_one_launch_forward_and_two_backward(launches, op):
 
 
 @pytest.mark.parametrize("past", [0, 2, 3])
-def test_attend_is_one_launch_and_one_backward_with_the_sums_of_its_filters(launches, past):
+def test_attend_launches_once_forward_and_twice_backward(launches, past):
     inputs = inputs_of("attend", MIDDLE, None, torch.float32, device=TRITON.device)
     leaves = [inputs[name].requires_grad_() for name in ("y", "q", "k")]
     coef, _, _ = dla.attend(*leaves, inputs["past"][:past], heads=1, backend="triton")
@@ -76,7 +76,7 @@ def test_no_tile_is_wider_than_what_a_program_takes(C, HW, monkeypatch):
 
 
 def test_in_place_each_channel_is_scaled_once():
-    """By one program, however many share a map: another would scale it again."""
+    """One program does it, however many share a map: another would scale the channel again."""
     x = torch.ones(1, 128, 32, 32, device=TRITON.device).contiguous(memory_format=torch.channels_last)
     d = torch.arange(128.0, device=TRITON.device).view(1, 1, 128)
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_tiles_do_not_depend_on_the_batch(monkeypatch):
 @pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
 @pytest.mark.parametrize("given", ["", "samples=2,rows=16,columns=16,channels=16,step_columns=16,step_inner=16"])
 def test_other_tiles_give_the_same_results(monkeypatch, cell, given):
-    """Those of the table, and ones so small that every loop goes round more than once."""
+    """The tiles are those of the table, and ones so small that every loop goes round more than once."""
     monkeypatch.setenv("DLA_KERNELS_TRITON_TILES", given)
     shape = Shape.parse("T3-B3-C37-R19-HW5x3,1x1")
     inputs = inputs_of("layer_update", shape, cell, torch.float32, device=TRITON.device)
@@ -132,7 +132,7 @@ def test_parity_where_several_programs_share_weight_gradients(monkeypatch, op, d
 
 @pytest.fixture
 def measured(monkeypatch):
-    """Tuning switched on; one candidate is declared the fastest. Lists what is measured."""
+    """Switch tuning on, declare one candidate the fastest, and yield the list of what is measured."""
     calls = []
 
     def milliseconds(call):
@@ -158,7 +158,7 @@ def test_the_fastest_candidate_serves_every_batch(measured, monkeypatch):
     assert tiles.tiles("scan", 8, 3, 0, torch.float32).samples == 1
 
 
-def test_what_writes_in_place_is_never_measured(measured):
+def test_tuning_never_measures_an_op_that_writes_in_place(measured):
     inputs = inputs_of("rescale", MIDDLE, None, torch.float32, device=TRITON.device)
     with torch.no_grad():
         dla.rescale(**inputs, inplace=True, backend="triton")
@@ -196,7 +196,7 @@ def test_another_source_of_a_cell_is_compiled_anew():
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="this machine has a GPU")
-def test_without_gpu_and_interpreter_it_says_why():
+def test_without_gpu_and_interpreter_triton_says_why_it_is_not_available():
     code = "import torch, dla_kernels as dla; dla.gap([torch.ones(1, 1, 1, 1)], backend='triton')"
     environment = os.environ | {"TRITON_INTERPRET": "0"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
@@ -211,7 +211,7 @@ def test_unasked_the_interpreter_never_serves():
     assert select(None, torch.device("cpu")) == "cpu"
 
 
-def test_tf32_only_where_the_user_allows_it():
+def test_tf32_is_used_only_where_the_user_allows_it():
     assert launch.precision() == "ieee"
     before = torch.backends.cuda.matmul.fp32_precision
     torch.backends.cuda.matmul.fp32_precision = "tf32"

@@ -16,7 +16,7 @@ DEFINED = r"\b(?:def|class|struct) {0}\b|\b{0}\(|DLA_KERNEL\({0},"
 
 
 @pytest.mark.parametrize(("file", "name"), [hop[1:] for hop in HOPS], ids=[f"{file}-{name}" for _, file, name in HOPS])
-def test_a_hop_defines_what_it_is_said_to(file, name):
+def test_the_file_of_a_hop_defines_the_name_that_the_walk_gives(file, name):
     assert re.search(DEFINED.format(name), (ROOT / file).read_text())
 
 

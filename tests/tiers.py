@@ -1,11 +1,12 @@
-"""Which cases of the tests a run takes. The rule stands here alone, and every run prints what it left out.
+"""This module decides which cases of the tests a run takes; every run prints what it left out.
 
-``full``  every case, but of the Triton kernels, which take seconds a case, interpreted here or compiled on a GPU: of
-          each test every value of every parameter, at least once, of what is not too large for the interpreter.
-``fast``  of each test every pair of values of its parameters, at least once (of some every value: ``ONCE``); of the
-          Triton kernels a few cases; tests of the Python layer on one backend; nothing that costs more than it finds
-          (``LEFT``).
-``rest``  what is in ``full`` and not in ``fast``.
+``full``  has every case, except of the Triton kernels, which take seconds a case, interpreted here or compiled on a
+          GPU: of each test they have every value of every parameter at least once, of what is not too large for the
+          interpreter.
+``fast``  has of each test every pair of values of its parameters at least once (of those in ``ONCE`` every value), of
+          the Triton kernels a few cases, tests of the Python layer on one backend, and nothing that costs more than it
+          finds (``LEFT``).
+``rest``  has what is in ``full`` and not in ``fast``.
 
 A seed chooses the cases. It is made from the commit, so that successive commits walk through the whole product, and a
 run is repeated by its seed: ``make test SEED=...``.
@@ -27,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def seed_of_the_commit():
-    """The same for all runs at one commit; 0 where there is none, or no git."""
+    """Return the seed of all runs at one commit; 0 where there is no commit, or no git."""
     command = ["git", "rev-parse", "--verify", "--quiet", "HEAD"]
     try:
         asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -40,8 +41,8 @@ def seed_of_the_commit():
 
 
 def covering(cases, strength, order):
-    """Positions of cases, mappings of a parameter's name to its value, that together have every combination of
-    ``strength`` values that any case has. Of equally good cases the one that ``order`` shuffles first."""
+    """Return positions of cases, mappings of a parameter's name to its value, that together have every combination of
+    ``strength`` values that any case has. Of equally good cases the one is taken that ``order`` shuffles first."""
     new = [frozenset(combinations(sorted(case.items()), min(strength, len(case)))) for case in cases]
     ranks = list(range(len(cases)))
     order.shuffle(ranks)
@@ -62,7 +63,7 @@ def covering(cases, strength, order):
 # ---- the rule ----
 
 FAST, FULL, REST = TIERS = ("fast", "full", "rest")
-# Tests of the Python layer: it does the same whoever computes.
+# Tests of the Python layer, which does the same whatever the backend.
 PYTHON_LAYER = ("test_integration", "test_errors", "test_inplace")
 # Tests, by file and name or by their beginnings, that cost more than they find: half a minute and more each, or what
 # another test asks in a smaller way.
@@ -71,10 +72,10 @@ LEFT = (
     "test_bench::test_a_second_run_adds_to_the_first",
     "test_bench::test_the_runner_measures_everything",
     "test_counts::test_instructions_are_within_the_budget",
-    "test_counts::test_the_model_knows_the_bytes_that_pass_the_cache",
+    "test_counts::test_the_traffic_model_predicts_the_bytes_that_pass_the_cache",
     "test_cuda_mutations::test_",
     "test_examples::test_a_network_learns_digits",
-    "test_examples::test_cells_are_swapped",
+    "test_examples::test_swap_cell_trains_with_each_cell_asked_for",
     "test_isa::test_verify_passes_on_every_instruction_set",
     "test_model::test_pytest_benchmark_compares_two_runs",
     "test_model::test_scaling_draws_what_it_measures",
@@ -90,25 +91,28 @@ LEFT = (
 # they ask for long of a stage, a compiler or finite differences, others ask of each op in a smaller way.
 ONCE = (
     "test_backward_ops::test_backward_operators_equal_autograd_at_every_shape",
-    "test_base_step::test_a_stage_equals_one_that_copies_gradients_included",
-    "test_base_step::test_every_cell_in_a_step_from_every_state",
+    "test_base_step::test_a_stage_of_kernels_equals_the_published_copying_stage_gradients_included",
+    "test_base_step::test_parity_of_a_step_with_every_cell_from_every_state",
     "test_determinism::test_a_sample_does_not_depend_on_its_batch_where_weights_outgrow_the_cache",
-    "test_gradcheck::test_every_entry_of_the_jacobians",
-    "test_gradcheck::test_first_derivatives_of_every_cell_from_every_state",
-    "test_gradcheck::test_second_derivatives_of_every_cell",
+    "test_gradcheck::test_every_entry_of_the_jacobians_matches_finite_differences",
+    "test_gradcheck::test_first_derivatives_of_every_cell_from_every_state_match_finite_differences",
+    "test_gradcheck::test_second_derivatives_of_every_cell_match_finite_differences",
     "test_integration::test_every_op_compiles_as_one_graph",
     "test_integration::test_inductor_finds_the_strides_it_was_promised",
     "test_light_step::test_a_stage_of_twelve_layers_and_norms_equals_the_reference",
     "test_norm_add::test_derivatives_match_finite_differences",
     "test_triton::test_other_tiles_give_the_same_results",
 )
-# Cases of Triton kernels that a test has in the fast tier; the Jacobians have none.
+# How many cases of Triton kernels a test has in the fast tier; the Jacobians have none.
 FEW = 2
-# More elements than this outgrow a cache: no case of its own to these kernels, and long in the interpreter.
+# Maps of more elements outgrow a cache: that is no case of its own to Triton kernels, and takes the interpreter long.
 MOST_ELEMENTS = 100_000
-# Cases of Triton kernels that these have in the full run. Second derivatives are torch's own work, over formulas that
-# the other backends have tested for every cell; and a step has its cell from the scan and the refresh.
-FEWER = {"test_second_derivatives_of_every_cell": 2, "test_every_cell_in_a_step_from_every_state": 4}
+# How many cases of Triton kernels these have in the full run. Second derivatives are torch's own work, over formulas
+# that the other backends have tested for every cell; and a step has its cell from the scan and the refresh.
+FEWER = {
+    "test_second_derivatives_of_every_cell_match_finite_differences": 2,
+    "test_parity_of_a_step_with_every_cell_from_every_state": 4,
+}
 
 
 def backend_of(item):
@@ -121,7 +125,7 @@ def is_slow(item):
 
 
 def is_too_large(item):
-    """For the interpreter."""
+    """Return whether a case is too large for the interpreter."""
     if not INTERPRETED:
         return False
     shapes = [value for value in item.callspec.params.values() if isinstance(value, Shape)]
@@ -130,13 +134,13 @@ def is_too_large(item):
 
 
 def values(item):
-    """A parameter's name -> its value, or what stands for it."""
+    """Return the value of each of a case's parameters by its name, or what stands for it."""
     params = item.callspec.params if hasattr(item, "callspec") else {}
     return {name: value if isinstance(value, (Cell, Shape)) else repr(value) for name, value in params.items()}
 
 
 def parts(item):
-    """The same for Triton: a cell is its rule and its projection."""
+    """Return what ``values`` does, for Triton: a cell is its rule and its projection."""
     found = values(item)
     for name, value in list(found.items()):
         if isinstance(value, Cell):
@@ -152,13 +156,13 @@ def by(key, items):
 
 
 def taken(items, describe, strength, seed):
-    """Of one test, the cases that together have every combination."""
+    """Return the cases of one test that together have every combination."""
     order = random.Random(f"{seed} {items[0].parent.nodeid} {items[0].originalname}")
     return [items[i] for i in covering([describe(item) for item in items], strength, order)]
 
 
 def choose(items, tier, seed):
-    """(the cases of a tier, how many others are left out for which reason)."""
+    """Return the cases of a tier, and how many others are left out for which reason."""
     slow = [item for item in items if is_slow(item)]
     quick = [item for item in items if not is_slow(item)]
     small = [item for item in slow if not is_too_large(item)]
@@ -198,7 +202,7 @@ def is_left(item):
 
 
 def strength(item):
-    """How many values of a test's parameters the fast tier combines."""
+    """Return how many values of a test's parameters the fast tier combines."""
     return 1 if named(item, ONCE) else 2
 
 

@@ -1,12 +1,13 @@
-"""The one place for tolerances, and they are earned.
+"""This is the one place for tolerances, and each has its reason.
 
-float64: a small multiple of eps for each term of the longest sum, relative to the largest element. Where the result is
-a small difference of large terms, as gradients of q and k are, also twice the error of plain PyTorch: that is measured
-in float32, where float64 tells it, and taken in proportion to eps, since each rounding is.
-Below: our error against the float64 reference is at most twice the error of the same computation in
-plain PyTorch at that precision. The floors are for results whose plain error happens to be nothing:
-half a unit in the last place, which even correct rounding costs; a few of the arithmetic's; and, for
-each term of a sum, the smallest normal number, below which nothing is promised.
+In float64 an error may be a small multiple of eps for each term of the longest sum, relative to the largest element.
+Where the result is a small difference of large terms, as gradients of q and k are, it may be larger by twice the error
+of plain PyTorch: that is measured in float32, where float64 tells it, and taken in proportion to eps, since each
+rounding is.
+In the other dtypes our error against the float64 reference may be twice the error of the same computation in plain
+PyTorch at that precision. The floors are for results whose plain error happens to be nothing: half a unit in the last
+place, which even correct rounding costs; a few units of the arithmetic's; and, for each term of a sum, the smallest
+normal number, below which nothing is promised.
 """
 
 import torch
@@ -26,8 +27,8 @@ def error(x, exact):
 
 
 def allowed_error(dtype, plain_error, scale, longest_sum):
-    """``plain_error``: of the reference in ``dtype``, in float64 as far as it is known; ``scale``: the largest exact
-    result."""
+    """Return the error that is allowed. ``plain_error`` is that of the reference in ``dtype``, in float64 as far as it
+    is known, and ``scale`` the largest exact result."""
     eps = torch.finfo(dtype).eps
     arithmetic = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32)
     underflow = longest_sum * arithmetic.tiny
@@ -37,7 +38,7 @@ def allowed_error(dtype, plain_error, scale, longest_sum):
 
 
 def assert_same_bits(ours, theirs, name=""):
-    """Bit by bit; only NaN payloads may differ."""
+    """Check that two tensors are equal bit by bit; only NaN payloads may differ."""
     assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype), name
     integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[ours.dtype.itemsize]
     bits = [x.masked_fill(x.isnan(), torch.nan).contiguous().view(integer) for x in (ours, theirs)]
@@ -46,8 +47,9 @@ def assert_same_bits(ours, theirs, name=""):
 
 
 def assert_equal_to_rounding(ours, theirs, factor=10, together=False):
-    """The same formula in float64 by two ways: within ``factor`` roundings of the largest element of each tensor, or of
-    all ``together``, as for gradients: those of what comes before a norm are small differences of large terms."""
+    """Check that the same formula in float64 by two ways agrees within ``factor`` roundings of the largest element of
+    each tensor, or of all ``together``. That is for gradients: those of what comes before a norm are small differences
+    of large terms."""
     assert len(ours) == len(theirs)
     overall = max(map(largest, theirs)) if together else 0.0
     for i, (a, b) in enumerate(zip(ours, theirs)):

@@ -1,4 +1,4 @@
-"""How much the tests notice: kernels with one token changed, and which tier of the tests fails for each.
+"""This package finds how much the tests notice: it changes one token of a kernel, and asks which tier of them fails.
 
 ``python -m tests.mutants`` chooses the changes by a seed, tries each in a copy of the tree, and tabulates.
 """

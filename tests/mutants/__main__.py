@@ -1,4 +1,4 @@
-"""Changes one token of the kernels at a time, and tells which tier of the tests fails for it.
+"""This command changes one token of the kernels at a time, and tells which tier of the tests fails for it.
 
 Each change is tried in a copy of the tree, built there if it is C++, and put before the tests that can notice it: the
 fast tier, then the rest of the full run. What was tried is kept, so that an interrupted run goes on where it was.
@@ -20,7 +20,7 @@ from tests.tiers import seed_of_the_commit
 from . import sites, trial
 
 ROOT = sites.ROOT
-# How many of each 300 changes: by what there is to break, and by what it costs to build.
+# How many of each 300 changes an area has: by what there is to break, and by what it costs to build.
 SHARES = {"csrc/cells": 20, "csrc/cpu": 75, "csrc/cuda": 75, "triton_ops": 75, "dla_kernels/ops": 55}
 SHOWN = (trial.KILLED_FAST, trial.KILLED_FULL, trial.SURVIVED)
 COUNTED = (*SHOWN, trial.UNDECIDED)
@@ -30,7 +30,7 @@ BEGIN, END = "<!-- from mutants -->\n", "<!-- end -->"
 
 
 def drawn(seed):
-    """Area -> its sites in the order in which they are tried."""
+    """Return the sites of each area in the order in which they are tried."""
     areas = sites.all_sites()
     for area, found in areas.items():
         random.Random(f"{seed} {area}").shuffle(found)
@@ -48,13 +48,13 @@ def text_of(file):
 
 
 def read(path):
-    """What was tried; of what was tried again, the last time."""
+    """Return what was tried; of what was tried again, the last time."""
     lines = path.read_text().splitlines() if path.exists() else []
     return list({row["site"]: row for row in map(json.loads, lines)}.values())
 
 
 class Trials:
-    """What is still to do, given out to workers, and what came of it."""
+    """The trials give out to workers what is still to do, and keep what came of it."""
 
     def __init__(self, args):
         self.args, self.lock = args, threading.Lock()
@@ -75,7 +75,7 @@ class Trials:
         return sum(site.startswith(area + "/") for site in had)
 
     def next(self):
-        """A site, the tier to ask and its seed: of all sites the fast one, then the rest of the undecided."""
+        """Return a site, the tier to ask and its seed: of all sites the fast one, then the rest of the undecided."""
         with self.lock:
             if self.stopped:
                 return None
@@ -118,7 +118,7 @@ def work(trials, folder, failed):
         while given := trials.next():
             site, _, seed = given
             trials.done(site, seed, *trial.verdict(tree, *given))
-    except BaseException as error:  # a thread's errors are nobody's else
+    except BaseException as error:  # nobody else sees a thread's errors
         failed.append(error)
 
 
@@ -141,7 +141,7 @@ def run(trials, failed):
 
 
 def report_false_alarms(trials):
-    """Whoever noticed a change must be silent without one; what such a test said is forgotten."""
+    """Print the tests that noticed a change and fail without one too, and forget what they said."""
     tree = trial.Tree(trials.args.folder / "0")
     for tier, verdict in (("fast", trial.KILLED_FAST), ("rest", trial.KILLED_FULL)):
         for seed, rows in by_seed(row for row in trials.tried if row["verdict"] == verdict):
@@ -160,7 +160,7 @@ def by_seed(rows):
 
 
 def table(tried):
-    """Of each area, how many changes which tier kills."""
+    """Return the table of how many changes of each area which tier kills."""
     lines = ["| area | changes | fast tier | only the full run | none | same machine code |"]
     lines.append("|---|---|---|---|---|---|")
     total = Counter()
@@ -180,7 +180,7 @@ def table(tried):
 
 
 def page_with(text):
-    """docs/testing.md with the table in its place."""
+    """Return docs/testing.md with the table in its place."""
     before, _, rest = PAGE.read_text().partition(BEGIN)
     return before + BEGIN + text + "\n" + END + rest.partition(END)[2]
 

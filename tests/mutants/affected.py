@@ -1,7 +1,7 @@
-"""Which tests can notice that a source has changed: those of its backends, and of the ops that are made of it.
+"""This module knows which tests can notice that a source has changed: those of its backends and of the ops made of it.
 
-A plugin of pytest, in the processes that try a change: it drops the other cases, and brings those that are quick to
-say something to the front.
+It is a plugin of pytest in the processes that try a change: it drops the other cases, and brings those that are quick
+to say something to the front.
 """
 
 import os
@@ -31,7 +31,7 @@ OF_ONE_BACKEND = {
     r"test_(isa|nn|models|convert|bench\w*|traffic|model|examples|reference|docs|soak)": "cpu",
 }
 CALLED_BY = {"base_step": {"depthwise", "attend", "mix", "scan", "refresh"}}  # ops that are calls of others
-# A case that takes this long hangs: a loop has lost its end. Seconds.
+# A case that takes so many seconds hangs: a loop has lost its end.
 LONGEST, LONGEST_SLOW = 40, 600
 
 
@@ -46,7 +46,7 @@ def backends_of(file):
 
 @cache
 def users():
-    """File -> the files that include or import it."""
+    """Return, for each file, the files that include or import it."""
     found = defaultdict(set)
     for path in [*ROOT.glob("csrc/**/*.*"), *ROOT.glob("triton_ops/**/*.py"), *ROOT.glob("dla_kernels/ops/*.py")]:
         for named in names_in(path):
@@ -71,7 +71,7 @@ def names_in(path):
 
 @cache
 def ops_of(file):
-    """The ops that are made of a source, by the names of the files that use it; all of them where none has one."""
+    """Return the ops that are made of a source, by the names of the files that use it; all of them if none has one."""
     seen, todo = set(), [file]
     while todo:
         at = todo.pop()
@@ -89,7 +89,7 @@ def ops_of(file):
 
 
 def calls(item):
-    """(backends, ops) of a case."""
+    """Return the backends and the ops of a case."""
     params = item.callspec.params if hasattr(item, "callspec") else {}
     served = {v.name for name, v in params.items() if name in ("backend", "any_backend")}
     ops = {re.sub("(_bwd|_)$", "", v) for v in params.values() if isinstance(v, str)} & set(OPS)
@@ -110,7 +110,7 @@ def pytest_collection_modifyitems(config, items):
     turns = defaultdict(int)
 
     def rank(item):
-        """Of each test its first case, then of each its second; what takes long waits."""
+        """Return the place of a case: of each test its first case, then of each its second; what takes long waits."""
         turns[item.parent.nodeid, item.originalname] += 1
         slow = item.get_closest_marker("slow") is not None
         backends = calls(item)[0]
@@ -121,7 +121,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_runtest_setup(item):
-    """The signal ends the process, whatever it is in; which test that was stands in a file."""
+    """Set an alarm whose signal ends the process, whatever it is in, and write which test that is into a file."""
     Path(UNDER_WAY).write_text(item.nodeid)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(LONGEST_SLOW if item.get_closest_marker("slow") else LONGEST)

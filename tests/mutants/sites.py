@@ -1,4 +1,4 @@
-"""Where one token of a source can be changed into another that still makes sense."""
+"""This module finds where one token of a source can be changed into another that still makes sense."""
 
 import ast
 import re
@@ -11,12 +11,12 @@ AREAS = ("csrc/cells", "csrc/cpu", "csrc/cuda", "triton_ops", "dla_kernels/ops")
 SWAPS = {"+": "-", "*": "/", "<": "<=", ">": ">=", "==": "!=", "&&": "||", "&": "|", "<<": ">>", "+=": "-=", "*=": "/="}
 SWAPS |= {"and": "or", "True": "False", "true": "false", "min": "max", "minimum": "maximum", "is": "is not"}
 SWAPS |= {new: old for old, new in SWAPS.items()} | {"%": "/", "//": "*"}
-UNARY = ("!", "-", "not ")  # what stands before an operand goes
+UNARY = ("!", "-", "not ")  # what stands before an operand is left out
 NUMBER = re.compile(r"(\d+)((?:\.\d*)?(?:e-?\d+)?f?)")
 
 
 class Site(NamedTuple):
-    """One change: the characters from ``begin`` to ``end`` of a file become ``new``."""
+    """A site is one change: the characters from ``begin`` to ``end`` of a file become ``new``."""
 
     file: str
     begin: int
@@ -27,14 +27,14 @@ class Site(NamedTuple):
         return text[: self.begin] + self.new + text[self.end :]
 
     def told(self, text):
-        """``csrc/cpu/mix.cpp: c [< -> <=] C; ++c) {``: the line around the change; its number would soon be another."""
+        """Return the line around the change, as numbers do not last: ``csrc/cpu/mix.cpp: c [< -> <=] C; ++c) {``."""
         first, last = text.rfind("\n", 0, self.begin) + 1, text.find("\n", self.end)
         before, old, after = text[first : self.begin].lstrip(), text[self.begin : self.end], text[self.end : last]
         return f"{self.file}: {before[-60:]}[{old} -> {self.new or 'nothing'}]{after[:50]}"
 
 
 def replaced(token):
-    """What stands in place of the token, or None."""
+    """Return what stands in place of the token, or None."""
     if number := NUMBER.fullmatch(token):
         return str(int(number[1]) + 1) + number[2]
     return SWAPS.get(token)
@@ -76,7 +76,7 @@ def python_sites(file, text):
         return place(node.end_lineno, node.end_col_offset)
 
     def between(left, right):
-        """The operator between two operands."""
+        """Yield the change of the operator between two operands."""
         first, last = end(left), begin(right)
         token = re.search(r"is not|not in|\bin\b|\w+|[^\s\w()#\\]+", text[first:last])
         if token and token[0] in SWAPS:
@@ -105,7 +105,7 @@ def python_sites(file, text):
 
 
 def _visible(node):
-    """All nodes but types, which nobody runs, and the texts of errors."""
+    """Yield all nodes but types, which nobody runs, and the texts of errors."""
     if isinstance(node, ast.JoinedStr):
         return
     yield node
@@ -126,7 +126,7 @@ def sites_of(file):
 
 
 def all_sites():
-    """Area -> its sites, in the order of files and places."""
+    """Return the sites of each area, in the order of files and places."""
     return {
         area: [
             site

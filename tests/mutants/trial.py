@@ -1,4 +1,4 @@
-"""One change on trial: made in a copy of the tree, built there where it has to be, and put before the tests."""
+"""This module tries a change: it makes it in a copy of the tree, builds it if need be, and puts it before the tests."""
 
 import contextlib
 import os
@@ -25,14 +25,14 @@ CRASHES = [-n for n in (signal.SIGABRT, signal.SIGALRM, signal.SIGBUS, signal.SI
 
 
 class Tree:
-    """A copy of the sources with its own build, in which one file at a time is changed."""
+    """A tree is a copy of the sources with its own build, in which one file at a time is changed."""
 
     def __init__(self, folder):
         self.folder, self.build = folder / "tree", folder / "tree/build/cmake"
         self.clean = folder / "clean"  # the build of the unchanged sources
 
     def make(self):
-        """With the sources as they are now, and as an interrupted run did not leave them."""
+        """Make the copy of the sources as they are now, not as an interrupted run left them, and build it."""
         shutil.rmtree(self.folder, ignore_errors=True)
         listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
@@ -58,7 +58,7 @@ class Tree:
             shutil.copy2(library, self.folder / "dla_kernels" / library.name)
 
     def run(self, *command, log=subprocess.DEVNULL, **environment):
-        """At the lowest priority, without more than one thread, and with the tools that lie beside this Python."""
+        """Run a command at the lowest priority, on one thread, and with the tools that lie beside this Python."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"} | environment
         return subprocess.run(
@@ -75,7 +75,7 @@ class Tree:
 
     @contextlib.contextmanager
     def changed(self, site):
-        """While the file is changed; afterwards it is as old as it was, and so is what was built."""
+        """Keep the file changed for a while; afterwards it is as old as it was, and so is what was built."""
         path = self.folder / site.file
         text, times = path.read_text(), path.stat()
         path.write_text(site.changed(text))
@@ -97,7 +97,7 @@ class Tree:
         return True
 
     def built(self, backend):
-        """Whether it compiles, and whether to other machine code than the unchanged sources."""
+        """Return whether it compiles, and whether to other machine code than the unchanged sources."""
         library = f"{LIBRARIES[backend]}.so"
         done = self.run("cmake", "--build", "build/cmake", "--target", library[:-3], "--parallel", "1")
         if done.returncode:
@@ -107,7 +107,7 @@ class Tree:
         return SAME_CODE if same else OTHER_CODE
 
     def noticed(self, site, backends, tier, seed, tests=()):
-        """The test that fails, or in which the process ended and how; empty if all pass."""
+        """Return the test that fails, or in which the process ended and how; empty if all pass."""
         told = {CHANGED: site.file, BUILT: ",".join(sorted(backends))}
         failed, status = self.tests("-p", "tests.mutants.affected", "-x", *chosen(tier, seed), *tests, **told)
         if failed:
@@ -119,7 +119,7 @@ class Tree:
         return ""
 
     def false_alarms(self, tests, tier, seed):
-        """Those of the tests that fail with nothing changed."""
+        """Return those of the tests that fail with nothing changed."""
         if not tests:
             return []
         failed, status = self.tests(*chosen(tier, seed), *tests)
@@ -128,7 +128,7 @@ class Tree:
         return failed
 
     def tests(self, *options, **told):
-        """The tests that fail, and pytest's exit status."""
+        """Return the tests that fail, and pytest's exit status."""
         log = self.folder / "log"
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--tb=short", *options]
         with log.open("w") as out:
@@ -137,7 +137,7 @@ class Tree:
 
 
 def limit_memory():
-    """The soft limit alone: tests of low memory set and lift it too."""
+    """Set the soft limit alone: tests of low memory set and lift it too."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
@@ -146,7 +146,7 @@ def chosen(tier, seed):
 
 
 def verdict(tree, site, tier, seed):
-    """(who kills it, by which test). Of the fast tier first what is quick to say something."""
+    """Return which tier kills a change, and by which test. In the fast tier, what is quick to notice runs first."""
     with tree.changed(site):
         if site.file.endswith(".py") and not tree.parses(site.file):
             return STILLBORN, ""
@@ -166,7 +166,7 @@ def verdict(tree, site, tier, seed):
 
 
 def quick_notice(tree, site, seed):
-    """What the cells' own test says, or of each backend in turn the ops' own tests: most changes need no more."""
+    """Return what the cells' own test says, or of each backend in turn the ops' own tests: few changes need more."""
     if site.file.startswith("csrc/cells") and (test := tree.noticed(site, {"cpu"}, "fast", seed, [CELLS_ALONE])):
         return test
     own = [f"tests/test_{op}.py" for op in OPS if op in ops_of(site.file)]
