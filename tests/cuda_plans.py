@@ -39,8 +39,9 @@ int main() {
 """
 
 # The names of `enum Buffer`, in its order and without their k.
-_HOTTEST = "Exchange U H C DH DC Bias Scratch W1h LastProduct P Gates W2h D Y"
-BUFFERS = (*_HOTTEST.split(), *"Q UScan URefresh DP UY LastSum DD DY HBefore DQ Gate Middle".split())
+_HOTTEST = "Exchange U H C DH DC Bias Scratch W1h LastProduct P Gates W2h D Y "
+_OTHERS = "Q UScan URefresh DP UY LastSum DD DY HBefore DQ Gate Middle"
+BUFFERS = tuple((_HOTTEST + _OTHERS).split())
 
 
 class Device(NamedTuple):
