@@ -1,4 +1,4 @@
-// Between the 16-bit storage types and the accumulate types, for host, SIMD leaves and device alike.
+// Between the 16-bit storage types and the accumulate types, for host, SIMD microkernels and device alike.
 #pragma once
 
 #include <cstring>
@@ -14,7 +14,7 @@
 
 namespace dla {
 
-// Always inlined, so that each instruction set of the CPU leaves gets its own.
+// Always inlined, so that each instruction set of the CPU microkernels gets its own.
 
 DLA_HOST_DEVICE float widen(float x) { return x; }
 DLA_HOST_DEVICE double widen(double x) { return x; }

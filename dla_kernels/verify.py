@@ -19,7 +19,7 @@ from torch import Tensor
 from . import ops, reference
 from .attention import Attention, filter_width
 from .cells import ALL_RULES, PROJECTIONS, Cell, accumulate_dtype, weight_shapes
-from .reference.attention import moments_of
+from .reference.heads import moments_of
 
 Outputs = Sequence[Tensor]
 

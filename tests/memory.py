@@ -75,7 +75,7 @@ def norm_inputs(shape: Shape) -> tuple[Outcome, dict[str, torch.Tensor]]:
     """Return what is differentiated of ``norm_add`` in training, and the rest of its inputs."""
     x, o = maps(shape, torch.float32)
     inputs = {"x": x, "o": o, "gamma": torch.randn(shape.C), "beta": torch.randn(shape.C)}
-    return inputs, {"moments": dla.reference.attention.moments_of(o)}
+    return inputs, {"moments": dla.reference.heads.moments_of(o)}
 
 
 def norm_forward(op: str, shape: Shape) -> Call:

@@ -61,7 +61,7 @@ def test_gradients_are_exact_where_one_coefficient_is_nearly_one():
     the other backends subtract two nearly equal numbers, with errors of the size of the large coefficient."""
     inputs = inputs_of(OP, Shape.parse("T3-B2-C16-HW1x1"), None, torch.float32)
     y, q, past = inputs["y"], inputs["q"], list(inputs["past"][:2])
-    query = reference.attention.across_channels(y, q)
+    query = reference.heads.across_channels(y, q)
     past[0][0] = query * (40 / query.square().sum(-1, keepdim=True))  # a score of 10
     past[0][1:] = 0
     g = torch.randn(past[0].shape[0] + 1, *y.shape)

@@ -7,8 +7,8 @@ import torch
 from torch.autograd import gradcheck
 
 import dla_kernels as dla
-from bench.targets.attention import Row, Stage, base_stage
 from bench.targets.published import base_stage_by_copying as by_copying
+from bench.targets.steps import Row, Stage, base_stage
 from dla_kernels import reference
 from dla_kernels.attention import Attention
 

@@ -11,7 +11,7 @@ import sanitized
 from bench import devices, run
 from bench.common import Shape, Target
 from bench.report import gpu_tables
-from bench.targets import gpu, gpu_attention, gpu_inputs, gpu_networks, gpu_plans, networks
+from bench.targets import gpu, gpu_inputs, gpu_networks, gpu_plans, gpu_steps, networks
 from dla_kernels import reference
 from dla_kernels.verify import heads_of
 
@@ -138,16 +138,14 @@ def test_the_runner_measures_everything_it_names(stand_in, tmp_path, capsys):
         # The first look at the clock of a sample is one tick before the second, however many calls lie between.
         assert all(0 < time <= 1.001 for time in row["ms"].values())
         assert row["launches"]["backward/ours"] == {"kernels": 1.0, "copies": 0.0}
-    layers = [str(layer) for layer in gpu_attention.REHEARSAL]
+    layers = [str(layer) for layer in gpu_steps.REHEARSAL]
     assert [(row["dtype"], row["name"]) for row in result["layers"]] == [
         (d, s) for d in ("bf16", "fp32") for s in layers
     ]
     for row in result["layers"]:
         assert row["parity"]["passed"]
         assert row["notes"] == {}
-        ops = {
-            f"{op}/{name}{graph}" for op in gpu_attention.OPS for name in ("ours", "eager") for graph in ("", " graph")
-        }
+        ops = {f"{op}/{name}{graph}" for op in gpu_steps.OPS for name in ("ours", "eager") for graph in ("", " graph")}
         assert set(row["iqr_ms"]) == set(row["samples"]) == set(row["ms"]) == ops | {"copy/copy"}
         assert row["launches"]["forward/ours"] == {"kernels": 1.0, "copies": 0.0}
     printed = capsys.readouterr().out
@@ -191,18 +189,18 @@ def test_a_wrong_op_is_not_timed(stand_in, tmp_path, capsys, monkeypatch):
 
 
 def test_the_bandwidth_target_of_a_light_step_counts_three_maps():
-    row = {"name": str(gpu_attention.IMAGENET[0]), "dtype": "bf16", "S": 10**9, "launches": {}, "notes": {}}
+    row = {"name": str(gpu_steps.IMAGENET[0]), "dtype": "bf16", "S": 10**9, "launches": {}, "notes": {}}
     row["ms"] = {"copy/copy": 1.0, "forward/ours": 0.9, "forward/eager": 9.0}  # a copy moves four maps: 4 GB in 1 ms
-    assert gpu_attention.shares(row)["ours"] == pytest.approx(3 / 0.9 / 4)
-    (target,) = gpu_attention.targets(row)
+    assert gpu_steps.shares(row)["ours"] == pytest.approx(3 / 0.9 / 4)
+    (target,) = gpu_steps.targets(row)
     assert target.met and target.limit == 0.75
     row["ms"]["forward/ours"] = 1.1
-    assert not gpu_attention.targets(row)[0].met
+    assert not gpu_steps.targets(row)[0].met
 
 
 def test_a_wrong_light_step_is_not_timed(stand_in, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(gpu_attention, "layer_parity", lambda *args: (1.0, 0.1))
-    name = str(gpu_attention.REHEARSAL[0])
+    monkeypatch.setattr(gpu_steps, "layer_parity", lambda *args: (1.0, 0.1))
+    name = str(gpu_steps.REHEARSAL[0])
     assert run_on(stand_in, tmp_path, "--dtypes", "fp32", "--rows", name) == 1
     (row,) = json.loads((tmp_path / "bench.json").read_text())["layers"]
     assert row["ms"] == {}

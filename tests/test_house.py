@@ -126,9 +126,9 @@ def test_the_reference_never_calls_an_operator():
         assert "torch.ops" not in file.read_text()
 
 
-def test_cells_leaves_and_kernels_know_nothing_of_torch():
+def test_cells_microkernels_and_kernels_know_nothing_of_torch():
     kernels = records.included((ROOT / "csrc/cuda").glob("*.cu"))
-    for file in [*(ROOT / "csrc/cells").iterdir(), *(ROOT / "csrc/cpu/leaves").iterdir(), *kernels]:
+    for file in [*(ROOT / "csrc/cells").iterdir(), *(ROOT / "csrc/cpu/microkernels").iterdir(), *kernels]:
         assert not re.search(r"#include *[<\"](torch|ATen|c10)", file.read_text()), file.name
 
 

@@ -74,7 +74,7 @@ def test_every_area_has_more_sites_than_are_tried(area):
         ("triton_ops/cells/activation.py", set(affected.OPS)),
         ("csrc/cpu/attend.cpp", {"attend", "base_step"}),
         ("csrc/cpu/recurrence.h", {"scan", "refresh", "layer_update", "light_step", "base_step"}),
-        ("csrc/cpu/leaves/simd.h", set(affected.OPS)),
+        ("csrc/cpu/microkernels/simd.h", set(affected.OPS)),
         ("csrc/cuda/scan.cuh", {"scan", "base_step"}),
         ("csrc/cuda/plan.h", set(affected.OPS)),
         ("triton_ops/norm_add.py", {"norm_add"}),

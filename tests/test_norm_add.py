@@ -27,7 +27,7 @@ def case(shape, dtype, form, layout="nchw", device="cpu"):
     if keep:
         options["keep"] = drop_path(shape.B, dtype, device)
     if training:
-        options["moments"] = dla.reference.attention.moments_of(o)
+        options["moments"] = dla.reference.heads.moments_of(o)
     return {"x": x, "o": o, "gamma": gamma, "beta": beta}, options
 
 
@@ -59,7 +59,7 @@ def test_derivatives_match_finite_differences(backend, form):
 
     def f(x, o, gamma, beta):
         if form[2]:
-            options["moments"] = dla.reference.attention.moments_of(o)
+            options["moments"] = dla.reference.heads.moments_of(o)
         return dla.norm_add(x, o, gamma, beta, **options, backend=backend.name)
 
     leaves = [x.requires_grad_() for x in inputs.values()]
@@ -75,7 +75,7 @@ def test_running_statistics_move_as_those_of_batch_norm(any_backend, momentum):
     for _ in range(3):
         o = o * 1.5 + 1
         expected = x + theirs(o)
-        moments = dla.reference.attention.moments_of(o)
+        moments = dla.reference.heads.moments_of(o)
         with torch.no_grad():
             got = dla.norm_add(
                 x,

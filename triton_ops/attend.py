@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention import HEAD, across_channels, channels_of, tap_gradients
 from .checks import check_heads, check_past, check_tensor, require
+from .heads import HEAD, across_channels, channels_of, tap_gradients
 from .launch import run
 from .maps import row_of
 from .operator import operator

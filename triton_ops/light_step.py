@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention import channel_gates, channel_gates_bwd
 from .checks import check_filters, check_light_maps, check_like_maps, check_tensor, require
+from .heads import channel_gates, channel_gates_bwd
 from .launch import NoRecurrence, Recurrence, from_row
 from .maps import ELEMENT, MapList, map_of, pixels_of, pool, row_of, table, tile_of
 from .moments import Moments, observe, store_plane

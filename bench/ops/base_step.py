@@ -5,7 +5,7 @@ from functools import partial
 from bench.model.formulas import BACKWARD, Traffic
 from bench.ops import attend, depthwise, mix
 from bench.ops.work import Work, benchmarks
-from bench.targets.attention import Row, Stage, base_stage
+from bench.targets.steps import Row, Stage, base_stage
 
 
 def work(shape, dtype, device):

@@ -2,7 +2,7 @@
 
 from bench.model.formulas import BACKWARD, TAPS, Traffic
 from bench.ops.work import Work, benchmarks
-from bench.targets.attention import Layer, Row
+from bench.targets.steps import Layer, Row
 
 
 def work(shape, dtype, device):

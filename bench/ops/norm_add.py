@@ -5,7 +5,7 @@ import torch
 from bench.model.formulas import Traffic
 from bench.ops.work import Work, benchmarks, maps
 from dla_kernels.cells import accumulate_dtype
-from dla_kernels.reference.attention import moments_of
+from dla_kernels.reference.heads import moments_of
 
 
 def work(shape, dtype, device):

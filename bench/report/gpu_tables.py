@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.common import MB, Shape, Target, target_table
-from bench.targets import gpu_attention
+from bench.targets import gpu_steps
 from bench.targets.gpu_inputs import PASSES
 from dla_kernels.terminal import table
 
@@ -174,7 +174,7 @@ def report(result: dict) -> str:
         rows_met = f"targets: {met} of {len(checks)} met; fastest copy {full:.0f} GB/s"
         parts.append(rows_met)
     if result["layers"]:
-        parts.append(gpu_attention.report(result["layers"]))
+        parts.append(gpu_steps.report(result["layers"]))
     if result.get("left_out"):
         parts.append(f"left out for lack of time: {', '.join(result['left_out'])}")
     return "\n\n".join(parts)

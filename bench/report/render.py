@@ -16,7 +16,7 @@ from pathlib import Path
 from bench.common import HERE, Target
 from bench.model import predict, scaling
 from bench.report import gpu_tables, plot
-from bench.targets import attention, gpu_attention, gpu_plans, networks, stages
+from bench.targets import gpu_plans, gpu_steps, networks, stages, steps
 from bench.targets.gpu_inputs import DTYPES, ROWS, map_bytes
 from dla_kernels.terminal import table
 
@@ -61,7 +61,7 @@ def whole_stages() -> str:
 
 
 def layers() -> str:
-    return fenced(attention.report(results("cpu/bench.json")["attention"]))
+    return fenced(steps.report(results("cpu/bench.json")["attention"]))
 
 
 def taxes() -> str:
@@ -119,7 +119,7 @@ def on_gpus() -> str:
 def cpu_targets(found: dict) -> list[tuple[str, Target]]:
     """Return the targets of the results in bench.json, by row."""
     of_stages = [(row["name"], target) for row in found["rows"] for target in stages.targets(row)]
-    return of_stages + attention.targets(found["attention"]) + networks.targets(found["networks"])
+    return of_stages + steps.targets(found["attention"]) + networks.targets(found["networks"])
 
 
 def gpu_promises() -> list[tuple[str, Target]]:
@@ -132,10 +132,10 @@ def gpu_promises() -> list[tuple[str, Target]]:
             row = {"shape": shape._asdict(), "S": map_bytes(shape, dtype), "ms": ms}
             row["launches"] = {f"{d}/ours": {"kernels": 1.0, "copies": 0.0} for d in ("forward", "backward")}
             out += [(f"{dtype} {shape}", target) for target in gpu_tables.targets(row, 1.0)]
-        for layer in gpu_attention.LAYERS:
+        for layer in gpu_steps.LAYERS:
             ms = {"copy/copy": 1.0, "forward/ours": 1.0}
             row = {"name": str(layer), "S": 1, "ms": ms, "launches": {"forward/ours": {"kernels": 1.0, "copies": 0.0}}}
-            out += [(f"{dtype} {layer}", target) for target in gpu_attention.targets(row)]
+            out += [(f"{dtype} {layer}", target) for target in gpu_steps.targets(row)]
     return out
 
 

@@ -26,7 +26,7 @@ from bench.clock import medians_and_spreads, reason, sampled
 from bench.common import LATEST, Shape, commit
 from bench.devices import Call, Cuda, StandIn, slug
 from bench.report import gpu_tables, plot
-from bench.targets import gpu_attention
+from bench.targets import gpu_steps
 from bench.targets.gpu_inputs import DTYPES, REHEARSAL, ROWS, Inputs, Set, layer_update_parity, scan_parity
 from dla_kernels import reference
 from dla_kernels.verify import largest_error
@@ -211,7 +211,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     if not set(args.dtypes) <= set(DTYPES):
         parser.error(f"--dtypes: expected some of {', '.join(DTYPES)}, got {','.join(args.dtypes)}")
     all_rows = REHEARSAL if args.stand_in else ROWS
-    all_layers = gpu_attention.REHEARSAL if args.stand_in else gpu_attention.LAYERS
+    all_layers = gpu_steps.REHEARSAL if args.stand_in else gpu_steps.LAYERS
     args.layers = chosen(all_layers, args.rows) if args.rows else list(all_layers)
     args.rows = chosen(all_rows, args.rows) if args.rows else list(all_rows)
     if not args.rows and not args.layers:
@@ -221,7 +221,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def merged(kind: str, new: list[dict], earlier: list[dict]) -> list[dict]:
     """Return the new rows and those earlier ones that they do not repeat, in the order of the lists."""
-    listed = {"rows": (*ROWS, *REHEARSAL), "layers": (*gpu_attention.LAYERS, *gpu_attention.REHEARSAL)}[kind]
+    listed = {"rows": (*ROWS, *REHEARSAL), "layers": (*gpu_steps.LAYERS, *gpu_steps.REHEARSAL)}[kind]
     order = {(str(row), dtype): i for i, (dtype, row) in enumerate(itertools.product(DTYPES, listed))}
     again = {(r["name"], r["dtype"]) for r in new}
     rows = [*new, *(r for r in earlier if (r["name"], r["dtype"]) not in again)]
@@ -233,7 +233,7 @@ def run(args: argparse.Namespace, device: Cuda | StandIn, log: Log) -> tuple[int
     out = args.out or LATEST / slug(device.name)
     result: dict[str, Any] = {"system": device.facts(), "commit": commit(), "rows": [], "layers": []}
     earlier = json.loads((out / "bench.json").read_text()) if args.add and (out / "bench.json").exists() else {}
-    measures = {"rows": (measure, brief), "layers": (gpu_attention.measure, gpu_attention.brief)}
+    measures = {"rows": (measure, brief), "layers": (gpu_steps.measure, gpu_steps.brief)}
     began, text = time.monotonic(), ""
     todo = [(kind, dtype, row) for dtype in args.dtypes for kind in measures for row in getattr(args, kind)]
     for i, (kind, dtype, shape) in enumerate(todo):

@@ -53,7 +53,7 @@ def base_step_by_copying(
     o = torch.zeros_like(x)
     for share, v in zip(shares, values):
         o = o + share[..., None, None] * v
-    return o, CopiedStage(keys, values, state), reference.attention.moments_of(o) if moments else None
+    return o, CopiedStage(keys, values, state), reference.heads.moments_of(o) if moments else None
 
 
 def base_stage_by_copying(

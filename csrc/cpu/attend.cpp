@@ -5,7 +5,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "attention.h"
+#include "heads.h"
 #include "threads.h"
 
 namespace dla {

@@ -3,7 +3,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "attention.h"
+#include "heads.h"
 #include "maps.h"
 
 namespace dla {
@@ -35,9 +35,9 @@ std::tuple<Tensor, Tensor> depthwise(const Tensor& x_in, const Tensor& v) {
         StencilArgs<T> args{};
         args.x = sample(x, b).channels(c0, c1), args.taps = taps.rows.right(c0);
         args.out = to, args.W = W;
-        map_leaves<T>().mean(args.x, write<A>(y) + b * C + c0);
-        map_leaves<T>().stencil(args);
-        map_leaves<T>().mean({to.data, to.C, to.HW, to.sc, to.sp}, write<A>(y) + (B + b) * C + c0);
+        map_kernels<T>().mean(args.x, write<A>(y) + b * C + c0);
+        map_kernels<T>().stencil(args);
+        map_kernels<T>().mean({to.data, to.C, to.HW, to.sc, to.sp}, write<A>(y) + (B + b) * C + c0);
       });
     });
     restore_layout({x_in}, out);
@@ -71,8 +71,8 @@ std::tuple<Tensor, Tensor> depthwise_bwd(const Tensor& dvalue, const Tensor& dy_
         args.x = sample(grads.views[0], b).channels(c0, c1), args.taps = turned.rows.right(c0);
         args.e_in = e_in, args.e = share[b] + c0;
         args.out = sample(dx, b).channels(c0, c1), args.W = W;
-        map_leaves<T>().correlate(args.x, e_in, sample(x, b).channels(c0, c1), W, sums.rows.from(b * 9).right(c0));
-        map_leaves<T>().stencil(args);
+        map_kernels<T>().correlate(args.x, e_in, sample(x, b).channels(c0, c1), W, sums.rows.from(b * 9).right(c0));
+        map_kernels<T>().stencil(args);
       });
     });
     std::fill_n(dv[0], 9 * C, A(0));

@@ -16,7 +16,7 @@ Tensor gap(const Tensors& xs) {
     const ReadMaps<T> x(xs);
     const Tensor y = empty<A>({layers, B, C});
     for_each_plane(layers, B, C, [&](int64_t t, int64_t b, int64_t c0, int64_t c1) {
-      map_leaves<T>().mean(sample(x.views[t], b).channels(c0, c1), write<A>(y) + (t * B + b) * C + c0);
+      map_kernels<T>().mean(sample(x.views[t], b).channels(c0, c1), write<A>(y) + (t * B + b) * C + c0);
     });
     return y;
   });

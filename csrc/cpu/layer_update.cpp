@@ -16,7 +16,7 @@ namespace {
 template <class T>
 struct Stage {
   using A = accumulate_t<T>;
-  const RuleLeaves<A>& rule;
+  const RuleKernels<A>& rule;
   const int64_t layers, B, C;
   const CellWeights<A> weights;
   const Recurrence<A> cell;
@@ -81,7 +81,7 @@ struct Forward {
 
  private:
   void pool(int64_t t, int64_t b, int64_t c0, int64_t c1) const {
-    map_leaves<T>().mean(sample(x[t], b).channels(c0, c1), write<A>(y) + (t * stage.B + b) * stage.C + c0);
+    map_kernels<T>().mean(sample(x[t], b).channels(c0, c1), write<A>(y) + (t * stage.B + b) * stage.C + c0);
   }
   // d [nb * T, C] of a block of samples
   Matrix<A> recur(int64_t b0, int64_t nb) const {
@@ -95,8 +95,8 @@ struct Forward {
     return d;
   }
   void rescale(int64_t t, int64_t b, int64_t c0, int64_t c1, const A* d) const {
-    map_leaves<T>().scale(sample(x[t], b).channels(c0, c1), d + c0, nullptr, sample(out[t], b).channels(c0, c1),
-                          stream);
+    map_kernels<T>().scale(sample(x[t], b).channels(c0, c1), d + c0, nullptr, sample(out[t], b).channels(c0, c1),
+                           stream);
   }
 };
 
@@ -159,11 +159,11 @@ std::tuple<Tensors, Tensors, Tensors> layer_update_bwd(const Tensors& dout, cons
 
     // dd_t = sum over HW of dx'_t * x_t;  dx_t = dx'_t * d_t + dy_t / HW
     const auto dot = [&](int64_t t, int64_t b, int64_t c0, int64_t c1, A* dd) {
-      map_leaves<T>().dot(sample(dy.views[t], b).channels(c0, c1), sample(x.views[t], b).channels(c0, c1), dd + c0);
+      map_kernels<T>().dot(sample(dy.views[t], b).channels(c0, c1), sample(x.views[t], b).channels(c0, c1), dd + c0);
     };
     const auto scale = [&](int64_t t, int64_t b, int64_t c0, int64_t c1, const A* d, const A* e) {
-      map_leaves<T>().scale(sample(dy.views[t], b).channels(c0, c1), d + c0, e + c0, sample(dx[t], b).channels(c0, c1),
-                            stream);
+      map_kernels<T>().scale(sample(dy.views[t], b).channels(c0, c1), d + c0, e + c0, sample(dx[t], b).channels(c0, c1),
+                             stream);
     };
     // From dd to d and e = dy / HW, all [nb * T, C].
     const auto recur = [&](int64_t b0, int64_t nb, Rows<const A> dd, Rows<A> d) {

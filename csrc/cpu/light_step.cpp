@@ -6,7 +6,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "attention.h"
+#include "heads.h"
 #include "moments.h"
 #include "recurrence_bwd.h"
 
@@ -16,12 +16,12 @@ namespace {
 
 template <class A>
 struct Context {  // the cell that refreshes o_prev
-  const RuleLeaves<A>& rule;
+  const RuleKernels<A>& rule;
   const CellWeights<A> weights;
   const Recurrence<A> cell;
   const Start<A> start;
 
-  Context(const Tensors& w, const Tensors& state, const RuleLeaves<A>& rule, int64_t C)
+  Context(const Tensors& w, const Tensors& state, const RuleKernels<A>& rule, int64_t C)
       : rule(rule), weights(w, C, rule), cell(rule, weights, /*T=*/1), start(state, rule, C) {}
 };
 
@@ -130,7 +130,7 @@ std::tuple<Tensor, Tensors, Tensor, Tensors> light_step(const Tensors& maps, con
 
     const auto pool = [&](int64_t i, int64_t b, int64_t c0, int64_t c1) {
       const MapView<const T>& map = i ? layer.before() : layer.x;
-      map_leaves<T>().mean(sample(map, b).channels(c0, c1), y[i * B + b] + c0);
+      map_kernels<T>().mean(sample(map, b).channels(c0, c1), y[i * B + b] + c0);
     };
     const auto attend = [&](int64_t b0, int64_t nb) {
       for (int64_t b = b0; b < b0 + nb; ++b) layer.gate(y[b], gate[b]);
@@ -150,7 +150,7 @@ std::tuple<Tensor, Tensors, Tensor, Tensors> light_step(const Tensors& maps, con
           args.before = sample(layer.before(), b).channels(c0, c1), args.taps_before = taps_before.rows;
         args.rows_before = layer.rows_before;
         args.out = sample(o, b).channels(c0, c1), args.W = layer.W;
-        map_leaves<T>().stencil(args);
+        map_kernels<T>().stencil(args);
         moments.take(o, b, c0, c1);
       });
     };
@@ -215,13 +215,13 @@ std::tuple<Tensors, Tensors, Tensors, Tensors> light_step_bwd(const Tensor& dout
       for_few_channels(g, 3, begin, end, [&](int64_t c0, int64_t c1) {
         const Plane<const T> of = sample(g, b).channels(c0, c1);
         const auto at = [c0](const Matrix<A>& sums, int64_t row) { return sums.rows.from(row).right(c0); };
-        map_leaves<T>().correlate(of, nullptr, sample(layer.x, b).channels(c0, c1), layer.W, at(with_x, b * 9));
+        map_kernels<T>().correlate(of, nullptr, sample(layer.x, b).channels(c0, c1), layer.W, at(with_x, b * 9));
         if (rows == 0) return;
         const Plane<const T> before = sample(layer.before(), b).channels(c0, c1);
         if (rows == 9)
-          map_leaves<T>().correlate(of, nullptr, before, layer.W, at(with_before, b * 9));
+          map_kernels<T>().correlate(of, nullptr, before, layer.W, at(with_before, b * 9));
         else
-          map_leaves<T>().dot(of, before, with_before[b] + c0);
+          map_kernels<T>().dot(of, before, with_before[b] + c0);
       });
     };
     const auto attend = [&](int64_t b0, int64_t nb) {
@@ -237,7 +237,7 @@ std::tuple<Tensors, Tensors, Tensors, Tensors> light_step_bwd(const Tensor& dout
         for (int64_t c = 0; c < C && rows; ++c) dd[b][c] = layer.lam[c] * with_before[b * rows + rows / 2][c];
       }
       if (context) {
-        const RuleLeaves<A>& rule = context->rule;
+        const RuleKernels<A>& rule = context->rule;
         const States<A> states = states_of(saved, rule, B, C);
         const auto add = [&](const Matrix<A>& from, int64_t row) {
           for (int64_t i = 0; i < nb * C; ++i) dy[row][i] += from[0][i];
@@ -267,12 +267,12 @@ std::tuple<Tensors, Tensors, Tensors, Tensors> light_step_bwd(const Tensor& dout
           const Matrix<A> taps = i ? layer.taps_before(d[b], c0, c1, true) : layer.own_taps(gate[b], c0, c1, true);
           const A* e = dy[i * B + b] + c0;
           if (i && rows == 1) {
-            map_leaves<T>().scale(of, taps[0], e, to, false);
+            map_kernels<T>().scale(of, taps[0], e, to, false);
             continue;
           }
           StencilArgs<T> args{};
           args.x = of, args.taps = taps.rows, args.e = e, args.out = to, args.W = layer.W;
-          map_leaves<T>().stencil(args);
+          map_kernels<T>().stencil(args);
         }
       });
     };

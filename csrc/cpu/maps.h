@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "../maps.h"
-#include "leaves.h"
+#include "microkernels.h"
 #include "threads.h"
 
 namespace dla {

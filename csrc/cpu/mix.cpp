@@ -34,7 +34,7 @@ std::tuple<Tensor, Tensors> mix(const Tensors& values, const Tensor& coef_in, bo
       for_few_channels(o, 2, begin, end, [&](int64_t c0, int64_t c1) {
         std::vector<Plane<const T>> planes;
         for (const auto& view : all.views) planes.push_back(sample(view, b).channels(c0, c1));
-        map_leaves<T>().mix(planes.data(), M, {read<A>(coef) + b * C + c0, B * C}, sample(o, b).channels(c0, c1));
+        map_kernels<T>().mix(planes.data(), M, {read<A>(coef) + b * C + c0, B * C}, sample(o, b).channels(c0, c1));
         moments.take(o, b, c0, c1);
       });
     });
@@ -67,12 +67,12 @@ std::tuple<Tensors, Tensor> mix_bwd(const Tensor& dout, const Tensors& later, co
           const int64_t at = (m * B + b) * C + c0;
           const A* share = read<A>(coef) + at;
           const Plane<T> dvalue = sample(to[m], b).channels(c0, c1);
-          map_leaves<T>().dot(of, sample(all.views[m], b).channels(c0, c1), write<A>(dcoef) + at);
+          map_kernels<T>().dot(of, sample(all.views[m], b).channels(c0, c1), write<A>(dcoef) + at);
           if (later.empty())
-            map_leaves<T>().scale(of, share, nullptr, dvalue, stream);
+            map_kernels<T>().scale(of, share, nullptr, dvalue, stream);
           else
-            map_leaves<T>().add_scaled(sample(from_later.views[m], b).channels(c0, c1), of, share, nullptr, false,
-                                       dvalue, stream);
+            map_kernels<T>().add_scaled(sample(from_later.views[m], b).channels(c0, c1), of, share, nullptr, false,
+                                        dvalue, stream);
         }
       });
     });

@@ -21,8 +21,8 @@ class Moments {
     if (!rows_.exists()) return;
     const Plane<T> plane = sample(o, b).channels(c0, c1);
     const Plane<const T> written{plane.data, plane.C, plane.HW, plane.sc, plane.sp};
-    map_leaves<T>().mean(written, rows_[b] + c0);
-    map_leaves<T>().spread(written, rows_[b] + c0, rows_[B_ + b] + c0);
+    map_kernels<T>().mean(written, rows_[b] + c0);
+    map_kernels<T>().spread(written, rows_[b] + c0, rows_[B_ + b] + c0);
   }
   // [moments], or [] where nobody wanted them
   Tensors finish() const {

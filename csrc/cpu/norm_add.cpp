@@ -74,8 +74,8 @@ Tensor norm_add(const Tensor& x_in, const Tensor& o_in, const Tensor& moments, c
         scaled[0][c - c0] = norm.keep(b) * norm.a[0][c];
         scaled[1][c - c0] = norm.keep(b) * norm.b[0][c];
       }
-      map_leaves<T>().add_scaled(sample(xs.views[0], b).channels(c0, c1), sample(os.views[0], b).channels(c0, c1),
-                                 scaled[0], scaled[1], relu, sample(to, b).channels(c0, c1), /*stream=*/false);
+      map_kernels<T>().add_scaled(sample(xs.views[0], b).channels(c0, c1), sample(os.views[0], b).channels(c0, c1),
+                                  scaled[0], scaled[1], relu, sample(to, b).channels(c0, c1), /*stream=*/false);
     });
     restore_layout({x_in}, out);
     return out[0];
@@ -99,8 +99,8 @@ std::tuple<Tensor, Tensor, Tensor> norm_add_bwd(const Tensor& dout, const Tensor
     // Over pixels: of dz = dout keep [norm > 0] and of dz (o - mean), keep left out, for each sample.
     const Matrix<A> dz(B, C), dz_off(B, C);
     for_each_plane(1, B, C, [&](int64_t, int64_t b, int64_t c0, int64_t c1) {
-      map_leaves<T>().masked_sums(sample(g, b).channels(c0, c1), sample(o, b).channels(c0, c1), norm.rows(c0, relu),
-                                  dz[b] + c0, dz_off[b] + c0);
+      map_kernels<T>().masked_sums(sample(g, b).channels(c0, c1), sample(o, b).channels(c0, c1), norm.rows(c0, relu),
+                                   dz[b] + c0, dz_off[b] + c0);
     });
     const Tensor dgamma_held = empty<A>({C}), dbeta_held = empty<A>({C});
     A *dgamma = write<A>(dgamma_held), *dbeta = write<A>(dbeta_held);
@@ -122,8 +122,8 @@ std::tuple<Tensor, Tensor, Tensor> norm_add_bwd(const Tensor& dout, const Tensor
     for_each_plane(1, B, C, [&](int64_t, int64_t b, int64_t c0, int64_t c1) {
       const Matrix<A> factor(1, c1 - c0);
       for (int64_t c = c0; c < c1; ++c) factor[0][c - c0] = norm.keep(b) * norm.a[0][c];
-      map_leaves<T>().masked_scale(sample(g, b).channels(c0, c1), sample(o, b).channels(c0, c1), norm.rows(c0, relu),
-                                   factor[0], slope[0] + c0, shift[0] + c0, sample(to, b).channels(c0, c1));
+      map_kernels<T>().masked_scale(sample(g, b).channels(c0, c1), sample(o, b).channels(c0, c1), norm.rows(c0, relu),
+                                    factor[0], slope[0] + c0, shift[0] + c0, sample(to, b).channels(c0, c1));
     });
     restore_layout({o_in}, out);
     return {out[0], dgamma_held, dbeta_held};

@@ -10,7 +10,7 @@ namespace cpu {
 
 // may_start: without a state it starts by itself.
 template <class A>
-void check_cell(const RuleLeaves<A>& rule, const Tensors& weights, const Tensors& state, bool may_start, int64_t B,
+void check_cell(const RuleKernels<A>& rule, const Tensors& weights, const Tensors& state, bool may_start, int64_t B,
                 int64_t C, const Tensor& like) {
   check_weights(weights, rule.NG, C, dtype_of<A>(), like);
   check_state("state", state, rule.saves_h, rule.saves_c, may_start, B, C, dtype_of<A>(), like);
@@ -31,7 +31,7 @@ struct States {
 };
 
 template <class A>
-States<A> states_of(const Tensors& tensors, const RuleLeaves<A>& rule, int64_t B, int64_t C) {
+States<A> states_of(const Tensors& tensors, const RuleKernels<A>& rule, int64_t B, int64_t C) {
   States<A> states{nullptr, nullptr, B, C};
   if (tensors.empty()) return states;
   if (rule.saves_h) states.h = write<A>(tensors.front());
@@ -39,20 +39,20 @@ States<A> states_of(const Tensors& tensors, const RuleLeaves<A>& rule, int64_t B
   return states;
 }
 template <class A>
-Tensors empty_states(const RuleLeaves<A>& rule, int64_t T, int64_t B, int64_t C) {
+Tensors empty_states(const RuleKernels<A>& rule, int64_t T, int64_t B, int64_t C) {
   Tensors out;
   for (int i = 0; i < rule.saves_h + rule.saves_c; ++i) out.push_back(empty<A>({T, B, C}));
   return out;
 }
 template <class A>
-size_t num_states(const RuleLeaves<A>& rule) {
+size_t num_states(const RuleKernels<A>& rule) {
   return size_t(rule.saves_h + rule.saves_c);
 }
 // The state before the first layer: given, all of it or without an h that follows from c; or the cell's own start.
 template <class A>
 class Start {
  public:
-  Start(const Tensors& state, const RuleLeaves<A>& rule, int64_t C)
+  Start(const Tensors& state, const RuleKernels<A>& rule, int64_t C)
       : rule(rule), size(state.size()), held_(as_contiguous(state)), own_(2, C), C_(C) {
     std::fill_n(own_[0], C, rule.start_h);
     std::fill_n(own_[1], C, A(0));
@@ -69,7 +69,7 @@ class Start {
     h_ = {read<A>(held_[0]), C};
     if (size == 2) c_ = {read<A>(held_[1]), C};
   }
-  const RuleLeaves<A>& rule;
+  const RuleKernels<A>& rule;
   const size_t size;  // how many tensors were given
 
   bool from_c() const { return size == 1 && !rule.saves_h; }
@@ -96,12 +96,12 @@ void relu_(int64_t n, A* x) {  // NaN passes
 template <class A>
 class Recurrence {
  public:
-  const RuleLeaves<A>& rule;
+  const RuleKernels<A>& rule;
   const CellWeights<A>& w;
   const int64_t T, C, R, N;
   const bool wide;
 
-  Recurrence(const RuleLeaves<A>& rule, const CellWeights<A>& w, int64_t T)
+  Recurrence(const RuleKernels<A>& rule, const CellWeights<A>& w, int64_t T)
       : rule(rule), w(w), T(T), C(w.C), R(w.R), N(w.N), wide(num_threads() > 1 && w.bytes() > cache_bytes()) {}
 
   // f(b0, nb) over blocks of samples; a wide recurrence takes all of them at once.
@@ -120,13 +120,13 @@ class Recurrence {
   void dots(int64_t M, int64_t n, int64_t K, Rows<const A> x, Rows<const A> weight, Rows<const A> init,
             Rows<A> out) const {
     const auto some = [&](int64_t i, int64_t end) {
-      leaf_.dots(M, end - i, K, x, weight.from(i), init.data ? init.right(i) : init, out.right(i));
+      kernels_.dots(M, end - i, K, x, weight.from(i), init.data ? init.right(i) : init, out.right(i));
     };
     columns(n, some, /*piece=*/4);
   }
   void axpys(int64_t M, int64_t n, int64_t K, Rows<const A> x, Rows<const A> weight, Rows<A> out) const {
     columns(n, [&](int64_t i, int64_t end) {
-      leaf_.axpys(M, end - i, K, x.data, x.ld, 1, weight.right(i), {}, out.right(i));
+      kernels_.axpys(M, end - i, K, x.data, x.ld, 1, weight.right(i), {}, out.right(i));
     });
   }
 
@@ -134,8 +134,8 @@ class Recurrence {
   void from_bottleneck(int64_t M, Rows<const A> u, const Matrix<A>& panels, Rows<const A> q, Rows<A> a) const {
     const auto some = [&](int64_t begin, int64_t end) {
       for (int64_t n = begin * kPanel; n < std::min(N, end * kPanel); n += kPanel)
-        leaf_.axpys(M, std::min(kPanel, N - n), R, u.data, u.ld, 1, panels.rows.from(n / kPanel * R), q.right(n),
-                    a.right(n));
+        kernels_.axpys(M, std::min(kPanel, N - n), R, u.data, u.ld, 1, panels.rows.from(n / kPanel * R), q.right(n),
+                       a.right(n));
     };
     const int64_t count = (N + kPanel - 1) / kPanel;
     wide ? parallel_for(count, some) : some(0, count);
@@ -217,7 +217,7 @@ class Recurrence {
     for (int64_t b = 0; b < nb; ++b) step(T, a.rows.from(b * T), {h[b], 0}, {c[b], 0}, {}, {}, d.from(b * T));
   }
 
-  // The pointwise rule of M rows, all channels; see RuleLeaves.
+  // The pointwise rule of M rows, all channels; see RuleKernels.
   void step(int64_t M, Rows<const A> a, Rows<const A> h, Rows<const A> c, Rows<A> h_new, Rows<A> c_new,
             Rows<A> out) const {
     columns(C, [&](int64_t i, int64_t end) {
@@ -229,7 +229,7 @@ class Recurrence {
   static Rows<X> at(Rows<X> x, int64_t i) {
     return x.data ? x.right(i) : x;
   }
-  const Leaves<A>& leaf() const { return leaf_; }
+  const RowKernels<A>& kernels() const { return kernels_; }
 
   // Row (b, t) of a sample-major matrix for one t and all b.
   template <class X>
@@ -249,7 +249,7 @@ class Recurrence {
   }
 
  private:
-  const Leaves<A>& leaf_ = leaves<A>();
+  const RowKernels<A>& kernels_ = row_kernels<A>();
 };
 
 }  // namespace cpu

@@ -185,7 +185,7 @@ class RecurrenceBwd {
                result({N_, C_}, {h_scan, h_last}), result({N_}, {column_sums(dq())})};
         break;
     }
-    products.run(cell_.leaf());
+    products.run(cell_.kernels());
     return out;
   }
 
@@ -247,14 +247,14 @@ class RecurrenceBwd {
         for (int64_t n = 0; n < N; n += kColumns)
           tasks_.push_back({m, n, std::min(kRows, M - m), std::min(kColumns, N - n), terms, out.from(m).right(n)});
     }
-    void run(const Leaves<A>& leaf) const {
+    void run(const RowKernels<A>& kernels) const {
       parallel_for(tasks_.size(), [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
           const Task& task = tasks_[i];
           Rows<const A> so_far;
           for (const Product& p : task.terms) {
             if (p.K == 0 && &p != &task.terms.front()) continue;
-            leaf.axpys(task.M, task.N, p.K, p.g.data + task.m, 1, p.g.ld, p.x.right(task.n), so_far, task.out);
+            kernels.axpys(task.M, task.N, p.K, p.g.data + task.m, 1, p.g.ld, p.x.right(task.n), so_far, task.out);
             so_far = task.out;
           }
         }

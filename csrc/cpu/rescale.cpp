@@ -16,8 +16,8 @@ void scale_maps(const std::vector<MapView<const T>>& x, const Tensor& d, const s
   using A = accumulate_t<T>;
   const int64_t B = d.size(1), C = d.size(2);
   for_each_plane(x.size(), B, C, [&](int64_t t, int64_t b, int64_t c0, int64_t c1) {
-    map_leaves<T>().scale(sample(x[t], b).channels(c0, c1), read<A>(d) + (t * B + b) * C + c0, nullptr,
-                          sample(out[t], b).channels(c0, c1), stream);
+    map_kernels<T>().scale(sample(x[t], b).channels(c0, c1), read<A>(d) + (t * B + b) * C + c0, nullptr,
+                           sample(out[t], b).channels(c0, c1), stream);
   });
 }
 
@@ -68,8 +68,8 @@ std::tuple<Tensors, Tensor> rescale_bwd(const Tensors& dout, const Tensors& xs, 
       for_few_channels(x.views[t], 4, begin, end, [&](int64_t c0, int64_t c1) {
         const int64_t row = (t * B + b) * C + c0;
         const auto grad = sample(dy.views[t], b).channels(c0, c1);
-        map_leaves<T>().dot(grad, sample(x.views[t], b).channels(c0, c1), write<A>(dd) + row);
-        map_leaves<T>().scale(grad, read<A>(d) + row, nullptr, sample(dx[t], b).channels(c0, c1), stream);
+        map_kernels<T>().dot(grad, sample(x.views[t], b).channels(c0, c1), write<A>(dd) + row);
+        map_kernels<T>().scale(grad, read<A>(d) + row, nullptr, sample(dx[t], b).channels(c0, c1), stream);
       });
     });
     restore_layout(xs, dxs);

@@ -14,7 +14,7 @@ Tensors scan(const Tensor& y_in, const Tensors& weights, const Tensors& state, c
   const Tensor y = as_contiguous(y_in);
   return dispatch_rows(y.scalar_type(), [&](auto element) {
     using A = decltype(element);
-    const RuleLeaves<A>& rule = find_rule<A>(name);
+    const RuleKernels<A>& rule = find_rule<A>(name);
     const int64_t T = y.size(0), B = y.size(1), C = y.size(2);
     check_cell(rule, weights, state, /*may_start=*/true, B, C, y);
     const CellWeights<A> w(weights, C, rule);
@@ -36,7 +36,7 @@ std::tuple<Tensor, Tensors, Tensors> scan_bwd(const Tensors& dstates, const Tens
   const Tensor y = as_contiguous(y_in);
   return dispatch_rows(y.scalar_type(), [&](auto element) -> std::tuple<Tensor, Tensors, Tensors> {
     using A = decltype(element);
-    const RuleLeaves<A>& rule = find_rule<A>(name);
+    const RuleKernels<A>& rule = find_rule<A>(name);
     const int64_t T = y.size(0), B = y.size(1), C = y.size(2);
     check_cell(rule, weights, state, /*may_start=*/true, B, C, y);
     check_states("states", states_in, num_states(rule), false, T, B, C, y.scalar_type(), y);

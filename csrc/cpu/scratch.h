@@ -11,7 +11,7 @@
 #include <new>
 #include <vector>
 
-#include "leaves.h"
+#include "microkernels.h"
 
 namespace dla {
 namespace cpu {

@@ -1,11 +1,11 @@
-// Small helpers between tensors and the leaves' rows.
+// Small helpers between tensors and the microkernels' rows.
 #pragma once
 
 #include <algorithm>
 #include <vector>
 
 #include "../tensors.h"
-#include "leaves.h"
+#include "microkernels.h"
 #include "scratch.h"
 
 namespace dla {

@@ -23,7 +23,7 @@ struct CellWeights {
   const A *b1h = nullptr, *b1y = nullptr;  // [R], split only
   Rows<const A> q_bias;                    // one row [N] for all: what q holds besides y
 
-  CellWeights(const Tensors& weights, int64_t C, const RuleLeaves<A>& rule)
+  CellWeights(const Tensors& weights, int64_t C, const RuleKernels<A>& rule)
       : projection(projection_of(weights)), C(C), N(rule.NG * C), held_(as_contiguous(weights)) {
     const auto at = [&](size_t i) { return read<A>(held_[i]); };
     R = projection == Projection::kDense ? 0 : held_[0].size(0);
@@ -60,7 +60,7 @@ struct CellWeights {
     Matrix<A> panels(count * R, kPanel);
     parallel_for(count, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i)
-        leaves<A>().pack(std::min(kPanel, N - i * kPanel), R, w2.from(i * kPanel), panels.rows.from(i * R));
+        row_kernels<A>().pack(std::min(kPanel, N - i * kPanel), R, w2.from(i * kPanel), panels.rows.from(i * R));
     });
     return panels;
   }

@@ -2,7 +2,7 @@
 // scales were refreshed; and its gradients. A block takes one sample; none of it is a map.
 #pragma once
 
-#include "attention.cuh"
+#include "heads.cuh"
 
 namespace dla {
 namespace cuda {

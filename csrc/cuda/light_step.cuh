@@ -3,7 +3,7 @@
 // (x) and a refresh of layer 1 (o_prev), the filters. The result, and the gradient that arrives, are of layer 0 alone.
 #pragma once
 
-#include "attention.cuh"
+#include "heads.cuh"
 #include "recurrence_bwd.cuh"
 #include "stacks.cuh"
 #include "stencil.cuh"

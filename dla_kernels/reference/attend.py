@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..cells import accumulate_dtype
-from .attention import across_channels, per_channel, scores
+from .heads import across_channels, per_channel, scores
 
 
 def attend(

@@ -9,8 +9,8 @@ from torch import Tensor
 from ..attention import Attention, BaseStage
 from ..cells import PAPER_DSU, Cell, Weights
 from .attend import attend
-from .attention import State
 from .depthwise import depthwise
+from .heads import State
 from .mix import mix
 from .refresh import refresh
 from .scan import scan

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..cells import accumulate_dtype
-from .attention import depthwise as convolved
+from .heads import depthwise as convolved
 
 
 def depthwise(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

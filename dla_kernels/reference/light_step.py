@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..attention import Attention
 from ..cells import PAPER_DSU, Cell, Weights, accumulate_dtype
-from .attention import State, across_channels, depthwise, moments_of, next_state, per_channel, scores
+from .heads import State, across_channels, depthwise, moments_of, next_state, per_channel, scores
 from .refresh import refresh
 
 

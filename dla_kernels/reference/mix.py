@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..cells import accumulate_dtype
-from .attention import moments_of
+from .heads import moments_of
 
 
 def mix(values: Sequence[Tensor], coef: Tensor, *, moments: bool = False) -> tuple[Tensor, Tensor | None]:

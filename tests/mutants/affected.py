@@ -80,7 +80,7 @@ def ops_of(file):
             todo += users()[at]
     stems = {Path(at).stem.removesuffix("_bwd") for at in seen}
     found = {op for op in OPS if op in stems}
-    if not found or "leaves" in stems or "/cells/" in file:  # cells reach the ops through a table
+    if not found or stems & {"dispatch", "instruction_set"} or "/cells/" in file:  # cells reach the ops through a table
         return set(OPS)
     return found | {op for op, called in CALLED_BY.items() if found & called}
 

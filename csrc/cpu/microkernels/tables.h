@@ -1,18 +1,18 @@
-// All leaves of one instruction set, and where to find each set.
+// All microkernels of one instruction set, and where to find each set.
 #pragma once
 
-#include "../leaves.h"
+#include "../microkernels.h"
 
 namespace dla {
 namespace cpu {
 
 struct Tables {
-  Leaves<float> fp32;
-  Leaves<double> fp64;
-  MapLeaves<float> map_fp32;
-  MapLeaves<double> map_fp64;
-  MapLeaves<BFloat16> map_bf16;
-  MapLeaves<Half> map_fp16;
+  RowKernels<float> fp32;
+  RowKernels<double> fp64;
+  MapKernels<float> map_fp32;
+  MapKernels<double> map_fp64;
+  MapKernels<BFloat16> map_bf16;
+  MapKernels<Half> map_fp16;
 };
 
 namespace baseline {

@@ -12,8 +12,8 @@ import torch
 from bench.clock import Build, medians_and_spreads, reason, sampled
 from bench.common import MB, Target, target_table
 from bench.devices import Call, Cuda, StandIn
-from bench.targets.attention import Layer, Row, layer_parity
 from bench.targets.gpu_inputs import DTYPES, copies_needed, triton_on
+from bench.targets.steps import Layer, Row, layer_parity
 from dla_kernels import reference
 from dla_kernels.terminal import table
 from dla_kernels.verify import functions

@@ -3,7 +3,7 @@
 // rounding error stays near that of a pairwise sum even over hundreds of thousands of pixels.
 #pragma once
 
-#include "../leaves.h"
+#include "../microkernels.h"
 #include "long_sums.h"
 
 namespace dla {

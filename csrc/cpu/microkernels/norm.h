@@ -1,7 +1,7 @@
 // Gradients through f(o a + b) per channel, f = relu or nothing: dz is dout where f passes it on.
 #pragma once
 
-#include "../leaves.h"
+#include "../microkernels.h"
 #include "long_sums.h"
 
 namespace dla {

@@ -3,7 +3,7 @@
 // passes. Channels-last maps have a vector of channels at every pixel and read what is there.
 #pragma once
 
-#include "../leaves.h"
+#include "../microkernels.h"
 #include "long_sums.h"
 #include "strip.h"
 

@@ -5,7 +5,7 @@
 // sample's result does not depend on its neighbours.
 #pragma once
 
-#include "../leaves.h"
+#include "../microkernels.h"
 #include "simd.h"
 
 namespace dla {

@@ -1,7 +1,7 @@
 // A cell's pointwise rule (csrc/cells) over rows of channels, a vector of channels at a time.
 #pragma once
 
-#include "../leaves.h"
+#include "../microkernels.h"
 #include "simd.h"
 
 namespace dla {
@@ -89,7 +89,7 @@ struct Pointwise {
       });
   }
 
-  static RuleLeaves<A> leaves(const char* name) {
+  static RuleKernels<A> kernels(const char* name) {
     return {name,  Rule::NG,  Rule::kSavesH, Rule::kSavesC, Rule::template start_h<A>(),
             &feed, &feed_bwd, &step,         &step_bwd,     &output_bwd};
   }

@@ -1,4 +1,4 @@
-// The leaves: every inner loop of the CPU backend, compiled once per instruction set and reached
+// The microkernels: every inner loop of the CPU backend, compiled once per instruction set and reached
 // through a table of function pointers. Everything above them is ordinary code compiled once.
 #pragma once
 
@@ -35,7 +35,7 @@ struct Plane {
 // The pointwise rule of one cell over M rows of n channels: a and da hold NG gates at distance C, all
 // others are [M, n]. (n = C, or a part of the channels.)
 template <class A>
-struct RuleLeaves {
+struct RuleKernels {
   const char* name;
   int NG;
   bool saves_h, saves_c;
@@ -60,14 +60,14 @@ struct RuleLeaves {
 constexpr int64_t kPanel = 64;
 
 template <class A>
-struct Leaves {
-  // leaves/gemm.h
+struct RowKernels {
+  // microkernels/gemm.h
   void (*dots)(int64_t M, int64_t N, int64_t K, Rows<const A> x, Rows<const A> w, Rows<const A> init, Rows<A> out);
   void (*axpys)(int64_t M, int64_t N, int64_t K, const A* x, int64_t x_row, int64_t x_col, Rows<const A> w,
                 Rows<const A> init, Rows<A> out);
   // panel [R, kPanel] = w [n, R]^T, n <= kPanel
   void (*pack)(int64_t n, int64_t R, Rows<const A> w, Rows<A> panel);
-  const RuleLeaves<A>* rules;
+  const RuleKernels<A>* rules;
   int num_rules;
 };
 
@@ -94,7 +94,7 @@ struct NormRows {
 };
 
 template <class T>
-struct MapLeaves {
+struct MapKernels {
   using A = accumulate_t<T>;
   // y[c] = mean over HW of x[c, :]
   void (*mean)(Plane<const T> x, A* y);
@@ -108,12 +108,12 @@ struct MapLeaves {
   void (*add_scaled)(Plane<const T> y, Plane<const T> x, const A* d, const A* e, bool relu, Plane<T> out, bool stream);
   // out[c, :] = sum over m < M of xs[m][c, :] * coef[m, c]
   void (*mix)(const Plane<const T>* xs, int64_t M, Rows<const A> coef, Plane<T> out);
-  // leaves/norm.h: dz = dout where f passes it on. sum[c] of dz, sum_off[c] of dz (o - mean), over HW.
+  // microkernels/norm.h: dz = dout where f passes it on. sum[c] of dz, sum_off[c] of dz (o - mean), over HW.
   void (*masked_sums)(Plane<const T> dout, Plane<const T> o, NormRows<A> norm, A* sum, A* sum_off);
   // out[c, :] = dz[c, :] * factor[c] + (o[c, :] - mean[c]) * slope[c] + shift[c]
   void (*masked_scale)(Plane<const T> dout, Plane<const T> o, NormRows<A> norm, const A* factor, const A* slope,
                        const A* shift, Plane<T> out);
-  // leaves/stencil.h
+  // microkernels/stencil.h
   void (*stencil)(const StencilArgs<T>& args);
   // sums [9, C]: of (dout + e)[c, p] * x[c, neighbour k of p] over the pixels p; e may be absent
   void (*correlate)(Plane<const T> dout, const A* e, Plane<const T> x, int64_t W, Rows<A> sums);
@@ -122,14 +122,14 @@ struct MapLeaves {
 // The tables of the best instruction set this machine has; the environment variable
 // DLA_KERNELS_ISA=baseline|x86-64-v3|x86-64-v4 asks for a lower one.
 template <class A>
-const Leaves<A>& leaves();
+const RowKernels<A>& row_kernels();
 template <class T>
-const MapLeaves<T>& map_leaves();
+const MapKernels<T>& map_kernels();
 const std::string& isa();
 
-// The leaves of the named cell rule; an error that lists the rules if there is none of that name.
+// The microkernels of the named cell rule; an error that lists the rules if there is none of that name.
 template <class A>
-const RuleLeaves<A>& find_rule(const std::string& name);
+const RuleKernels<A>& find_rule(const std::string& name);
 
 }  // namespace cpu
 }  // namespace dla

@@ -11,23 +11,23 @@ namespace cpu {
 namespace DLA_ISA {
 
 template <class A>
-Leaves<A> make_leaves() {
-#define DLA_RULE(name, ...) Pointwise<__VA_ARGS__, A>::leaves(name),
-  static const RuleLeaves<A> rules[] = {DLA_FOR_EACH_RULE(DLA_RULE)};
+RowKernels<A> make_row_kernels() {
+#define DLA_RULE(name, ...) Pointwise<__VA_ARGS__, A>::kernels(name),
+  static const RuleKernels<A> rules[] = {DLA_FOR_EACH_RULE(DLA_RULE)};
 #undef DLA_RULE
   return {&dots<A>, &axpys<A>, &pack<A>, rules, int(sizeof rules / sizeof rules[0])};
 }
 
 template <class T>
-MapLeaves<T> make_map_leaves() {
+MapKernels<T> make_map_kernels() {
   return {&mean<T>, &dot<T>,         &spread<T>,       &scale<T>,   &add_scaled<T>,
           &mix<T>,  &masked_sums<T>, &masked_scale<T>, &stencil<T>, &correlate<T>};
 }
 
 const Tables& tables() {
   static const Tables all = {
-      make_leaves<float>(),      make_leaves<double>(),       make_map_leaves<float>(),
-      make_map_leaves<double>(), make_map_leaves<BFloat16>(), make_map_leaves<Half>(),
+      make_row_kernels<float>(),  make_row_kernels<double>(),   make_map_kernels<float>(),
+      make_map_kernels<double>(), make_map_kernels<BFloat16>(), make_map_kernels<Half>(),
   };
   return all;
 }

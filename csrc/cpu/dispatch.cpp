@@ -1,11 +1,11 @@
 // Chooses the instruction set, once per process.
-#include "leaves.h"
+#include "microkernels.h"
 
 #include <cstdlib>
 
 #include <torch/headeronly/util/Exception.h>
 
-#include "leaves/tables.h"
+#include "microkernels/tables.h"
 
 namespace dla {
 namespace cpu {
@@ -49,33 +49,33 @@ const Tables& tables() {
 const std::string& isa() { return choice().isa; }
 
 template <>
-const Leaves<float>& leaves<float>() {
+const RowKernels<float>& row_kernels<float>() {
   return tables().fp32;
 }
 template <>
-const Leaves<double>& leaves<double>() {
+const RowKernels<double>& row_kernels<double>() {
   return tables().fp64;
 }
 template <>
-const MapLeaves<float>& map_leaves<float>() {
+const MapKernels<float>& map_kernels<float>() {
   return tables().map_fp32;
 }
 template <>
-const MapLeaves<double>& map_leaves<double>() {
+const MapKernels<double>& map_kernels<double>() {
   return tables().map_fp64;
 }
 template <>
-const MapLeaves<BFloat16>& map_leaves<BFloat16>() {
+const MapKernels<BFloat16>& map_kernels<BFloat16>() {
   return tables().map_bf16;
 }
 template <>
-const MapLeaves<Half>& map_leaves<Half>() {
+const MapKernels<Half>& map_kernels<Half>() {
   return tables().map_fp16;
 }
 
 template <class A>
-const RuleLeaves<A>& find_rule(const std::string& name) {
-  const Leaves<A>& all = leaves<A>();
+const RuleKernels<A>& find_rule(const std::string& name) {
+  const RowKernels<A>& all = row_kernels<A>();
   std::string known;
   for (int i = 0; i < all.num_rules; ++i) {
     if (name == all.rules[i].name) return all.rules[i];
@@ -83,8 +83,8 @@ const RuleLeaves<A>& find_rule(const std::string& name) {
   }
   STD_TORCH_CHECK(false, "rule: expected one of ", known, ", got '", name, "'");
 }
-template const RuleLeaves<float>& find_rule<float>(const std::string&);
-template const RuleLeaves<double>& find_rule<double>(const std::string&);
+template const RuleKernels<float>& find_rule<float>(const std::string&);
+template const RuleKernels<double>& find_rule<double>(const std::string&);
 
 }  // namespace cpu
 }  // namespace dla

@@ -2,7 +2,7 @@
 // row. A strip is the columns of one vector. Narrow rows fill half of one: then it takes those of two planes.
 #pragma once
 
-#include "../leaves.h"
+#include "../microkernels.h"
 #include "simd.h"
 
 namespace dla {
