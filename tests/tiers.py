@@ -22,7 +22,7 @@ from pathlib import Path
 from dla_kernels import Cell
 from dla_kernels.backends import INTERPRETED
 
-from .cases import Shape
+from .cases import OPS, Shape
 
 ROOT = Path(__file__).parent.parent
 
@@ -91,6 +91,7 @@ LEFT = (
 # they ask for long of a stage, a compiler or finite differences, others ask of each op in a smaller way.
 ONCE = (
     "test_backward_ops::test_backward_operators_equal_autograd_at_every_shape",
+    "test_cuda_schedules::test_the_kernels_give_the_same_bits_under_every_schedule",
     "test_base_step::test_a_stage_of_kernels_equals_the_published_copying_stage_gradients_included",
     "test_base_step::test_parity_of_a_step_with_every_cell_from_every_state",
     "test_determinism::test_a_sample_does_not_depend_on_its_batch_where_weights_outgrow_the_cache",
@@ -180,7 +181,9 @@ def choose(items, tier, seed):
     once = [item for item in cheap if item.path.stem not in PYTHON_LAYER or backend_of(item) in (None, "cpu")]
     pairs = [item for cases in by(test_of, once).values() for item in taken(cases, values, strength(cases[0]), seed)]
     kernels = [item for item in few if not is_left(item) and item.path.stem not in (*PYTHON_LAYER, "test_gradcheck")]
-    fewer = [item for cases in by(test_of, kernels).values() if strength(cases[0]) > 1 for item in cases[:FEW]]
+    fewer = [
+        item for cases in by(test_of, kernels).values() if strength(cases[0]) > 1 for item in cases[: few_of(cases)]
+    ]
     if tier == FAST:
         return [*pairs, *fewer], {
             "cases whose pairs of values others have": len(once) - len(pairs),
@@ -199,6 +202,11 @@ def test_of(item):
 
 def is_left(item):
     return named(item, LEFT)
+
+
+def few_of(cases):
+    """Return how many cases of Triton kernels a test has in the fast tier: more in the file of an op."""
+    return FEW if cases[0].path.stem.removeprefix("test_") in (*OPS, "norm_add") else 1
 
 
 def strength(item):
