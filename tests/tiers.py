@@ -19,10 +19,10 @@ from collections import defaultdict
 from itertools import combinations
 from pathlib import Path
 
-from dla_kernels import Cell
+from dla_kernels import Cell, ops
 from dla_kernels.backends import INTERPRETED
 
-from .cases import OPS, Shape
+from .cases import Shape
 
 ROOT = Path(__file__).parent.parent
 
@@ -206,7 +206,7 @@ def is_left(item):
 
 def few_of(cases):
     """Return how many cases of Triton kernels a test has in the fast tier: more in the file of an op."""
-    return FEW if cases[0].path.stem.removeprefix("test_") in (*OPS, "norm_add") else 1
+    return FEW if cases[0].path.stem.removeprefix("test_") in ops.__all__ else 1
 
 
 def strength(item):
