@@ -17,6 +17,9 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
+sys.path.insert(0, str(Path(__file__).parent.resolve() / "tools"))
+from toolkit import find_nvcc
+
 HERE = Path(__file__).parent.resolve()
 CHOICES = ("auto", "cpu", "cuda", "none")
 CHOICE = os.environ.get("DLA_KERNELS_BUILD", "auto")
@@ -59,12 +62,6 @@ def missing_for_cuda() -> str:
     if not find_nvcc():
         return "nvcc is missing; install the CUDA toolkit and put nvcc on PATH or set CUDA_HOME"
     return ""
-
-
-def find_nvcc() -> str:
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    beside = [f"{home}/bin" for home in homes if home]
-    return shutil.which("nvcc") or shutil.which("nvcc", path=os.pathsep.join(beside)) or ""
 
 
 class CMakeBuild(build_ext):

@@ -27,6 +27,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.common import LATEST, commit
 
+sys.path.append(str(Path(__file__).parent.parent / "tools"))
+from toolkit import find_nvcc
+
 Call = Callable[[], object]
 
 
@@ -52,7 +55,7 @@ def driver() -> str:
 
 
 def nvcc() -> str:
-    found = re.search(r"release ([\d.]+)", output_of(shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc", "--version"))
+    found = re.search(r"release ([\d.]+)", output_of(find_nvcc() or "nvcc", "--version"))
     return found.group(1) if found else "unknown"
 
 

@@ -1,14 +1,12 @@
 """The cell headers stand by themselves: their derivatives are right under g++, and nvcc takes them for a device."""
 
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from toolkit import find_nvcc
 
 CELLS = Path(__file__).parent.parent / "csrc" / "cells" / "cells.h"
-CUDA_HOME = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
 
 pytestmark = pytest.mark.slow
 
@@ -114,10 +112,6 @@ def written(path, source):
     return path
 
 
-def find(compiler, *elsewhere):
-    return shutil.which(compiler) or shutil.which(compiler, path=os.pathsep.join(map(str, elsewhere)))
-
-
 @pytest.mark.parametrize("optimisation", ["-O0", "-O2"])
 def test_derivatives_match_difference_quotients(tmp_path, optimisation):
     source = written(tmp_path / "derivatives.cpp", DERIVATIVES)
@@ -134,9 +128,9 @@ def test_each_header_stands_alone(tmp_path, header):
 
 
 def test_nvcc_compiles_every_rule_for_a_device(tmp_path):
-    nvcc = find("nvcc", CUDA_HOME / "bin")
+    nvcc = find_nvcc()
     if nvcc is None:
-        pytest.skip(f"nvcc is neither on PATH nor in {CUDA_HOME / 'bin'}")
+        pytest.skip("there is no nvcc here")
     source = written(tmp_path / "device.cu", DEVICE)
     built = tmp_path / "device.o"
     run(nvcc, "-std=c++17", "-arch=sm_90", "-Werror", "all-warnings", "-c", source, "-o", built)

@@ -1,15 +1,14 @@
 """docs/ladder: each rung is right, needs every barrier that it has, compiles for a GPU, and is on the page."""
 
 import ctypes
-import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+from toolkit import find_nvcc
 
 import dla_kernels as dla
 
@@ -19,7 +18,6 @@ from .tolerances import allowed_error, error, largest
 ROOT = Path(__file__).parent.parent
 LADDER = ROOT / "docs" / "ladder"
 RUNGS = sorted(LADDER.glob("*.cu"))
-CUDA_HOME = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
 SEEDS = 2  # schedules under which a rung is to be right
 MORE_SEEDS = 10  # under one of which a rung is to be wrong without a barrier
 
@@ -154,9 +152,9 @@ def test_a_barrier_that_is_left_out_is_missed(library):
 
 @pytest.mark.slow
 def test_nvcc_compiles_every_rung(tmp_path):
-    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=CUDA_HOME / "bin")
+    nvcc = find_nvcc()
     if nvcc is None:
-        pytest.skip(f"nvcc is neither on PATH nor in {CUDA_HOME / 'bin'}")
+        pytest.skip("there is no nvcc here")
     source = tmp_path / "ladder.cu"
     source.write_text(INCLUDES)
     flags = ["-std=c++17", "-arch=sm_90", "-Werror", "all-warnings", "-Xptxas", "-O0", f"-I{LADDER}"]

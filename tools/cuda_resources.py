@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import records
 from records import ROOT, Record
+from toolkit import find_nvcc
 
 RECORD = records.FOLDER / "cuda.json"
 TITLE = "## What the CUDA kernels take of a chip"
@@ -37,10 +38,6 @@ class Resources(NamedTuple):
     registers: int
     stack: int  # bytes
     spills: int  # bytes, stores and loads
-
-
-def find_nvcc() -> str | None:
-    return shutil.which("nvcc") or shutil.which("nvcc", path=f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin")
 
 
 def digest(root: Path = ROOT) -> str:

@@ -32,6 +32,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+import toolkit
+
 HERE = Path(__file__).parent.parent.resolve()
 VENV = HERE / ".venv"
 BUDGETS = {"setup": 200, "cuda": 120, "memcheck": 40, "racecheck": 40, "bench": 160}
@@ -278,9 +280,7 @@ class Stages:
 
     def sanitizer(self, tool: str, seconds: float) -> tuple[str, str]:
         began = time.monotonic()
-        homes = ["/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer", "/opt/cuda/bin"]
-        found = shutil.which("compute-sanitizer", path=os.pathsep.join([os.environ.get("PATH", ""), *homes]))
-        nvcc = shutil.which("nvcc", path=os.pathsep.join([os.environ.get("PATH", ""), *homes]))
+        found, nvcc = toolkit.find("compute-sanitizer"), toolkit.find_nvcc()
         if not found or not nvcc:
             return "skipped", f"{'nvcc' if found else 'compute-sanitizer'} is absent"
         check = [found, "--tool", tool, "--error-exitcode", ERRORS_FOUND, "--print-limit", 20]

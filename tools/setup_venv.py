@@ -11,11 +11,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+
+from toolkit import find_nvcc
 
 HERE = Path(__file__).parent.parent.resolve()
 TORCH = "torch==2.13.0"
@@ -62,8 +63,7 @@ def run(*command: object) -> None:
 
 def choose_what_to_build(python: Path) -> None:
     """Choose for developers: fail rather than build no kernels, build for one architecture, and build the SIMT shim."""
-    nvcc = shutil.which("nvcc") or Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin", "nvcc").exists()
-    with_cuda = nvcc and runs(python, "-c", "import torch, sys; sys.exit(torch.version.cuda is None)")
+    with_cuda = find_nvcc() and runs(python, "-c", "import torch, sys; sys.exit(torch.version.cuda is None)")
     os.environ.setdefault("DLA_KERNELS_BUILD", "cuda" if with_cuda else "cpu")
     os.environ.setdefault("DLA_KERNELS_SIMT", "1")
     arch = "import torch; print('%d%d' % torch.cuda.get_device_capability() if torch.cuda.is_available() else '')"
