@@ -7,19 +7,17 @@ import dla_kernels as dla
 
 from .calls import check_parity
 from .cases import (
-    CELLS,
     DTYPES,
     FEW_CELLS,
     LAYOUT_NAMES,
     MIDDLE,
     SHAPES,
-    WIDE,
     Shape,
     cell_name,
     dtype_name,
     inputs_of,
-    state_forms,
 )
+from .cell_parity import CellParity
 from .tolerances import assert_same_bits
 
 OP = "layer_update"
@@ -27,20 +25,8 @@ OP = "layer_update"
 STREAMED = Shape.parse("T2-B9-C67-R16-HW65x63")
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=dtype_name)
-@pytest.mark.parametrize("cell", CELLS, ids=cell_name)
-def test_parity_of_every_cell_from_every_state(backend, cell, dtype):
-    for form in (None, *state_forms(cell)):
-        inputs = inputs_of(OP, MIDDLE, cell, dtype, form=form, device=backend.device)
-        check_parity(OP, backend, inputs, MIDDLE.longest_sum, cell=cell)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
-def test_parity_at_every_shape(backend, cell, shape, dtype):
-    inputs = inputs_of(OP, shape, cell, dtype, device=backend.device)
-    check_parity(OP, backend, inputs, shape.longest_sum, cell=cell)
+class TestLayerUpdate(CellParity):
+    op = OP
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
@@ -56,14 +42,6 @@ def test_parity_in_every_layout(backend, cell, layout, dtype):
 def test_parity_with_float32_weights_beside_any_maps(backend, cell, dtype):
     inputs = inputs_of(OP, MIDDLE, cell, dtype, weight_dtype=torch.float32, device=backend.device)
     check_parity(OP, backend, inputs, MIDDLE.longest_sum, cell=cell)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=dtype_name)
-@pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
-def test_parity_where_weights_outgrow_the_cache(backend, cell, dtype):
-    shape = WIDE[cell.projection]
-    inputs = inputs_of(OP, shape, cell, dtype, device=backend.device)
-    check_parity(OP, backend, inputs, shape.longest_sum, cell=cell)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_name)

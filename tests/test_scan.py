@@ -7,43 +7,13 @@ import dla_kernels as dla
 from dla_kernels import Cell
 
 from .calls import check_parity
-from .cases import (
-    CELLS,
-    DTYPES,
-    FEW_CELLS,
-    MIDDLE,
-    SHAPES,
-    WIDE,
-    cell_name,
-    dtype_name,
-    inputs_of,
-    state_forms,
-)
+from .cases import CELLS, FEW_CELLS, MIDDLE, cell_name, dtype_name, inputs_of
+from .cell_parity import CellParity
 from .tolerances import assert_same_bits
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=dtype_name)
-@pytest.mark.parametrize("cell", CELLS, ids=cell_name)
-def test_parity_of_every_cell_from_every_state(backend, cell, dtype):
-    for form in (None, *state_forms(cell)):
-        inputs = inputs_of("scan", MIDDLE, cell, dtype, form=form, device=backend.device)
-        check_parity("scan", backend, inputs, MIDDLE.longest_sum, cell=cell)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
-def test_parity_at_every_shape(backend, cell, shape, dtype):
-    inputs = inputs_of("scan", shape, cell, dtype, device=backend.device)
-    check_parity("scan", backend, inputs, shape.longest_sum, cell=cell)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=dtype_name)
-@pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
-def test_parity_where_weights_outgrow_the_cache(backend, cell, dtype):
-    shape = WIDE[cell.projection]
-    inputs = inputs_of("scan", shape, cell, dtype, device=backend.device)
-    check_parity("scan", backend, inputs, shape.longest_sum, cell=cell)
+class TestScan(CellParity):
+    op = "scan"
 
 
 @pytest.mark.parametrize(
