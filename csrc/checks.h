@@ -131,12 +131,12 @@ inline void check_filters(const Tensors& filters, int64_t C, int64_t heads, Scal
   if (filters.size() == 5) check_tensor("filters", filters[4], {C, 1, 3, 3}, dtype, like);
 }
 
-// states: `count` tensors [T, B, C]; none where no gradient arrives.
-inline void check_states(const char* name, const Tensors& states, size_t count, bool may_be_absent, int64_t T,
-                         int64_t B, int64_t C, ScalarType dtype, const Tensor& like) {
+// states: `count` tensors, [T, B, C] or of one layer; none where no gradient arrives.
+inline void check_states(const char* name, const Tensors& states, size_t count, bool may_be_absent,
+                         const std::vector<int64_t>& shape, ScalarType dtype, const Tensor& like) {
   if (may_be_absent && states.empty()) return;
   STD_TORCH_CHECK(states.size() == count, name, ": expected ", count, " tensors, got ", states.size());
-  for (const Tensor& s : states) check_tensor(name, s, {T, B, C}, dtype, like);
+  for (const Tensor& s : states) check_tensor(name, s, shape, dtype, like);
 }
 
 }  // namespace dla

@@ -5,6 +5,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "cell_call.h"
 #include "maps.h"
 #include "recurrence_bwd.h"
 
@@ -12,31 +13,10 @@ namespace dla {
 namespace cpu {
 namespace {
 
-// What forward and backward share: the sizes, the cell and its start.
-template <class T>
-struct Stage {
-  using A = accumulate_t<T>;
-  const RuleKernels<A>& rule;
-  const int64_t layers, B, C;
-  const CellWeights<A> weights;
-  const Recurrence<A> cell;
-  const Start<A> start;
-
-  Stage(const Tensors& xs, const Tensors& w, const Tensors& state, const std::string& name)
-      : rule(find_rule<A>(name)),
-        layers(xs.size()),
-        B(xs[0].size(0)),
-        C(xs[0].size(1)),
-        weights(checked(w, state, xs[0]), C, rule),
-        cell(rule, weights, layers),
-        start(state, rule, C) {}
-
- private:
-  const Tensors& checked(const Tensors& w, const Tensors& state, const Tensor& like) const {
-    check_cell(rule, w, state, /*may_start=*/true, B, C, like);
-    return w;
-  }
-};
+template <class A>
+CellCall<A> cell_of(const Tensors& xs, const Tensors& weights, const Tensors& state, const std::string& rule) {
+  return {weights, state, rule, /*may_start=*/true, int64_t(xs.size()), xs[0].size(0), xs[0].size(1), xs[0]};
+}
 
 // f(t, b, c0, c1) over the maps of a block of samples, or of the whole batch over all threads.
 template <class F>
@@ -48,18 +28,18 @@ void for_block(int64_t layers, int64_t b0, int64_t nb, int64_t C, F f) {
 template <class T>
 struct Forward {
   using A = accumulate_t<T>;
-  const Stage<T>& stage;
+  const CellCall<A>& call;
   const std::vector<MapView<const T>>& x;
   const std::vector<MapView<T>>& out;
   const bool stream;
   const Tensors& states;
   const Tensor y;
 
-  Forward(const Stage<T>& stage, const std::vector<MapView<const T>>& x, const std::vector<MapView<T>>& out,
+  Forward(const CellCall<A>& call, const std::vector<MapView<const T>>& x, const std::vector<MapView<T>>& out,
           const Tensors& states, bool stream)
-      : stage(stage), x(x), out(out), stream(stream), states(states), y(empty<A>({stage.layers, stage.B, stage.C})) {
-    const int64_t layers = stage.layers, B = stage.B, C = stage.C;
-    if (balanced(B) && !stage.cell.wide) {
+      : call(call), x(x), out(out), stream(stream), states(states), y(empty<A>({call.T, call.B, call.C})) {
+    const int64_t layers = call.T, B = call.B, C = call.C;
+    if (balanced(B) && !call.cell.wide) {
       Blocks(B, bytes_of(x, 1)).run([&](int64_t b0, int64_t nb) {
         for_block(layers, b0, nb, C, [&](auto... at) { pool(at...); });
         const Matrix<A> d = recur(b0, nb);
@@ -70,7 +50,7 @@ struct Forward {
     } else {  // fewer samples than threads, or large weights: share out each phase by itself
       for_each_plane(layers, B, C, [&](auto... at) { pool(at...); });
       const Matrix<A> d(B * layers, C);
-      stage.cell.blocks(B, [&](int64_t b0, int64_t nb) {
+      call.blocks([&](int64_t b0, int64_t nb) {
         const Matrix<A> rows = recur(b0, nb);
         std::copy_n(rows[0], nb * layers * C, d[b0 * layers]);
       });
@@ -81,17 +61,17 @@ struct Forward {
 
  private:
   void pool(int64_t t, int64_t b, int64_t c0, int64_t c1) const {
-    map_kernels<T>().mean(sample(x[t], b).channels(c0, c1), write<A>(y) + (t * stage.B + b) * stage.C + c0);
+    map_kernels<T>().mean(sample(x[t], b).channels(c0, c1), write<A>(y) + (t * call.B + b) * call.C + c0);
   }
   // d [nb * T, C] of a block of samples
   Matrix<A> recur(int64_t b0, int64_t nb) const {
-    const auto& cell = stage.cell;
-    const Matrix<A> y_rows = cell.gather(b0, nb, read<A>(y), stage.B);
-    Matrix<A> d(nb * stage.layers, stage.C);
-    const auto hoisted = cell.hoist(nb * stage.layers, y_rows.rows);
-    const States<A> all = states_of(states, stage.rule, stage.B, stage.C);
-    const Matrix<A> h_last = cell.scan(b0, nb, hoisted, stage.start, all);
-    cell.refresh(nb, hoisted, h_last.rows, all.c_at(stage.layers - 1, b0), d.rows);
+    const auto& cell = call.cell;
+    const Matrix<A> y_rows = call.gather(b0, nb, y);
+    Matrix<A> d(nb * call.T, call.C);
+    const auto hoisted = cell.hoist(nb * call.T, y_rows.rows);
+    const States<A> all = call.states_of(states);
+    const Matrix<A> h_last = cell.scan(b0, nb, hoisted, call.start, all);
+    cell.refresh(nb, hoisted, h_last.rows, all.c_at(call.T - 1, b0), d.rows);
     return d;
   }
   void rescale(int64_t t, int64_t b, int64_t c0, int64_t c1, const A* d) const {
@@ -107,12 +87,12 @@ std::tuple<Tensors, Tensors, Tensor> layer_update(const Tensors& xs, const Tenso
   check_maps("xs", xs);
   return dispatch_maps(xs[0].scalar_type(), [&](auto element) -> std::tuple<Tensors, Tensors, Tensor> {
     using T = decltype(element);
-    const Stage<T> stage(xs, weights, state, rule);
+    const auto call = cell_of<accumulate_t<T>>(xs, weights, state, rule);
     const ReadMaps<T> x(xs);
     Tensors out;
     const auto views = empty_maps(x, out);
-    const Tensors states = empty_states(stage.rule, stage.layers, stage.B, stage.C);
-    const Forward<T> forward(stage, x.views, views, states, bytes_of(views, stage.B) > kStreamBytes);
+    const Tensors states = call.empty_states({call.T, call.B, call.C});
+    const Forward<T> forward(call, x.views, views, states, bytes_of(views, call.B) > kStreamBytes);
     restore_layout(xs, out);
     return {out, states, forward.y};
   });
@@ -123,13 +103,12 @@ void layer_update_(const Tensors& xs, const Tensors& states, const Tensors& weig
   check_maps("xs", xs);
   dispatch_maps(xs[0].scalar_type(), [&](auto element) {
     using T = decltype(element);
-    const Stage<T> stage(xs, weights, state, rule);
-    check_states("states", states, num_states(stage.rule), false, stage.layers, stage.B, stage.C,
-                 accumulate_dtype(xs[0].scalar_type()), xs[0]);
+    const auto call = cell_of<accumulate_t<T>>(xs, weights, state, rule);
+    call.check("states", states, /*may_be_absent=*/false, {call.T, call.B, call.C}, xs[0]);
     for (const Tensor& s : states) STD_TORCH_CHECK(s.is_contiguous(), "states: expected contiguous tensors");
     const auto views = mutable_maps<T>(xs);
     const ReadMaps<T> x(xs);
-    Forward<T>(stage, x.views, views, states, /*stream=*/false);
+    Forward<T>(call, x.views, views, states, /*stream=*/false);
   });
 }
 
@@ -141,21 +120,21 @@ std::tuple<Tensors, Tensors, Tensors> layer_update_bwd(const Tensors& dout, cons
   return dispatch_maps(xs[0].scalar_type(), [&](auto element) -> std::tuple<Tensors, Tensors, Tensors> {
     using T = decltype(element);
     using A = accumulate_t<T>;
-    const Stage<T> stage(xs, weights, state, rule);
-    const int64_t layers = stage.layers, B = stage.B, C = stage.C;
-    const ScalarType dtype = accumulate_dtype(xs[0].scalar_type());
-    check_tensor("y", y_in, {layers, B, C}, dtype, xs[0]);
-    check_states("states", states_in, num_states(stage.rule), false, layers, B, C, dtype, xs[0]);
-    check_states("dstates", dstates, num_states(stage.rule), true, layers, B, C, dtype, xs[0]);
+    const auto call = cell_of<accumulate_t<T>>(xs, weights, state, rule);
+    const int64_t layers = call.T, B = call.B, C = call.C;
+    const std::vector<int64_t> shape{layers, B, C};
+    check_tensor("y", y_in, shape, dtype_of<A>(), xs[0]);
+    call.check("states", states_in, /*may_be_absent=*/false, shape, xs[0]);
+    call.check("dstates", dstates, /*may_be_absent=*/true, shape, xs[0]);
     const Tensor y = as_contiguous(y_in);
     const Tensors saved = as_contiguous(states_in), incoming = as_contiguous(dstates);
-    const States<A> states = states_of(saved, stage.rule, B, C);
+    const States<A> states = call.states_of(saved);
 
     const ReadMaps<T> x(xs), dy(dout, &x);
     Tensors dxs;
     const auto dx = empty_maps(x, dxs);
     const bool stream = bytes_of(dx, B) > kStreamBytes;
-    RecurrenceBwd<A> bwd(stage.cell, B, /*scan=*/true, /*refresh=*/true);
+    RecurrenceBwd<A> bwd(call.cell, B, /*scan=*/true, /*refresh=*/true);
 
     // dd_t = sum over HW of dx'_t * x_t;  dx_t = dx'_t * d_t + dy_t / HW
     const auto dot = [&](int64_t t, int64_t b, int64_t c0, int64_t c1, A* dd) {
@@ -167,20 +146,20 @@ std::tuple<Tensors, Tensors, Tensors> layer_update_bwd(const Tensors& dout, cons
     };
     // From dd to d and e = dy / HW, all [nb * T, C].
     const auto recur = [&](int64_t b0, int64_t nb, Rows<const A> dd, Rows<A> d) {
-      auto block = bwd.begin(b0, nb, stage.cell.gather(b0, nb, read<A>(y), B).rows);
+      auto block = bwd.begin(b0, nb, call.gather(b0, nb, y).rows);
       Matrix<A> h_last(nb, C);
       const Rows<const A> c_last = states.c_at(layers - 1, b0);
-      if (!stage.rule.saves_h) stage.rule.feed(nb, C, c_last, h_last.rows);
-      const Rows<const A> h = stage.rule.saves_h ? states.h_at(layers - 1, b0) : h_last.rows;
+      if (!call.rule.saves_h) call.rule.feed(nb, C, c_last, h_last.rows);
+      const Rows<const A> h = call.rule.saves_h ? states.h_at(layers - 1, b0) : h_last.rows;
       bwd.refresh(block, h, c_last, dd, d);
-      bwd.scan(block, stage.start, states, states_of(incoming, stage.rule, B, C));
+      bwd.scan(block, call.start, states, call.states_of(incoming));
       Matrix<A> e = bwd.finish(block);
       for (int64_t m = 0; m < block.M; ++m)
         for (int64_t c = 0; c < C; ++c) e[m][c] /= A(x.views[m % layers].HW);
       return e;
     };
 
-    if (balanced(B) && !stage.cell.wide) {
+    if (balanced(B) && !call.cell.wide) {
       Blocks(B, 2 * bytes_of(x.views, 1)).run([&](int64_t b0, int64_t nb) {
         const Matrix<A> dd(nb * layers, C), d(nb * layers, C);
         const auto row = [&](int64_t t, int64_t b) { return (b - b0) * layers + t; };
@@ -195,7 +174,7 @@ std::tuple<Tensors, Tensors, Tensors> layer_update_bwd(const Tensors& dout, cons
       const Matrix<A> dd(B * layers, C), d(B * layers, C), e(B * layers, C);
       for_each_plane(layers, B, C,
                      [&](int64_t t, int64_t b, int64_t c0, int64_t c1) { dot(t, b, c0, c1, dd[b * layers + t]); });
-      stage.cell.blocks(B, [&](int64_t b0, int64_t nb) {
+      call.blocks([&](int64_t b0, int64_t nb) {
         const int64_t row = b0 * layers;
         const Matrix<A> rows = recur(b0, nb, dd.rows.from(row), d.rows.from(row));
         std::copy_n(rows[0], nb * layers * C, e[row]);
@@ -205,7 +184,7 @@ std::tuple<Tensors, Tensors, Tensors> layer_update_bwd(const Tensors& dout, cons
       });
     }
     restore_layout(xs, dxs);
-    return {dxs, bwd.weight_gradients(), bwd.state_gradients(stage.start)};
+    return {dxs, bwd.weight_gradients(), bwd.state_gradients(call.start)};
   });
 }
 

@@ -6,6 +6,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "cell_call.h"
 #include "heads.h"
 #include "moments.h"
 #include "recurrence_bwd.h"
@@ -13,17 +14,6 @@
 namespace dla {
 namespace cpu {
 namespace {
-
-template <class A>
-struct Context {  // the cell that refreshes o_prev
-  const RuleKernels<A>& rule;
-  const CellWeights<A> weights;
-  const Recurrence<A> cell;
-  const Start<A> start;
-
-  Context(const Tensors& w, const Tensors& state, const RuleKernels<A>& rule, int64_t C)
-      : rule(rule), weights(w, C, rule), cell(rule, weights, /*T=*/1), start(state, rule, C) {}
-};
 
 // What forward and backward share.
 template <class T>
@@ -37,7 +27,7 @@ struct Layer {
   const Matrix<A> v, e;  // [9, C]
   const Tensor lam_held;
   const A* lam;
-  const std::optional<Context<A>> context;
+  std::optional<CellCall<A>> call;  // of the cell that refreshes o_prev
 
   Layer(const Tensors& maps, const Tensors& filters, const Tensors& weights, const Tensors& state,
         const std::string& rule, int64_t heads)
@@ -48,21 +38,22 @@ struct Layer {
         rows_before(maps.size() < 2      ? 0
                     : filters.size() < 5 ? 1
                                          : 9),
-        gate((check(maps, filters, weights, state, rule, heads), filters[0]), filters[1], C, heads),
+        gate(filters[0], filters[1], C, heads),
         v(tap_rows<A>(filters[2], C)),
         e(rows_before == 9 ? tap_rows<A>(filters[4], C) : Matrix<A>()),
         lam_held(as_contiguous(filters[3])),
-        lam(read<A>(lam_held)),
-        context(make_context(weights, state, rule, C)) {}
+        lam(read<A>(lam_held)) {
+    if (!weights.empty()) call.emplace(weights, state, rule, /*may_start=*/true, /*T=*/1, B, C, maps[0]);
+  }
 
   const MapView<const T>& before() const { return maps.views[1]; }
-  bool by_samples() const { return balanced(B) && !(context && context->cell.wide); }
+  bool by_samples() const { return balanced(B) && !(call && call->cell.wide); }
   int64_t bytes(int64_t maps) const { return maps * C * x.HW * int64_t(sizeof(T)); }
 
   // f(b0, nb) over blocks of samples
   template <class F>
   void blocks(F f) const {
-    context ? context->cell.blocks(B, f) : Blocks(B, C).run(f);
+    call ? call->blocks(f) : Blocks(B, C).run(f);
   }
   // The filters of a sample's channels c0 .. c1; turned around, they take gradients back.
   Matrix<A> own_taps(const A* gate, int64_t c0, int64_t c1, bool turned) const {
@@ -80,30 +71,16 @@ struct Layer {
       }
     return taps;
   }
-
- private:
-  static void check(const Tensors& maps, const Tensors& filters, const Tensors& weights, const Tensors& state,
-                    const std::string& name, int64_t heads) {
-    const ScalarType dtype = accumulate_dtype(maps[0].scalar_type());
-    const int64_t B = maps[0].size(0), C = maps[0].size(1);
-    check_filters(filters, C, heads, dtype, maps[0]);
-    if (weights.empty()) {
-      STD_TORCH_CHECK(state.empty(), "state: expected none without weights, got ", state.size(), " tensors");
-      return;
-    }
-    check_cell(find_rule<A>(name), weights, state, /*may_start=*/true, B, C, maps[0]);
-  }
-  static std::optional<Context<A>> make_context(const Tensors& weights, const Tensors& state, const std::string& rule,
-                                                int64_t C) {
-    if (weights.empty()) return std::nullopt;
-    return std::optional<Context<A>>(std::in_place, weights, state, find_rule<A>(rule), C);
-  }
 };
 
-void check_layer(const Tensors& maps) {
+void check_layer(const Tensors& maps, const Tensors& filters, const Tensors& weights, const Tensors& state,
+                 int64_t heads) {
   check_maps("maps", maps);
   STD_TORCH_CHECK(maps.size() <= 2, "maps: expected [x] or [x, o_prev], got ", maps.size());
   check_alike("maps", maps.back(), maps[0]);
+  check_filters(filters, maps[0].size(1), heads, accumulate_dtype(maps[0].scalar_type()), maps[0]);
+  STD_TORCH_CHECK(!weights.empty() || state.empty(), "state: expected none without weights, got ", state.size(),
+                  " tensors");
 }
 
 }  // namespace
@@ -111,18 +88,16 @@ void check_layer(const Tensors& maps) {
 std::tuple<Tensor, Tensors, Tensor, Tensors> light_step(const Tensors& maps, const Tensors& filters,
                                                         const Tensors& weights, const Tensors& state,
                                                         const std::string& rule, int64_t heads, bool wanted) {
-  check_layer(maps);
+  check_layer(maps, filters, weights, state, heads);
   return dispatch_maps(maps[0].scalar_type(), [&](auto element) -> std::tuple<Tensor, Tensors, Tensor, Tensors> {
     using T = decltype(element);
     using A = accumulate_t<T>;
     const Layer<T> layer(maps, filters, weights, state, rule, heads);
     const int64_t B = layer.B, C = layer.C, num_maps = maps.size();
-    const auto& context = layer.context;
+    const auto& call = layer.call;
     Tensors out;
     const MapView<T> o = empty_maps(ReadMaps<T>({layer.maps.held[0]}, layer.x.interleaved), out)[0];
-    Tensors states;
-    if (context)
-      for (size_t i = 0; i < num_states(context->rule); ++i) states.push_back(empty<A>({B, C}));
+    const Tensors states = call ? call->empty_states({B, C}) : Tensors{};
     const Tensor y_held = empty<A>({num_maps, B, C});
     const Rows<A> y{write<A>(y_held), C};  // [maps * B, C]
     const Matrix<A> gate(B, C), d(B, C);
@@ -134,10 +109,10 @@ std::tuple<Tensor, Tensors, Tensor, Tensors> light_step(const Tensors& maps, con
     };
     const auto attend = [&](int64_t b0, int64_t nb) {
       for (int64_t b = b0; b < b0 + nb; ++b) layer.gate(y[b], gate[b]);
-      if (!context) return std::fill_n(d[b0], nb * C, A(1)), void();
-      const Recurrence<A>& cell = context->cell;
-      const States<A> all = states_of(states, context->rule, B, C);
-      const Matrix<A> h = cell.scan(b0, nb, cell.hoist(nb, y.from(b0)), context->start, all);
+      if (!call) return std::fill_n(d[b0], nb * C, A(1)), void();
+      const Recurrence<A>& cell = call->cell;
+      const States<A> all = call->states_of(states);
+      const Matrix<A> h = cell.scan(b0, nb, cell.hoist(nb, y.from(b0)), call->start, all);
       if (num_maps == 2) cell.refresh(nb, cell.hoist(nb, y.from(B + b0)), h.rows, all.c_at(0, b0), d.rows.from(b0));
     };
     const auto filter = [&](int64_t b, int64_t begin, int64_t end) {
@@ -177,25 +152,22 @@ std::tuple<Tensors, Tensors, Tensors, Tensors> light_step_bwd(const Tensor& dout
                                                               const Tensors& weights, const Tensors& state,
                                                               const Tensor& y_in, const Tensors& states_in,
                                                               const std::string& rule, int64_t heads) {
-  check_layer(maps);
+  check_layer(maps, filters, weights, state, heads);
   check_alike("dout", dout, maps[0]);
   return dispatch_maps(maps[0].scalar_type(), [&](auto element) -> std::tuple<Tensors, Tensors, Tensors, Tensors> {
     using T = decltype(element);
     using A = accumulate_t<T>;
     const Layer<T> layer(maps, filters, weights, state, rule, heads);
     const int64_t B = layer.B, C = layer.C, K = filters[0].size(0), num_maps = maps.size();
-    const auto& context = layer.context;
+    const auto& call = layer.call;
     const ScalarType dtype = accumulate_dtype(maps[0].scalar_type());
     check_tensor("y", y_in, {num_maps, B, C}, dtype, maps[0]);
     const Tensor y_held = as_contiguous(y_in);
     const Rows<const A> y{read<A>(y_held), C};
     const Tensors saved = as_contiguous(states_in), incoming = as_contiguous(dstates);
-    if (context) {
-      const size_t count = num_states(context->rule);
-      STD_TORCH_CHECK(saved.size() == count, "states: expected ", count, " tensors, got ", saved.size());
-      STD_TORCH_CHECK(incoming.empty() || incoming.size() == count, "dstates: expected ", count, " tensors or none");
-      for (const Tensor& s : saved) check_tensor("states", s, {B, C}, dtype, maps[0]);
-      for (const Tensor& s : incoming) check_tensor("dstates", s, {B, C}, dtype, maps[0]);
+    if (call) {
+      call->check("states", saved, /*may_be_absent=*/false, {B, C}, maps[0]);
+      call->check("dstates", incoming, /*may_be_absent=*/true, {B, C}, maps[0]);
     }
 
     const ReadMaps<T> grads({dout}, layer.x.interleaved);
@@ -208,8 +180,8 @@ std::tuple<Tensors, Tensors, Tensors, Tensors> light_step_bwd(const Tensor& dout
     const Matrix<A> with_x(B * 9, C), with_before(std::max<int64_t>(B * rows, 1), C), gate(B, C), d(B, C), dd(B, C);
     const Matrix<A> dq(B, K), dk(B, K), dy(num_maps * B, C);
     std::optional<RecurrenceBwd<A>> step, refresh;
-    if (context) step.emplace(context->cell, B, true, false);
-    if (context && num_maps == 2) refresh.emplace(context->cell, B, false, true);
+    if (call) step.emplace(call->cell, B, /*has_scan=*/true, /*has_refresh=*/false);
+    if (call && num_maps == 2) refresh.emplace(call->cell, B, /*has_scan=*/false, /*has_refresh=*/true);
 
     const auto correlate = [&](int64_t b, int64_t begin, int64_t end) {
       for_few_channels(g, 3, begin, end, [&](int64_t c0, int64_t c1) {
@@ -236,9 +208,9 @@ std::tuple<Tensors, Tensors, Tensors, Tensors> light_step_bwd(const Tensor& dout
         layer.gate.backward(y[b], dgate[0], dy[b], dq[b], dk[b]);
         for (int64_t c = 0; c < C && rows; ++c) dd[b][c] = layer.lam[c] * with_before[b * rows + rows / 2][c];
       }
-      if (context) {
-        const RuleKernels<A>& rule = context->rule;
-        const States<A> states = states_of(saved, rule, B, C);
+      if (call) {
+        const RuleKernels<A>& rule = call->rule;
+        const States<A> states = call->states_of(saved);
         const auto add = [&](const Matrix<A>& from, int64_t row) {
           for (int64_t i = 0; i < nb * C; ++i) dy[row][i] += from[0][i];
         };
@@ -253,7 +225,7 @@ std::tuple<Tensors, Tensors, Tensors, Tensors> light_step_bwd(const Tensor& dout
           std::copy_n(at_refresh.dh.data, nb * C, at_step.dh.data);
           std::copy_n(at_refresh.dc.data, nb * C, at_step.dc.data);
         }
-        step->scan(at_step, context->start, states, states_of(incoming, rule, B, C));
+        step->scan(at_step, call->start, states, call->states_of(incoming));
         add(step->finish(at_step), b0);
       }
       for (int64_t i = 0; i < num_maps; ++i)
@@ -310,10 +282,10 @@ std::tuple<Tensors, Tensors, Tensors, Tensors> light_step_bwd(const Tensor& dout
     Tensors dfilters{sum_of_parts(dq, B, K), sum_of_parts(dk, B, K), from_tap_rows(dv, C), dlam};
     if (filters.size() == 5) dfilters.push_back(from_tap_rows(de, C));
 
-    Tensors dweights = context ? step->weight_gradients() : Tensors{};
+    Tensors dweights = call ? step->weight_gradients() : Tensors{};
     if (refresh) add_to<A>(dweights, refresh->weight_gradients());
     restore_layout(maps, dmaps);
-    return {dmaps, dfilters, dweights, context ? step->state_gradients(context->start) : Tensors{}};
+    return {dmaps, dfilters, dweights, call ? step->state_gradients(call->start) : Tensors{}};
   });
 }
 

@@ -8,14 +8,6 @@
 namespace dla {
 namespace cpu {
 
-// may_start: without a state it starts by itself.
-template <class A>
-void check_cell(const RuleKernels<A>& rule, const Tensors& weights, const Tensors& state, bool may_start, int64_t B,
-                int64_t C, const Tensor& like) {
-  check_weights(weights, rule.NG, C, dtype_of<A>(), like);
-  check_state("state", state, rule.saves_h, rule.saves_c, may_start, B, C, dtype_of<A>(), like);
-}
-
 // States of all layers, as saved: [T, B, C] each; absent where the cell does not save it.
 template <class A>
 struct States {
@@ -30,24 +22,6 @@ struct States {
   Rows<A> at(A* x, int64_t t, int64_t b0) const { return x ? Rows<A>{x + (t * B + b0) * C, C} : Rows<A>{}; }
 };
 
-template <class A>
-States<A> states_of(const Tensors& tensors, const RuleKernels<A>& rule, int64_t B, int64_t C) {
-  States<A> states{nullptr, nullptr, B, C};
-  if (tensors.empty()) return states;
-  if (rule.saves_h) states.h = write<A>(tensors.front());
-  if (rule.saves_c) states.c = write<A>(tensors.back());
-  return states;
-}
-template <class A>
-Tensors empty_states(const RuleKernels<A>& rule, int64_t T, int64_t B, int64_t C) {
-  Tensors out;
-  for (int i = 0; i < rule.saves_h + rule.saves_c; ++i) out.push_back(empty<A>({T, B, C}));
-  return out;
-}
-template <class A>
-size_t num_states(const RuleKernels<A>& rule) {
-  return size_t(rule.saves_h + rule.saves_c);
-}
 // The state before the first layer: given, all of it or without an h that follows from c; or the cell's own start.
 template <class A>
 class Start {
@@ -235,17 +209,6 @@ class Recurrence {
   template <class X>
   Rows<X> every_layer(Rows<X> x, int64_t t) const {
     return x.ld == 0 ? x : Rows<X>{x[t], x.ld * T};
-  }
-  // y [T, B, C] to sample-major rows of one block, and back.
-  Matrix<A> gather(int64_t b0, int64_t nb, const A* y, int64_t B) const {
-    Matrix<A> out(nb * T, C);
-    for (int64_t b = 0; b < nb; ++b)
-      for (int64_t t = 0; t < T; ++t) std::copy_n(y + (t * B + b0 + b) * C, C, out[b * T + t]);
-    return out;
-  }
-  void scatter(int64_t b0, int64_t nb, Rows<const A> rows, A* y, int64_t B) const {
-    for (int64_t b = 0; b < nb; ++b)
-      for (int64_t t = 0; t < T; ++t) std::copy_n(rows[b * T + t], C, y + (t * B + b0 + b) * C);
   }
 
  private:

@@ -4,27 +4,21 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "cell_call.h"
 #include "recurrence_bwd.h"
 
 namespace dla {
 namespace cpu {
 
 Tensor refresh(const Tensor& y_in, const Tensors& state, const Tensors& weights, const std::string& name) {
-  check_rows("y", y_in);
-  const Tensor y = as_contiguous(y_in);
-  return dispatch_rows(y.scalar_type(), [&](auto element) {
-    using A = decltype(element);
-    const RuleKernels<A>& rule = find_rule<A>(name);
-    const int64_t T = y.size(0), B = y.size(1), C = y.size(2);
-    check_cell(rule, weights, state, /*may_start=*/false, B, C, y);
-    const CellWeights<A> w(weights, C, rule);
-    const Recurrence<A> cell(rule, w, T);
-    const Start<A> last(state, rule, C);
-    const Tensor d = empty<A>({T, B, C});
-    cell.blocks(B, [&](int64_t b0, int64_t nb) {
-      const Matrix<A> rows = cell.gather(b0, nb, read<A>(y), B), d_rows(nb * T, C);
-      cell.refresh(nb, cell.hoist(nb * T, rows.rows), last.h(b0), last.c(b0), d_rows.rows);
-      cell.scatter(b0, nb, d_rows.rows, write<A>(d), B);
+  return over_rows(y_in, weights, state, name, /*may_start=*/false, [](const auto& call, const Tensor& y) {
+    const auto& cell = call.cell;
+    const auto& last = call.start;
+    const Tensor d = torch::stable::new_empty(y, {call.T, call.B, call.C});
+    call.blocks([&](int64_t b0, int64_t nb) {
+      const auto rows = call.gather(b0, nb, y), d_rows = call.scratch(nb);
+      cell.refresh(nb, cell.hoist(nb * call.T, rows.rows), last.h(b0), last.c(b0), d_rows.rows);
+      call.scatter(b0, nb, d_rows, d);
     });
     return d;
   });
@@ -32,26 +26,18 @@ Tensor refresh(const Tensor& y_in, const Tensors& state, const Tensors& weights,
 
 std::tuple<Tensor, Tensors, Tensors> refresh_bwd(const Tensor& dd_in, const Tensor& y_in, const Tensors& state,
                                                  const Tensors& weights, const std::string& name) {
-  check_rows("y", y_in);
-  const Tensor y = as_contiguous(y_in);
-  return dispatch_rows(y.scalar_type(), [&](auto element) -> std::tuple<Tensor, Tensors, Tensors> {
-    using A = decltype(element);
-    const RuleKernels<A>& rule = find_rule<A>(name);
-    const int64_t T = y.size(0), B = y.size(1), C = y.size(2);
-    check_cell(rule, weights, state, /*may_start=*/false, B, C, y);
-    check_tensor("dd", dd_in, {T, B, C}, y.scalar_type(), y);
-    const Tensor dd = as_contiguous(dd_in);
-    const CellWeights<A> w(weights, C, rule);
-    const Recurrence<A> cell(rule, w, T);
-    const Start<A> last(state, rule, C);
-    const Tensor dy = empty<A>({T, B, C});
-    RecurrenceBwd<A> bwd(cell, B, /*scan=*/false, /*refresh=*/true);
-    cell.blocks(B, [&](int64_t b0, int64_t nb) {
-      auto block = bwd.begin(b0, nb, cell.gather(b0, nb, read<A>(y), B).rows);
-      bwd.refresh(block, last.h(b0), last.c(b0), cell.gather(b0, nb, read<A>(dd), B).rows, {});
-      cell.scatter(b0, nb, bwd.finish(block).rows, write<A>(dy), B);
+  return over_rows(y_in, weights, state, name, /*may_start=*/false, [&](const auto& call, const Tensor& y) {
+    const std::vector<int64_t> shape{call.T, call.B, call.C};
+    check_tensor("dd", dd_in, shape, y.scalar_type(), y);
+    const Tensor dd = as_contiguous(dd_in), dy = torch::stable::new_empty(y, shape);
+    const auto& last = call.start;
+    RecurrenceBwd bwd(call.cell, call.B, /*has_scan=*/false, /*has_refresh=*/true);
+    call.blocks([&](int64_t b0, int64_t nb) {
+      auto block = bwd.begin(b0, nb, call.gather(b0, nb, y).rows);
+      bwd.refresh(block, last.h(b0), last.c(b0), call.gather(b0, nb, dd).rows, {});
+      call.scatter(b0, nb, bwd.finish(block), dy);
     });
-    return {dy, bwd.state_gradients(last), bwd.weight_gradients()};
+    return std::tuple{dy, bwd.state_gradients(last), bwd.weight_gradients()};
   });
 }
 

@@ -138,10 +138,29 @@ struct CellCall {
     for (size_t i = 0; i < rule.num_states(); ++i) out.push_back(empty<A>(like, shape));
     return out;
   }
+  void check(const char* name, const Tensors& states, bool may_be_absent, const std::vector<int64_t>& shape,
+             const Tensor& like) const {
+    check_states(name, states, rule.num_states(), may_be_absent, shape, dtype_of<A>(), like);
+  }
   // Of states as they are saved.
   A* h_of(const Tensors& states) const { return rule.saves_h && !states.empty() ? data<A>(states.front()) : nullptr; }
   A* c_of(const Tensors& states) const { return rule.saves_c && !states.empty() ? data<A>(states.back()) : nullptr; }
 };
+
+// f(an A, device, y, cell) for the cell over given rows y [T, B, C], contiguous: it scans them, or refreshes them.
+template <class F>
+auto over_rows(const Tensor& y_in, const Tensors& weights, const Tensors& state, const std::string& rule, bool scans,
+               F f) {
+  check_rows("y", y_in);
+  return dispatch_rows(y_in.scalar_type(), [&](auto element) {
+    using A = decltype(element);
+    const OnDevice device(y_in);
+    const Tensor y = as_contiguous(y_in);
+    const int64_t T = y.size(0), scan_end = scans ? T : 0;
+    CellCall<A> cell(rule, weights, state, T, y.size(1), y.size(2), scan_end, /*refresh_begin=*/scan_end, y);
+    return f(element, device, y, cell);
+  });
+}
 
 }  // namespace cuda
 }  // namespace dla

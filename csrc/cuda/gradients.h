@@ -47,6 +47,11 @@ struct Gradients {
     for (const auto& factor : wanted) *factor.first = data<A>(held_) + at, at += factor.second;
   }
 
+  // States as the forward pass saved them, and what arrives at them.
+  void use_states(const Tensors& states, const Tensors& dstates) {
+    args.states_h = cell_.h_of(states), args.states_c = cell_.c_of(states);
+    args.dstates_h = cell_.h_of(dstates), args.dstates_c = cell_.c_of(dstates);
+  }
   // dweights, in the order of the weights; y [T, B, C].
   void weight_gradients(const A* y, WeightGradients<A>& products) {
     const CellArgs<A>& cell = cell_.args;

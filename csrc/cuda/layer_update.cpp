@@ -66,8 +66,7 @@ void layer_update_(const Tensors& xs, const Tensors& states, const Tensors& weig
     using A = accumulate_t<T>;
     const OnDevice device(xs[0]);
     CellCall<A> cell = cell_of<A>(xs, weights, state, rule);
-    check_states("states", states, cell.rule.num_states(), false, cell.args.T, cell.args.B, cell.args.C, dtype_of<A>(),
-                 xs[0]);
+    cell.check("states", states, /*may_be_absent=*/false, {cell.args.T, cell.args.B, cell.args.C}, xs[0]);
     for (const Tensor& s : states) STD_TORCH_CHECK(s.is_contiguous(), "states: expected contiguous tensors");
     const auto views = mutable_maps<T>(xs);
     forward<T>(xs, ReadMaps<T>(xs), views, cell, states);
@@ -89,8 +88,8 @@ std::tuple<Tensors, Tensors, Tensors> layer_update_bwd(const Tensors& dout, cons
     CellCall<A> cell = cell_of<A>(xs, weights, state, rule);
     const int64_t layers = cell.args.T, B = cell.args.B, C = cell.args.C;
     check_tensor("y", y_in, {layers, B, C}, dtype_of<A>(), xs[0]);
-    check_states("states", states_in, cell.rule.num_states(), false, layers, B, C, dtype_of<A>(), xs[0]);
-    check_states("dstates", dstates_in, cell.rule.num_states(), true, layers, B, C, dtype_of<A>(), xs[0]);
+    cell.check("states", states_in, /*may_be_absent=*/false, {layers, B, C}, xs[0]);
+    cell.check("dstates", dstates_in, /*may_be_absent=*/true, {layers, B, C}, xs[0]);
     const Tensor y = as_contiguous(y_in);
     const Tensors states = as_contiguous(states_in), dstates = as_contiguous(dstates_in);
     const ReadMaps<T> x(xs), dy(dout, &x);
@@ -98,8 +97,7 @@ std::tuple<Tensors, Tensors, Tensors> layer_update_bwd(const Tensors& dout, cons
     const auto dx = empty_maps(x, dxs);
 
     Gradients<A> grads(cell, xs[0]);
-    grads.args.states_h = cell.h_of(states), grads.args.states_c = cell.c_of(states);
-    grads.args.dstates_h = cell.h_of(dstates), grads.args.dstates_c = cell.c_of(dstates);
+    grads.use_states(states, dstates);
     const Launch how = cell.template prepare<Args>(Pass::kBackward, 2 * sample_bytes(x.views), xs[0]);
     Args args{cell.args, grads.args, data<A>(y), {}};
     enter_maps(x.views, kIn, B, args.layers);

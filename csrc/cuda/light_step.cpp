@@ -99,12 +99,8 @@ std::tuple<Tensors, Tensors, Tensors, Tensors> light_step_bwd(const Tensor& dout
     CellCall<A> cell = cell_of<A>(maps, weights, state, rule);
     const int64_t M = cell.args.T, B = cell.args.B, C = cell.args.C, K = filters.args.K;
     check_tensor("y", y_in, {M, B, C}, dtype_of<A>(), x);
-    for (const auto& given : {std::make_pair("states", &states_in), std::make_pair("dstates", &dstates_in)}) {
-      const size_t count = cell.rule.num_states(), got = given.second->size();
-      STD_TORCH_CHECK(got == count || (got == 0 && given.second == &dstates_in), given.first, ": expected ", count,
-                      " tensors, got ", got);
-      for (const Tensor& s : *given.second) check_tensor(given.first, s, {B, C}, dtype_of<A>(), x);
-    }
+    cell.check("states", states_in, /*may_be_absent=*/false, {B, C}, x);
+    cell.check("dstates", dstates_in, /*may_be_absent=*/true, {B, C}, x);
     const Tensor y = as_contiguous(y_in);
     const Tensors states = as_contiguous(states_in), dstates = as_contiguous(dstates_in);
     const ReadMaps<T> in(maps, is_interleaved(x)), dout({dout_in}, is_interleaved(x));
@@ -112,8 +108,7 @@ std::tuple<Tensors, Tensors, Tensors, Tensors> light_step_bwd(const Tensor& dout
     const auto to = empty_maps(in, dmaps);
 
     Gradients<A> grads(cell, x);
-    grads.args.states_h = cell.h_of(states), grads.args.states_c = cell.c_of(states);
-    grads.args.dstates_h = cell.h_of(dstates), grads.args.dstates_c = cell.c_of(dstates);
+    grads.use_states(states, dstates);
     const Launch how =
         cell.template prepare<Args>(Pass::kBackward, (M + 1) * bytes_of_sample(in.views[0]), x, /*attention=*/true);
     const int64_t groups = cell.args.plan.blocks_per_tile;

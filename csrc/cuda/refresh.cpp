@@ -6,38 +6,31 @@ namespace dla {
 namespace cuda {
 
 Tensor refresh(const Tensor& y_in, const Tensors& state, const Tensors& weights, const std::string& rule) {
-  check_rows("y", y_in);
-  return dispatch_rows(y_in.scalar_type(), [&](auto element) {
+  const auto forward = [](auto element, const OnDevice& device, const Tensor& y, auto& cell) {
     using A = decltype(element);
-    const OnDevice device(y_in);
-    const Tensor y = as_contiguous(y_in);
-    const int64_t T = y.size(0), B = y.size(1), C = y.size(2);
-    CellCall<A> cell(rule, weights, state, T, B, C, /*scan_end=*/0, /*refresh_begin=*/0, y);
-    const Tensor d = empty<A>(y, {T, B, C});
-    const Launch how = cell.template prepare<RefreshArgs<A>>(Pass::kForward, 0, y);
-    run(device, RefreshArgs<A>{cell.args, data<A>(y), data<A>(d)}, how);
+    using Args = RefreshArgs<A>;
+    const Tensor d = empty<A>(y, sizes_of(y));
+    const Launch how = cell.template prepare<Args>(Pass::kForward, 0, y);
+    run(device, Args{cell.args, data<A>(y), data<A>(d)}, how);
     return d;
-  });
+  };
+  return over_rows(y_in, weights, state, rule, /*scans=*/false, forward);
 }
 
 std::tuple<Tensor, Tensors, Tensors> refresh_bwd(const Tensor& dd_in, const Tensor& y_in, const Tensors& state,
                                                  const Tensors& weights, const std::string& rule) {
-  check_rows("y", y_in);
-  return dispatch_rows(y_in.scalar_type(), [&](auto element) -> std::tuple<Tensor, Tensors, Tensors> {
+  const auto backward = [&](auto element, const OnDevice& device, const Tensor& y, auto& cell) {
     using A = decltype(element);
-    const OnDevice device(y_in);
-    const Tensor y = as_contiguous(y_in);
-    const int64_t T = y.size(0), B = y.size(1), C = y.size(2);
-    check_tensor("dd", dd_in, {T, B, C}, y.scalar_type(), y);
-    const Tensor dd = as_contiguous(dd_in);
-    CellCall<A> cell(rule, weights, state, T, B, C, /*scan_end=*/0, /*refresh_begin=*/0, y);
-    const Tensor dy = empty<A>(y, {T, B, C});
+    using Args = RefreshBwdArgs<A>;
+    check_tensor("dd", dd_in, sizes_of(y), y.scalar_type(), y);
+    const Tensor dd = as_contiguous(dd_in), dy = empty<A>(y, sizes_of(y));
     Gradients<A> grads(cell, y);
-    const Launch how = cell.template prepare<RefreshBwdArgs<A>>(Pass::kBackward, 0, y);
-    run(device, RefreshBwdArgs<A>{cell.args, grads.args, data<A>(y), data<A>(dd), data<A>(dy)}, how);
+    const Launch how = cell.template prepare<Args>(Pass::kBackward, 0, y);
+    run(device, Args{cell.args, grads.args, data<A>(y), data<A>(dd), data<A>(dy)}, how);
     grads.weight_gradients(device, data<A>(y));
-    return {dy, grads.dstate, grads.dweights};
-  });
+    return std::tuple{dy, grads.dstate, grads.dweights};
+  };
+  return over_rows(y_in, weights, state, rule, /*scans=*/false, backward);
 }
 
 DLA_REGISTER(m) {
