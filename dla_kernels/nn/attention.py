@@ -58,17 +58,18 @@ class StageAttention(nn.Module):
 
     relu: bool  # whether one stands between the norm and the sum
     with_lam: bool  # whether a layer weighs the one before
+    first_refreshed: int  # the layer that is the first to use the cell, counted from 0
 
     def __init__(
         self,
         channels: int,
         layers: int,
-        cell: CellModule | Cell | str | None,
+        cell: CellModule | Cell | str | None = "dsu",
         *,
-        reduction: int,
-        head_channels: int,
-        drop_path: float,
-        backend: str | None,
+        reduction: int = 4,
+        head_channels: int = 32,
+        drop_path: float = 0.0,
+        backend: str | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= drop_path < 1:
@@ -77,6 +78,8 @@ class StageAttention(nn.Module):
         heads = heads_of(channels, head_channels)
         if layers < 1:
             raise ValueError(f"layers: expected at least 1, got {layers}")
+        if layers <= self.first_refreshed:
+            cell = None
         if cell is not None and not isinstance(cell, CellModule):
             cell = make_cell(cell, channels, reduction, backend=backend)
         if cell is not None and cell.channels != channels:
@@ -173,7 +176,7 @@ class DLALight(StageAttention):
     torch.Size([8, 64, 16, 16])
     """
 
-    relu, with_lam = False, True
+    relu, with_lam, first_refreshed = False, True, 0
 
     def __init__(
         self,
@@ -257,28 +260,7 @@ class DLABase(StageAttention):
     3
     """
 
-    relu, with_lam = True, False
-
-    def __init__(
-        self,
-        channels: int,
-        layers: int,
-        cell: CellModule | Cell | str | None = "dsu",
-        *,
-        reduction: int = 4,
-        head_channels: int = 32,
-        drop_path: float = 0.0,
-        backend: str | None = None,
-    ) -> None:
-        super().__init__(
-            channels,
-            layers,
-            cell if layers > 1 else None,
-            reduction=reduction,
-            head_channels=head_channels,
-            drop_path=drop_path,
-            backend=backend,
-        )
+    relu, with_lam, first_refreshed = True, False, 1
 
     def forward(
         self, t: int, x: Tensor, o_prev: Tensor | None = None, stage: BaseStage | None = None
