@@ -95,14 +95,14 @@ def attend_kernel(
 
 @triton.jit(do_not_specialize=["M", "B", "K"])
 def attend_bwd_kernel(
-    dy, dtaps, dpast_keys, dpast_scale, dd, of_q, of_k, scores, dshares, dcoef, dkeys, dscale, y, q, k, past_keys,
+    dy, dtaps, dpast_keys, dpast_scale, dd, dq_row, dk_row, scores, dshares, dcoef, dkeys, dscale, y, q, k, past_keys,
     past_scale, d, M, B, HEADS, K, C, SCALE: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     A: tl.constexpr = y.dtype.element_ty
     ROWS: tl.constexpr = TILES.rows  # as a constant of its own: Triton 3.6 takes no other in a shape
     b = tl.program_id(0)
     row = row_of(0, b, B, C)
-    y, of_q, of_k, dy = y + row, of_q + row, of_k + row, dy + row
+    y, dq_row, dk_row, dy = y + row, dq_row + row, dk_row + row, dy + row
     dtaps += row_of(0, b, B, 2 * K)
     D = C // HEADS
     for g0 in range(0, HEADS, ROWS):
@@ -130,7 +130,7 @@ def attend_bwd_kernel(
                 to_q += dscore[:, None] * key_of(past_keys, d, y, k, K, m, M, b, B, c, known, C)
                 to_key = tl.load(dkeys + at, known, 0.0) + dscore[:, None] * query
                 if m == M:
-                    tl.store(of_k + c, to_key, known)
+                    tl.store(dk_row + c, to_key, known)
                 elif past_keys is not None:
                     to_scale = tl.load(dscale + at, known, 0.0) + tl.load(dcoef + at, known, 0.0) * share[:, None]
                     if d is not None:
@@ -141,14 +141,14 @@ def attend_bwd_kernel(
                         to_scale *= tl.load(d + at_scale, known, 0.0)
                     tl.store(dpast_keys + at, to_key, known)
                     tl.store(dpast_scale + at, to_scale, known)
-            tl.store(of_q + c, to_q, known)
+            tl.store(dq_row + c, to_q, known)
     tl.debug_barrier()
     for c0 in range(0, C, TILES.channels):
         c = c0 + tl.arange(0, TILES.channels)
-        from_q = across_channels(of_q, q, K, c, c < C, C, True)
-        tl.store(dy + c, from_q + across_channels(of_k, k, K, c, c < C, C, True), c < C)
-    tap_gradients(dtaps, of_q, y, K, C, TILES)
-    tap_gradients(dtaps + K, of_k, y, K, C, TILES)
+        from_q = across_channels(dq_row, q, K, c, c < C, C, True)
+        tl.store(dy + c, from_q + across_channels(dk_row, k, K, c, c < C, C, True), c < C)
+    tap_gradients(dtaps, dq_row, y, K, C, TILES)
+    tap_gradients(dtaps + K, dk_row, y, K, C, TILES)
 
 
 def _told(op: str, y: Tensor, q: Tensor, k: Tensor, past: list[Tensor], heads: int) -> tuple[Tiles, int, list, tuple]:
@@ -184,10 +184,10 @@ def attend_bwd(
         check_tensor(name, x, (M + 1, B, C), y.dtype, y)
     dpast = [x.new_empty(x.shape) for x in past]
     written = [*dpast, *[None] * (3 - len(dpast))]
-    dy, of_q, of_k = (y.new_empty((B, C)) for _ in range(3))
+    dy, dq_row, dk_row = (y.new_empty((B, C)) for _ in range(3))
     shares, dshares = (y.new_empty((M + 1, B, heads)) for _ in range(2))
     dtaps, dq, dk = y.new_empty((B, 2 * q.shape[0])), q.new_empty(q.shape), k.new_empty(k.shape)
     arrived = [x.contiguous() for x in grads.values()]
-    run(attend_bwd_kernel, B, y, how, dy, dtaps, *written, of_q, of_k, shares, dshares, *arrived, *read, *told)
+    run(attend_bwd_kernel, B, y, how, dy, dtaps, *written, dq_row, dk_row, shares, dshares, *arrived, *read, *told)
     sum_samples(dtaps, [dq, dk], how)
     return dy, dq, dk, dpast

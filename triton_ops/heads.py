@@ -51,9 +51,9 @@ def channel_gates(gate, y, q, k, K, HEADS, C, SCALE: tl.constexpr, TILES: tl.con
 
 @triton.jit
 def channel_gates_bwd(
-    dy, dq, dk, of_q, of_k, dgate, gate, y, q, k, K, HEADS, C, SCALE: tl.constexpr, TILES: tl.constexpr
+    dy, dq, dk, dq_row, dk_row, dgate, gate, y, q, k, K, HEADS, C, SCALE: tl.constexpr, TILES: tl.constexpr
 ):  # fmt: skip
-    """From dgate [C] to dy [C], to which it adds, and dq, dk [K]; of_q, of_k [C] are scratch, for the gradients of
+    """From dgate [C] to dy [C], to which it adds, and dq, dk [K]; dq_row, dk_row [C] are scratch, for the gradients of
     queries and keys."""
     ROWS: tl.constexpr = TILES.rows
     A: tl.constexpr = gate.dtype.element_ty
@@ -68,16 +68,16 @@ def channel_gates_bwd(
         of_score *= of_head * (1.0 - of_head) * SCALE
         for d0 in range(0, D, HEAD):
             c, known = channels_of(g, d0, HEADS, D)
-            tl.store(of_q + c, of_score[:, None] * across_channels(y, k, K, c, known, C), known)
-            tl.store(of_k + c, of_score[:, None] * across_channels(y, q, K, c, known, C), known)
+            tl.store(dq_row + c, of_score[:, None] * across_channels(y, k, K, c, known, C), known)
+            tl.store(dk_row + c, of_score[:, None] * across_channels(y, q, K, c, known, C), known)
     tl.debug_barrier()
     for c0 in range(0, C, TILES.channels):
         c = c0 + tl.arange(0, TILES.channels)
-        from_q = across_channels(of_q, q, K, c, c < C, C, True)
-        from_k = across_channels(of_k, k, K, c, c < C, C, True)
+        from_q = across_channels(dq_row, q, K, c, c < C, C, True)
+        from_k = across_channels(dk_row, k, K, c, c < C, C, True)
         tl.store(dy + c, tl.load(dy + c, c < C, 0.0) + from_q + from_k, c < C)
-    tap_gradients(dq, of_q, y, K, C, TILES)
-    tap_gradients(dk, of_k, y, K, C, TILES)
+    tap_gradients(dq, dq_row, y, K, C, TILES)
+    tap_gradients(dk, dk_row, y, K, C, TILES)
     tl.debug_barrier()
 
 

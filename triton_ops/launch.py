@@ -148,7 +148,7 @@ class Recurrence(NoRecurrence):
     def empty_states(self) -> list[Tensor]:
         return [self.empty(self.T, self.B, self.C) for _ in range(self.cell.saves_h + self.cell.saves_c)]
 
-    def _p_q_uy_shared(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor]:
+    def _p_q_uy_last_product(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor]:
         joint, split = self.projection == "joint", self.projection == "split"
         return (
             self.rows(self.R) if joint else None,
@@ -159,14 +159,14 @@ class Recurrence(NoRecurrence):
 
     def scratch(self) -> Scratch:
         own = self.programs * self.tiles.rows
-        p, q, uy, shared = self._p_q_uy_shared()
+        p, q, uy, last_product = self._p_q_uy_last_product()
         u = self.empty(own, self.R) if self.R else None
         h, c = self.empty(2, self.B, self.C), self.empty(self.B, self.C)
-        return Scratch(h, c, p, q, uy, shared, u, self.empty(own, self.N))
+        return Scratch(h, c, p, q, uy, last_product, u, self.empty(own, self.N))
 
     def factors(self) -> Factors:
         T, B = self.T, self.B
-        p, q, uy, shared = self._p_q_uy_shared()
+        p, q, uy, last_product = self._p_q_uy_last_product()
         low = self.R > 0
         return Factors(
             h=self.empty(T + 1, B, self.C),
@@ -177,7 +177,7 @@ class Recurrence(NoRecurrence):
             dsy=self.rows(self.R) if self.projection == "split" else None,
             p=p,
             q=q,
-            shared=shared,
+            last_product=last_product,
             dh=self.empty(B, self.C),
             dc=self.empty(B, self.C),
         )

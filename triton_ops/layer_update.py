@@ -10,8 +10,8 @@ from .checks import IN_PLACE, check_in_place, check_like_maps, check_maps, check
 from .launch import Recurrence
 from .maps import ELEMENT, MapList, gate_gradient, pool, scale, table
 from .operator import operator
-from .recurrence import hoist, refresh_layers, scan_layers, start
-from .recurrence_bwd import begin, feed_gradient, refresh_bwd_layers, scan_bwd_layers, y_gradient
+from .recurrence import hoist, load_start, refresh_layers, scan_layers
+from .recurrence_bwd import begin, finish, keep_start, refresh_bwd_layers, scan_bwd_layers
 from .weight_gradients import WeightGradients, clear
 
 
@@ -25,7 +25,7 @@ def layer_update_kernel(
     for t in range(0, T):
         for b in range(first, end):
             pool(table, y, t, b, B, C, 0, C, ELEMENT, PIECE, TILES)
-    start(s, h0, c0, B, C, CELL, TILES)
+    load_start(s, h0, c0, B, C, CELL, TILES)
     hoist(y, w, s.p, s.q, s.uy, T, B, C, R, CELL.NG * C, PROJECTION, TILES, PRECISION)
     scan_layers(states_h, states_c, w, s, T, B, C, R, CELL, PROJECTION, TILES, PRECISION)
     h_last = s.h + tl.cast(T % 2, tl.int64) * B * C
@@ -53,8 +53,8 @@ def layer_update_bwd_kernel(
     c_last = states_c if states_c is None else states_c + layer - B * C
     refresh_bwd_layers(dd, d, f.h + layer, c_last, w, f, T, B, C, R, CELL, PROJECTION, TILES, PRECISION)
     scan_bwd_layers(dstates_h, dstates_c, states_c, c0, w, f, T, B, C, R, CELL, PROJECTION, TILES, PRECISION)
-    feed_gradient(h0, c0, f, B, C, CELL, TILES)
-    y_gradient(dy, w, f, T, B, C, R, 0, True, CELL, PROJECTION, TILES, PRECISION)
+    keep_start(h0, c0, f, B, C, CELL, TILES)
+    finish(dy, w, f, T, B, C, R, 0, True, CELL, PROJECTION, TILES, PRECISION)
     for back in range(0, T):
         for b in range(first, end):
             scale(table, 2, d, dy, T - 1 - back, b, B, C, 0, C, ELEMENT, PIECE, TILES)

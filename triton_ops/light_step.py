@@ -22,8 +22,8 @@ from .launch import NoRecurrence, Recurrence, from_row
 from .maps import ELEMENT, MapList, map_of, pixels_of, pool, row_of, table, tile_of
 from .moments import Moments, observe, store_plane
 from .operator import operator
-from .recurrence import hoist, refresh_layers, scan_layers, start
-from .recurrence_bwd import begin, feed_gradient, refresh_bwd_layers, scan_bwd_layers, y_gradient
+from .recurrence import hoist, load_start, refresh_layers, scan_layers
+from .recurrence_bwd import begin, finish, keep_start, refresh_bwd_layers, scan_bwd_layers
 from .stencil import MIDDLE, convolve, convolved, correlate, taps_of
 from .sums import sum_samples
 from .weight_gradients import WeightGradients, clear
@@ -44,8 +44,8 @@ class Work(NamedTuple):
     d: Any  # [B, C]
     dgate: Any  # [B, C]
     dd: Any  # [B, C]
-    of_q: Any  # [B, C], gradients of queries and keys
-    of_k: Any  # [B, C]
+    dq_row: Any  # [B, C], gradients of queries and keys
+    dk_row: Any  # [B, C]
     on_x: Any  # [B, C, 9], the gradients of the sample's filters
     on_o: Any  # [B, C, 9]
     parts: Any  # [B, P], its share of the gradient of all Filters, one after the other
@@ -119,7 +119,7 @@ def light_step_kernel(
         row = row_of(0, b, B, C)
         channel_gates(gate + row, y + row, f.q, f.k, K, HEADS, C, SCALE, TILES)
     if CELL is not None:
-        start(s, h0, c0, B, C, CELL, TILES)
+        load_start(s, h0, c0, B, C, CELL, TILES)
         hoist(y, w, s.p, s.q, s.uy, MAPS, B, C, R, CELL.NG * C, PROJECTION, TILES, PRECISION)
         scan_layers(states_h, states_c, w, s, T, B, C, R, CELL, PROJECTION, TILES, PRECISION)
         if MAPS > 1:
@@ -251,8 +251,8 @@ def light_step_bwd_kernel(
         scan_bwd_layers(
             dstates_h, dstates_c, states_c, c0, w, of_scan, T, B, C, R, CELL, PROJECTION, TILES, PRECISION
         )  # fmt: skip
-        feed_gradient(h0, c0, factors, B, C, CELL, TILES)
-        y_gradient(dy, w, factors, MAPS, B, C, R, 2 - MAPS, False, CELL, PROJECTION, TILES, PRECISION)
+        keep_start(h0, c0, factors, B, C, CELL, TILES)
+        finish(dy, w, factors, MAPS, B, C, R, 2 - MAPS, False, CELL, PROJECTION, TILES, PRECISION)
     for b in range(first, end):
         filter_gradients(f, work, work.parts + tl.cast(b, tl.int64) * P, K, b, B, C, TILES)
     tl.debug_barrier()
@@ -260,7 +260,7 @@ def light_step_bwd_kernel(
         row = row_of(0, b, B, C)
         dq = work.parts + tl.cast(b, tl.int64) * P
         channel_gates_bwd(
-            dy + of_x + row, dq, dq + K, work.of_q + row, work.of_k + row, work.dgate + row, work.gate + row,
+            dy + of_x + row, dq, dq + K, work.dq_row + row, work.dk_row + row, work.dgate + row, work.gate + row,
             y + of_x + row, f.q, f.k, K, HEADS, C, SCALE, TILES,
         )  # fmt: skip
         send_back(table, W, f, work.gate, work.d, dy, b, B, C, ELEMENT, PIECE, INTERLEAVED, TILES)
@@ -386,8 +386,8 @@ def _work(step: Step, numbers: int) -> Work:
         d=d,
         dgate=r.empty(B, C),
         dd=None if d is None else r.empty(B, C),
-        of_q=r.empty(B, C),
-        of_k=r.empty(B, C),
+        dq_row=r.empty(B, C),
+        dk_row=r.empty(B, C),
         on_x=r.empty(B, C, 9),
         on_o=r.empty(B, C, 9) if before else None,
         parts=r.empty(B, numbers),

@@ -50,11 +50,11 @@ def multiply(
         n = n0 + tl.arange(0, COLUMNS)
         sums = dots(x, x_rows, also, there, w, ldw, n, N, K, TRANSPOSED, INNER, DOT, PRECISION)
         known = there[:, None] & (n < N)[None, :]
-        finish(to, to_rows, sums, known, n, N, plus, plus_rows, bias, bias2, gate, gate_rows, RELU)
+        store_sums(to, to_rows, sums, known, n, N, plus, plus_rows, bias, bias2, gate, gate_rows, RELU)
 
 
 @triton.jit
-def finish(
+def store_sums(
     to, to_rows, sums, known, n, N, plus, plus_rows, bias, bias2, gate, gate_rows, RELU: tl.constexpr
 ):  # fmt: skip
     if plus is not None:
@@ -81,7 +81,7 @@ def add(
         n = n0 + tl.arange(0, COLUMNS)
         known = there[:, None] & (n < N)[None, :]
         sums = tl.load(x + x_rows[:, None] + n[None, :], known, 0.0)
-        finish(to, to_rows, sums, known, n, N, plus, plus_rows, bias, None, None, None, RELU)
+        store_sums(to, to_rows, sums, known, n, N, plus, plus_rows, bias, None, None, None, RELU)
 
 
 @triton.jit

@@ -37,7 +37,7 @@ class Scratch(NamedTuple):
     p: Any  # [T, B, R] joint
     q: Any  # [T, B, NG*C] split and dense
     uy: Any  # [T, B, R] split
-    shared: Any  # [B, R], dense: [B, NG*C]: W1h h_T, or Wh h_T
+    last_product: Any  # [B, R], dense: [B, NG*C]: W1h h_T, or Wh h_T
     u: Any  # [programs * rows, R]
     a: Any  # [programs * rows, NG*C]
 
@@ -72,7 +72,7 @@ def own_samples(TILES: tl.constexpr):
 
 
 @triton.jit
-def gates(a, a_rows, c, C, known, NG: tl.constexpr):
+def read_gates(a, a_rows, c, C, known, NG: tl.constexpr):
     """The gate rows i, f, g, o of channels c; those that the cell lacks repeat the first."""
     at = a + a_rows[:, None] + c[None, :]
     a0 = tl.load(at, known, 0.0)
@@ -83,7 +83,7 @@ def gates(a, a_rows, c, C, known, NG: tl.constexpr):
 
 
 @triton.jit
-def first_h(h0, c0, at, known, A: tl.constexpr, CELL: tl.constexpr):
+def start_h(h0, c0, at, known, A: tl.constexpr, CELL: tl.constexpr):
     """The h that a scan starts from: the one given, that of the c given, or the cell's own."""
     if h0 is not None:
         h = tl.load(h0 + at, known, 0.0)
@@ -95,7 +95,7 @@ def first_h(h0, c0, at, known, A: tl.constexpr, CELL: tl.constexpr):
 
 
 @triton.jit
-def start(s, h0, c0, B, C, CELL: tl.constexpr, TILES: tl.constexpr):
+def load_start(s, h0, c0, B, C, CELL: tl.constexpr, TILES: tl.constexpr):
     """s.h[0] and s.c: the state given, or the cell's own start."""
     A: tl.constexpr = s.h.dtype.element_ty
     b, there = samples_of_tile(B, TILES)
@@ -103,7 +103,7 @@ def start(s, h0, c0, B, C, CELL: tl.constexpr, TILES: tl.constexpr):
         c = first + tl.arange(0, TILES.channels)
         known = there[:, None] & (c < C)[None, :]
         at = b[:, None] * C + c[None, :]
-        tl.store(s.h + at, first_h(h0, c0, at, known, A, CELL), known)
+        tl.store(s.h + at, start_h(h0, c0, at, known, A, CELL), known)
         tl.store(s.c + at, tl.zeros(known.shape, A) if c0 is None else tl.load(c0 + at, known, 0.0), known)
     tl.debug_barrier()
 
@@ -127,7 +127,7 @@ def hoist(
 
 
 @triton.jit
-def gates_from(
+def from_bottleneck(
     u, u_rows, a, a_rows, row, there, w, q, R, N, PROJECTION: tl.constexpr, TILES: tl.constexpr,
     PRECISION: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
@@ -141,7 +141,7 @@ def gates_from(
 
 
 @triton.jit
-def project(
+def gates_of(
     h, h_rows, u, u_rows, a, a_rows, row, there, w, p, q, C, R, N, PROJECTION: tl.constexpr, TILES: tl.constexpr,
     PRECISION: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
@@ -156,31 +156,31 @@ def project(
             RELU=True, plus=p, plus_rows=row * R, bias=w.b1h,
         )  # fmt: skip
         tl.debug_barrier()
-        gates_from(u, u_rows, a, a_rows, row, there, w, q, R, N, PROJECTION, TILES, PRECISION, STEP)
+        from_bottleneck(u, u_rows, a, a_rows, row, there, w, q, R, N, PROJECTION, TILES, PRECISION, STEP)
     tl.debug_barrier()
 
 
 @triton.jit
-def share_last(h, shared, w, B, C, R, N, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr):
+def share_last(h, last_product, w, B, C, R, N, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr):
     """W1h h_T, which the refresh of all layers uses; dense: Wh h_T."""
     b, there = samples_of_tile(B, TILES)
-    met = N if PROJECTION == "dense" else R
-    multiply(shared, b * met, met, h, b * C, C, w.w1h, w.ldw1, there, TILES, PRECISION, STEP=True)
+    w1_rows = N if PROJECTION == "dense" else R
+    multiply(last_product, b * w1_rows, w1_rows, h, b * C, C, w.w1h, w.ldw1, there, TILES, PRECISION, STEP=True)
     tl.debug_barrier()
 
 
 @triton.jit
-def project_shared(
-    shared, b, u, u_rows, a, a_rows, row, there, w, p, q, R, N, PROJECTION: tl.constexpr, TILES: tl.constexpr,
+def gates_of_last(
+    last_product, b, u, u_rows, a, a_rows, row, there, w, p, q, R, N, PROJECTION: tl.constexpr, TILES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The same for rows whose h is the shared one."""
     if PROJECTION == "dense":
-        add(a, a_rows, N, shared, b * N, there, TILES.columns, plus=q, plus_rows=row * N)
+        add(a, a_rows, N, last_product, b * N, there, TILES.columns, plus=q, plus_rows=row * N)
     else:
-        add(u, u_rows, R, shared, b * R, there, TILES.columns, RELU=True, plus=p, plus_rows=row * R, bias=w.b1h)
+        add(u, u_rows, R, last_product, b * R, there, TILES.columns, RELU=True, plus=p, plus_rows=row * R, bias=w.b1h)
         tl.debug_barrier()
-        gates_from(u, u_rows, a, a_rows, row, there, w, q, R, N, PROJECTION, TILES, PRECISION, False)
+        from_bottleneck(u, u_rows, a, a_rows, row, there, w, q, R, N, PROJECTION, TILES, PRECISION, False)
     tl.debug_barrier()
 
 
@@ -197,13 +197,13 @@ def scan_layers(
     for t in range(0, T):
         h = s.h + (t % 2) * other
         row = tl.cast(t, tl.int64) * B + b
-        project(
+        gates_of(
             h, b * C, s.u, own * R, s.a, own * N, row, there, w, s.p, s.q, C, R, N, PROJECTION, TILES, PRECISION, True
         )  # fmt: skip
         for c0 in range(0, C, TILES.channels):
             c = c0 + tl.arange(0, TILES.channels)
             known = there[:, None] & (c < C)[None, :]
-            a0, a1, a2, a3 = gates(s.a, own * N, c, C, known, CELL.NG)
+            a0, a1, a2, a3 = read_gates(s.a, own * N, c, C, known, CELL.NG)
             at = b[:, None] * C + c[None, :]
             new_h, new_c = CELL.step(
                 CELL, a0, a1, a2, a3, tl.load(h + at, known, 0.0), tl.load(s.c + at, known, 0.0)
@@ -226,16 +226,16 @@ def refresh_layers(
     """d for all layers, from the last state, h and c_last [B, C]."""
     N = CELL.NG * C
     own = own_rows(TILES)
-    share_last(h, s.shared, w, B, C, R, N, PROJECTION, TILES, PRECISION)
+    share_last(h, s.last_product, w, B, C, R, N, PROJECTION, TILES, PRECISION)
     for m0 in range(0, T * TILES.samples, TILES.rows):
         row, b, there = rows_of_tile(m0, T, B, TILES)
-        project_shared(
-            s.shared, b, s.u, own * R, s.a, own * N, row, there, w, s.p, s.q, R, N, PROJECTION, TILES, PRECISION
+        gates_of_last(
+            s.last_product, b, s.u, own * R, s.a, own * N, row, there, w, s.p, s.q, R, N, PROJECTION, TILES, PRECISION
         )  # fmt: skip
         for c0 in range(0, C, TILES.step_columns):
             c = c0 + tl.arange(0, TILES.step_columns)
             known = there[:, None] & (c < C)[None, :]
-            a0, a1, a2, a3 = gates(s.a, own * N, c, C, known, CELL.NG)
+            a0, a1, a2, a3 = read_gates(s.a, own * N, c, C, known, CELL.NG)
             at = b[:, None] * C + c[None, :]
             last_h = tl.load(h + at, known, 0.0)
             memory = tl.load(c_last + at, known, 0.0) if CELL.saves_c else last_h

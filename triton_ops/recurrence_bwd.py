@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .products import multiply, sum_of_layers
-from .recurrence import first_h, gates, project, project_shared, rows_of_tile, samples_of_tile, share_last
+from .recurrence import gates_of, gates_of_last, read_gates, rows_of_tile, samples_of_tile, share_last, start_h
 
 
 class Factors(NamedTuple):
@@ -27,7 +27,7 @@ class Factors(NamedTuple):
     dsy: Any  # [T, B, R] split
     p: Any  # [T, B, R] joint
     q: Any  # [T, B, NG*C] split and dense
-    shared: Any  # [B, R], dense: [B, NG*C]: W1h h_T, or Wh h_T
+    last_product: Any  # [B, R], dense: [B, NG*C]: W1h h_T, or Wh h_T
     dh: Any  # [B, C] gradients of the state: at last, of the one before the first layer
     dc: Any  # [B, C]
 
@@ -56,10 +56,10 @@ def begin(states_h, states_c, h0, c0, f, T, B, C, CELL: tl.constexpr, TILES: tl.
         at = b[:, None] * C + c[None, :]
         tl.store(f.dh + at, tl.zeros(known.shape, A), known)
         tl.store(f.dc + at, tl.zeros(known.shape, A), known)
-        tl.store(f.h + at, first_h(h0, c0, at, known, A, CELL), known)
+        tl.store(f.h + at, start_h(h0, c0, at, known, A, CELL), known)
         for t in range(0, T):
             layer = tl.cast(t, tl.int64) * B * C
-            h = first_h(states_h, states_c, layer + at, known, A, CELL)
+            h = start_h(states_h, states_c, layer + at, known, A, CELL)
             tl.store(f.h + layer + B * C + at, h, known)
     tl.debug_barrier()
 
@@ -75,11 +75,12 @@ def refresh_bwd_layers(
     CHANNELS: tl.constexpr = TILES.channels
     N = CELL.NG * C
     b, there = samples_of_tile(B, TILES)
-    share_last(h, f.shared, w, B, C, R, N, PROJECTION, TILES, PRECISION)
+    share_last(h, f.last_product, w, B, C, R, N, PROJECTION, TILES, PRECISION)
     for m0 in range(0, T * TILES.samples, TILES.rows):
         row, sample, known = rows_of_tile(m0, T, B, TILES)
-        project_shared(
-            f.shared, sample, f.u, row * R, f.da, row * N, row, known, w, f.p, f.q, R, N, PROJECTION, TILES, PRECISION
+        gates_of_last(
+            f.last_product, sample, f.u, row * R, f.da, row * N, row, known, w, f.p, f.q, R, N, PROJECTION, TILES,
+            PRECISION,
         )  # fmt: skip
     for c0 in range(0, C, TILES.channels):
         c = c0 + tl.arange(0, TILES.channels)
@@ -90,7 +91,7 @@ def refresh_bwd_layers(
         dc = tl.zeros([SAMPLES, CHANNELS], f.h.dtype.element_ty)
         for t in range(0, T):
             row = tl.cast(t, tl.int64) * B + b
-            a0, a1, a2, a3 = gates(f.da, row * N, c, C, known, CELL.NG)
+            a0, a1, a2, a3 = read_gates(f.da, row * N, c, C, known, CELL.NG)
             here = row[:, None] * C + c[None, :]
             if d is not None:
                 new_h, new_c = CELL.step(CELL, a0, a1, a2, a3, last_h, last_c)
@@ -99,7 +100,7 @@ def refresh_bwd_layers(
                 CELL, a0, a1, a2, a3, last_h, last_c, tl.load(dd + here, known, 0.0)
             )  # fmt: skip
             dc += more
-            store_gates(f.da, row * N, da0, da1, da2, da3, c, C, known, CELL.NG)
+            write_gates(f.da, row * N, da0, da1, da2, da3, c, C, known, CELL.NG)
         tl.store(f.dc + at, dc, known)
     tl.debug_barrier()
     if PROJECTION != "dense":
@@ -111,18 +112,18 @@ def refresh_bwd_layers(
             )  # fmt: skip
         tl.debug_barrier()
     sent = f.da if PROJECTION == "dense" else f.ds  # to the product that all layers share
-    met = N if PROJECTION == "dense" else R
-    last = (2 * T * B + b) * met
-    sum_of_layers(sent, last, sent, b * met, B * met, T, there, met, TILES.channels)
+    w1_rows = N if PROJECTION == "dense" else R
+    last = (2 * T * B + b) * w1_rows
+    sum_of_layers(sent, last, sent, b * w1_rows, B * w1_rows, T, there, w1_rows, TILES.channels)
     tl.debug_barrier()
     multiply(
-        f.dh, b * C, C, sent, last, met, w.w1h, w.ldw1, there, TILES, PRECISION, STEP=True, TRANSPOSED=True
+        f.dh, b * C, C, sent, last, w1_rows, w.w1h, w.ldw1, there, TILES, PRECISION, STEP=True, TRANSPOSED=True
     )  # fmt: skip
     tl.debug_barrier()
 
 
 @triton.jit
-def store_gates(da, rows, da0, da1, da2, da3, c, C, known, NG: tl.constexpr):
+def write_gates(da, rows, da0, da1, da2, da3, c, C, known, NG: tl.constexpr):
     at = da + rows[:, None] + c[None, :]
     tl.store(at, da0, known)
     if NG > 1:
@@ -145,7 +146,7 @@ def scan_bwd_layers(
     for m0 in range(0, T * TILES.samples, TILES.rows):
         row, _, known = rows_of_tile(m0, T, B, TILES)
         own = T * B + row
-        project(
+        gates_of(
             f.h, row * C, f.u, own * R, f.da, own * N, row, known, w, f.p, f.q, C, R, N, PROJECTION, TILES,
             PRECISION, False,
         )  # fmt: skip
@@ -158,7 +159,7 @@ def scan_bwd_layers(
             known = there[:, None] & (c < C)[None, :]
             at = b[:, None] * C + c[None, :]
             here = row[:, None] * C + c[None, :]
-            a0, a1, a2, a3 = gates(f.da, own * N, c, C, known, CELL.NG)
+            a0, a1, a2, a3 = read_gates(f.da, own * N, c, C, known, CELL.NG)
             dh, dc = tl.load(f.dh + at, known, 0.0), tl.load(f.dc + at, known, 0.0)
             if dstates_h is not None:
                 dh += tl.load(dstates_h + here, known, 0.0)
@@ -167,7 +168,7 @@ def scan_bwd_layers(
             h = tl.load(f.h + here, known, 0.0)
             memory = load_c(c0, states_c, t, b, c, B, C, known) if CELL.saves_c else h
             da0, da1, da2, da3, dc = CELL.step_bwd(CELL, a0, a1, a2, a3, h, memory, dh, dc)
-            store_gates(f.da, own * N, da0, da1, da2, da3, c, C, known, CELL.NG)
+            write_gates(f.da, own * N, da0, da1, da2, da3, c, C, known, CELL.NG)
             tl.store(f.dc + at, dc, known)
         tl.debug_barrier()
         if PROJECTION == "dense":
@@ -187,7 +188,7 @@ def scan_bwd_layers(
 
 
 @triton.jit
-def feed_gradient(h0, c0, f, B, C, CELL: tl.constexpr, TILES: tl.constexpr):
+def keep_start(h0, c0, f, B, C, CELL: tl.constexpr, TILES: tl.constexpr):
     """Where the first layer's h was act(c), its gradient is that c's."""
     if h0 is None and c0 is not None:
         b, there = samples_of_tile(B, TILES)
@@ -200,7 +201,7 @@ def feed_gradient(h0, c0, f, B, C, CELL: tl.constexpr, TILES: tl.constexpr):
 
 
 @triton.jit
-def y_gradient(
+def finish(
     dy, w, f, T, B, C, R, FIRST: tl.constexpr, BOTH: tl.constexpr,
     CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip

@@ -9,8 +9,8 @@ from torch import Tensor
 from .checks import check_rows, check_tensor
 from .launch import Recurrence
 from .operator import operator
-from .recurrence import hoist, refresh_layers, start
-from .recurrence_bwd import begin, feed_gradient, refresh_bwd_layers, y_gradient
+from .recurrence import hoist, load_start, refresh_layers
+from .recurrence_bwd import begin, finish, keep_start, refresh_bwd_layers
 from .weight_gradients import WeightGradients, clear
 
 
@@ -19,7 +19,7 @@ def refresh_kernel(
     y, h, c, d, w, s, T, B, C, R,
     CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    start(s, h, c, B, C, CELL, TILES)
+    load_start(s, h, c, B, C, CELL, TILES)
     hoist(y, w, s.p, s.q, s.uy, T, B, C, R, CELL.NG * C, PROJECTION, TILES, PRECISION)
     refresh_layers(d, s.h, s.c, w, s, T, B, C, R, CELL, PROJECTION, TILES, PRECISION)
 
@@ -33,8 +33,8 @@ def refresh_bwd_kernel(
     begin(None, None, h, c, f, 0, B, C, CELL, TILES)
     hoist(y, w, f.p, f.q, f.uy, T, B, C, R, CELL.NG * C, PROJECTION, TILES, PRECISION)
     refresh_bwd_layers(dd, None, f.h, c, w, f, T, B, C, R, CELL, PROJECTION, TILES, PRECISION)
-    feed_gradient(h, c, f, B, C, CELL, TILES)
-    y_gradient(dy, w, f, T, B, C, R, 0, False, CELL, PROJECTION, TILES, PRECISION)
+    keep_start(h, c, f, B, C, CELL, TILES)
+    finish(dy, w, f, T, B, C, R, 0, False, CELL, PROJECTION, TILES, PRECISION)
 
 
 @operator()

@@ -9,8 +9,8 @@ from torch import Tensor
 from .checks import check_rows
 from .launch import Recurrence
 from .operator import operator
-from .recurrence import hoist, scan_layers, start
-from .recurrence_bwd import begin, feed_gradient, scan_bwd_layers, y_gradient
+from .recurrence import hoist, load_start, scan_layers
+from .recurrence_bwd import begin, finish, keep_start, scan_bwd_layers
 from .weight_gradients import WeightGradients, clear
 
 
@@ -19,7 +19,7 @@ def scan_kernel(
     y, states_h, states_c, h0, c0, w, s, T, B, C, R,
     CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    start(s, h0, c0, B, C, CELL, TILES)
+    load_start(s, h0, c0, B, C, CELL, TILES)
     hoist(y, w, s.p, s.q, s.uy, T, B, C, R, CELL.NG * C, PROJECTION, TILES, PRECISION)
     scan_layers(states_h, states_c, w, s, T, B, C, R, CELL, PROJECTION, TILES, PRECISION)
 
@@ -33,8 +33,8 @@ def scan_bwd_kernel(
     begin(states_h, states_c, h0, c0, f, T, B, C, CELL, TILES)
     hoist(y, w, f.p, f.q, f.uy, T, B, C, R, CELL.NG * C, PROJECTION, TILES, PRECISION)
     scan_bwd_layers(dstates_h, dstates_c, states_c, c0, w, f, T, B, C, R, CELL, PROJECTION, TILES, PRECISION)
-    feed_gradient(h0, c0, f, B, C, CELL, TILES)
-    y_gradient(dy, w, f, T, B, C, R, 1, False, CELL, PROJECTION, TILES, PRECISION)
+    keep_start(h0, c0, f, B, C, CELL, TILES)
+    finish(dy, w, f, T, B, C, R, 1, False, CELL, PROJECTION, TILES, PRECISION)
 
 
 @operator()
