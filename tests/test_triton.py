@@ -29,9 +29,9 @@ def launches(monkeypatch):
     """Return a list to which the name of each kernel launched is added."""
     seen = []
 
-    def launch_and_note(kernel, *args):
+    def launch_and_note(kernel, *how, **args):
         seen.append(kernel.fn.__name__.removesuffix("_kernel"))
-        real(kernel, *args)
+        real(kernel, *how, **args)
 
     real = launch.launch
     monkeypatch.setattr(launch, "launch", launch_and_note)

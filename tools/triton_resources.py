@@ -128,10 +128,10 @@ def compile_op(work: Work) -> list[Resources]:
     driver.set_active(Target(work.target))
     found: list[Resources] = []
 
-    def compile_instead(kernel: Any, programs: int, like: Any, how: Any, args: tuple) -> None:
+    def compile_instead(kernel: Any, programs: int, like: Any, how: Any, /, **args: Any) -> None:
         limit = {"maxnreg": how.registers} if TARGETS[work.target][0] == "cuda" else {}
         kernel.device_caches.clear()  # they know devices by number, and ours change
-        compiled = kernel.warmup(*args, grid=(programs,), num_warps=how.warps, num_stages=how.stages, **limit)
+        compiled = kernel.warmup(**args, grid=(programs,), num_warps=how.warps, num_stages=how.stages, **limit)
         name = kernel.fn.__name__.removesuffix("_kernel")
         found.append(Resources(work.target, name, work.cell, work.dtype, *usage(compiled)))
 

@@ -6,6 +6,8 @@ where keys k_m and scales of the layers before are first refreshed, multiplied b
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -72,9 +74,24 @@ def share_of(scores, m, b, B, g, HEADS, largest, sums):
 
 @triton.jit(do_not_specialize=["M", "B", "K"])
 def attend_kernel(
-    coef, keys, scale, scores, y, q, k, past_keys, past_scale, d, M, B, HEADS, K, C,
-    SCALE: tl.constexpr, TILES: tl.constexpr,
-):  # fmt: skip
+    coef,  # [M + 1, B, C] written
+    keys,  # [M + 1, B, C] written
+    scale,  # [M + 1, B, C] written
+    scores,  # [M + 1, B, HEADS] scratch
+    y,  # [B, C]
+    q,  # [K] taps
+    k,  # [K] taps
+    past_keys,  # [M, B, C], or None where there is no layer before
+    past_scale,  # [M, B, C], or None
+    d,  # [2 M, B, C] gates of past_keys, then of past_scale; None where nothing is refreshed
+    M,  # layers before
+    B,
+    HEADS,
+    K,  # taps
+    C,
+    SCALE: tl.constexpr,  # 1 / sqrt(D)
+    TILES: tl.constexpr,  # tiles.Tiles
+):
     A: tl.constexpr = y.dtype.element_ty
     b = tl.program_id(0)
     y += row_of(0, b, B, C)
@@ -95,15 +112,38 @@ def attend_kernel(
 
 @triton.jit(do_not_specialize=["M", "B", "K"])
 def attend_bwd_kernel(
-    dy, dtaps, dpast_keys, dpast_scale, dd, dq_row, dk_row, scores, dshares, dcoef, dkeys, dscale, y, q, k, past_keys,
-    past_scale, d, M, B, HEADS, K, C, SCALE: tl.constexpr, TILES: tl.constexpr,
-):  # fmt: skip
+    dy,  # [B, C] written
+    dtaps,  # [B, 2 K] of q, then of k, of each sample; written
+    dpast_keys,  # [M, B, C] written; None where past_keys is
+    dpast_scale,  # [M, B, C] written; None where past_scale is
+    dd,  # [2 M, B, C] written; None where d is
+    dq_row,  # [B, C] scratch: the gradient of the query
+    dk_row,  # [B, C] scratch: that of the layer's own key
+    scores,  # [M + 1, B, HEADS] scratch
+    dshares,  # [M + 1, B, HEADS] scratch
+    dcoef,  # [M + 1, B, C]
+    dkeys,  # [M + 1, B, C]
+    dscale,  # [M + 1, B, C]
+    y,  # [B, C]
+    q,  # [K] taps
+    k,  # [K] taps
+    past_keys,  # [M, B, C], or None where there is no layer before
+    past_scale,  # [M, B, C], or None
+    d,  # [2 M, B, C] gates of past_keys, then of past_scale; None where nothing is refreshed
+    M,  # layers before
+    B,
+    HEADS,
+    K,  # taps
+    C,
+    SCALE: tl.constexpr,  # 1 / sqrt(D)
+    TILES: tl.constexpr,  # tiles.Tiles
+):
     A: tl.constexpr = y.dtype.element_ty
     ROWS: tl.constexpr = TILES.rows  # as a constant of its own: Triton 3.6 takes no other in a shape
     b = tl.program_id(0)
     row = row_of(0, b, B, C)
     y, dq_row, dk_row, dy = y + row, dq_row + row, dk_row + row, dy + row
-    dtaps += row_of(0, b, B, 2 * K)
+    dq = dtaps + row_of(0, b, B, 2 * K)
     D = C // HEADS
     for g0 in range(0, HEADS, ROWS):
         g = g0 + tl.arange(0, ROWS)
@@ -147,29 +187,47 @@ def attend_bwd_kernel(
         c = c0 + tl.arange(0, TILES.channels)
         from_q = across_channels(dq_row, q, K, c, c < C, C, True)
         tl.store(dy + c, from_q + across_channels(dk_row, k, K, c, c < C, C, True), c < C)
-    tap_gradients(dtaps, dq_row, y, K, C, TILES)
-    tap_gradients(dtaps + K, dk_row, y, K, C, TILES)
+    tap_gradients(dq, dq_row, y, K, C, TILES)
+    dk = dq + K
+    tap_gradients(dk, dk_row, y, K, C, TILES)
 
 
-def _told(op: str, y: Tensor, q: Tensor, k: Tensor, past: list[Tensor], heads: int) -> tuple[Tiles, int, list, tuple]:
-    """Tiles, M, what the kernels read, and how much of it there is."""
+def _told(
+    op: str, y: Tensor, q: Tensor, k: Tensor, past: list[Tensor], heads: int
+) -> tuple[Tiles, int, dict[str, Any]]:
+    """Return tiles, M, and what both kernels are told: what they read, and how much of it there is."""
     require(y.dim() == 2 and y.shape[1] > 0, f"y: expected [B, C], got {y.dim()} dimensions")
     require(y.dtype in (torch.float32, torch.float64), f"y: expected fp32 or fp64, got {y.dtype}")
     B, C = y.shape
     check_heads(q, k, C, heads, y.dtype, y)
     M = check_past(past, y)
-    read = [x.contiguous() for x in (y, q, k, *past)]
-    read += [None] * (6 - len(read))
     how = tiles(op, C, 0, 0, y.dtype)
-    return how, M, read, (M, B, heads, q.shape[0], C, (C // heads) ** -0.5, how)
+    past_keys, past_scale, d = [*(x.contiguous() for x in past), *[None] * (3 - len(past))]
+    told = {
+        "y": y.contiguous(),
+        "q": q.contiguous(),
+        "k": k.contiguous(),
+        "past_keys": past_keys,
+        "past_scale": past_scale,
+        "d": d,
+        "M": M,
+        "B": B,
+        "HEADS": heads,
+        "K": q.shape[0],
+        "C": C,
+        "SCALE": (C // heads) ** -0.5,
+        "TILES": how,
+    }
+    return how, M, told
 
 
 @operator()
 def attend(y: Tensor, q: Tensor, k: Tensor, past: list[Tensor], heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    how, M, read, told = _told("attend", y, q, k, past, heads)
+    how, M, told = _told("attend", y, q, k, past, heads)
     B, C = y.shape
     coef, keys, scale = (y.new_empty((M + 1, B, C)) for _ in range(3))
-    run(attend_kernel, B, y, how, coef, keys, scale, y.new_empty((M + 1, B, heads)), *read, *told)
+    scores = y.new_empty((M + 1, B, heads))
+    run(attend_kernel, B, y, how, coef=coef, keys=keys, scale=scale, scores=scores, **told)
     return coef, keys, scale
 
 
@@ -177,17 +235,34 @@ def attend(y: Tensor, q: Tensor, k: Tensor, past: list[Tensor], heads: int) -> t
 def attend_bwd(
     dcoef: Tensor, dkeys: Tensor, dscale: Tensor, y: Tensor, q: Tensor, k: Tensor, past: list[Tensor], heads: int
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    how, M, read, told = _told("attend_bwd", y, q, k, past, heads)
+    how, M, told = _told("attend_bwd", y, q, k, past, heads)
     B, C = y.shape
     grads = {"dcoef": dcoef, "dkeys": dkeys, "dscale": dscale}
     for name, x in grads.items():
         check_tensor(name, x, (M + 1, B, C), y.dtype, y)
     dpast = [x.new_empty(x.shape) for x in past]
-    written = [*dpast, *[None] * (3 - len(dpast))]
+    dpast_keys, dpast_scale, dd = [*dpast, *[None] * (3 - len(dpast))]
     dy, dq_row, dk_row = (y.new_empty((B, C)) for _ in range(3))
-    shares, dshares = (y.new_empty((M + 1, B, heads)) for _ in range(2))
+    scores, dshares = (y.new_empty((M + 1, B, heads)) for _ in range(2))
     dtaps, dq, dk = y.new_empty((B, 2 * q.shape[0])), q.new_empty(q.shape), k.new_empty(k.shape)
-    arrived = [x.contiguous() for x in grads.values()]
-    run(attend_bwd_kernel, B, y, how, dy, dtaps, *written, dq_row, dk_row, shares, dshares, *arrived, *read, *told)
+    run(
+        attend_bwd_kernel,
+        B,
+        y,
+        how,
+        dy=dy,
+        dtaps=dtaps,
+        dpast_keys=dpast_keys,
+        dpast_scale=dpast_scale,
+        dd=dd,
+        dq_row=dq_row,
+        dk_row=dk_row,
+        scores=scores,
+        dshares=dshares,
+        dcoef=dcoef.contiguous(),
+        dkeys=dkeys.contiguous(),
+        dscale=dscale.contiguous(),
+        **told,
+    )
     sum_samples(dtaps, [dq, dk], how)
     return dy, dq, dk, dpast

@@ -16,8 +16,17 @@ from .sums import sum_samples
 
 @triton.jit(do_not_specialize=["W", "B"])
 def depthwise_kernel(
-    table, W, v, y, B, C, ELEMENT: tl.constexpr, PIECE: tl.constexpr, INTERLEAVED: tl.constexpr, TILES: tl.constexpr
-):  # fmt: skip
+    table,  # maps.Table of x and value [B, C, H, W]; value is written
+    W,
+    v,  # [C, 9]
+    y,  # [2, B, C] the means of x and of value; written
+    B,
+    C,
+    ELEMENT: tl.constexpr,  # dtype of the maps
+    PIECE: tl.constexpr,  # neighbouring elements that may be read at once
+    INTERLEAVED: tl.constexpr,  # or planar, all maps alike
+    TILES: tl.constexpr,  # tiles.Tiles
+):
     TILE: tl.constexpr = TILES.interleaved_window if INTERLEAVED else TILES.planar_window
     CHANNELS: tl.constexpr = TILE[0]
     PIXELS: tl.constexpr = TILE[1]
@@ -43,9 +52,18 @@ def depthwise_kernel(
 
 @triton.jit(do_not_specialize=["W", "B"])
 def depthwise_bwd_kernel(
-    table, W, v, dy, dv, B, C,
-    ELEMENT: tl.constexpr, PIECE: tl.constexpr, INTERLEAVED: tl.constexpr, TILES: tl.constexpr,
-):  # fmt: skip
+    table,  # maps.Table of dvalue, x and dx [B, C, H, W]; dx is written
+    W,
+    v,  # [C, 9]
+    dy,  # [2, B, C] of the means of x and of value
+    dv,  # [B, C, 9] of each sample; written
+    B,
+    C,
+    ELEMENT: tl.constexpr,  # dtype of the maps
+    PIECE: tl.constexpr,  # neighbouring elements that may be read at once
+    INTERLEAVED: tl.constexpr,  # or planar, all maps alike
+    TILES: tl.constexpr,  # tiles.Tiles
+):
     TILE: tl.constexpr = TILES.interleaved_window if INTERLEAVED else TILES.planar_window
     _, b, begin, end = maps_of_program(B, C, TILES)
     HW = pixels_of(table, PIECE, INTERLEAVED)
@@ -72,8 +90,22 @@ def depthwise(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     value = given.empty_like()
     maps, piece = table(given, value)
     how, programs = pieces_of("depthwise", given)
-    form = ELEMENT[x.dtype], piece, given.interleaved[0], how
-    run(depthwise_kernel, programs, x, how, maps, W, v, y, B, C, *form)
+    run(
+        depthwise_kernel,
+        programs,
+        x,
+        how,
+        table=maps,
+        W=W,
+        v=v,
+        y=y,
+        B=B,
+        C=C,
+        ELEMENT=ELEMENT[x.dtype],
+        PIECE=piece,
+        INTERLEAVED=given.interleaved[0],
+        TILES=how,
+    )
     return value.as_given(given)[0], y
 
 
@@ -89,7 +121,22 @@ def depthwise_bwd(dvalue: Tensor, dy: Tensor, x: Tensor, v: Tensor) -> tuple[Ten
     maps, piece = table(grads, given, dx)
     how, programs = pieces_of("depthwise_bwd", given)
     parts, dv = v.new_empty((B, C * 9)), v.new_empty(v.shape)
-    form = ELEMENT[x.dtype], piece, given.interleaved[0], how
-    run(depthwise_bwd_kernel, programs, x, how, maps, W, v, dy, parts, B, C, *form)
+    run(
+        depthwise_bwd_kernel,
+        programs,
+        x,
+        how,
+        table=maps,
+        W=W,
+        v=v,
+        dy=dy,
+        dv=parts,
+        B=B,
+        C=C,
+        ELEMENT=ELEMENT[x.dtype],
+        PIECE=piece,
+        INTERLEAVED=given.interleaved[0],
+        TILES=how,
+    )
     sum_samples(parts, [dv], how)
     return dx.as_given(given)[0], dv

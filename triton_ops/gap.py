@@ -13,7 +13,15 @@ from .operator import operator
 
 
 @triton.jit(do_not_specialize=["B"])
-def gap_kernel(table, y, B, C, ELEMENT: tl.constexpr, PIECE: tl.constexpr, TILES: tl.constexpr):
+def gap_kernel(
+    table,  # maps.Table of x [B, C, H, W]
+    y,  # [T, B, C] written
+    B,
+    C,
+    ELEMENT: tl.constexpr,  # dtype of the maps
+    PIECE: tl.constexpr,  # neighbouring elements that may be read at once
+    TILES: tl.constexpr,  # tiles.Tiles
+):
     t, b, begin, end = maps_of_program(B, C, TILES)
     pool(table, y, t, b, B, C, begin, end, ELEMENT, PIECE, TILES)
 
@@ -25,6 +33,18 @@ def gap(xs: list[Tensor]) -> Tensor:
     B, C = xs[0].shape[:2]
     y = xs[0].new_empty((len(xs), B, C), dtype=accumulate_dtype(xs[0].dtype))
     given, piece = table(x)
-    tiles, programs = pieces_of("gap", x)
-    run(gap_kernel, programs, xs[0], tiles, given, y, B, C, ELEMENT[xs[0].dtype], piece, tiles)
+    how, programs = pieces_of("gap", x)
+    run(
+        gap_kernel,
+        programs,
+        xs[0],
+        how,
+        table=given,
+        y=y,
+        B=B,
+        C=C,
+        ELEMENT=ELEMENT[xs[0].dtype],
+        PIECE=piece,
+        TILES=how,
+    )
     return y

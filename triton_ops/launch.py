@@ -24,20 +24,20 @@ INTERPRETED = triton.knobs.runtime.interpret
 _alone: AbstractContextManager = threading.Lock() if INTERPRETED else nullcontext()
 
 
-def launched(kernel: Any, programs: int, like: Tensor, how: Tiles, args: tuple[Any, ...]) -> None:
+def launched(kernel: Any, programs: int, like: Tensor, how: Tiles, /, **args: Any) -> None:
     limit = {} if torch.version.hip else {"maxnreg": how.registers}
     device: AbstractContextManager = torch.cuda.device(like.device) if like.is_cuda else nullcontext()
     with device, _alone:
-        kernel[(programs,)](*args, num_warps=how.warps, num_stages=how.stages, **limit)
+        kernel[(programs,)](**args, num_warps=how.warps, num_stages=how.stages, **limit)
 
 
 launch = launched  # tools/triton_resources.py compiles instead
 
 
-def run(kernel: Any, programs: int, like: Tensor, how: Tiles, *args: Any) -> None:
+def run(kernel: Any, programs: int, like: Tensor, how: Tiles, /, **args: Any) -> None:
     """Launches on the device of `like`, on its current stream. An empty batch launches nothing."""
     if programs > 0:
-        launch(kernel, programs, like, how, args)
+        launch(kernel, programs, like, how, **args)
 
 
 def precision() -> str:
@@ -87,12 +87,23 @@ class NoRecurrence:
     def empty(self, *shape: int) -> Tensor:
         return self.like.new_empty(shape, dtype=self.dtype)
 
-    def run(self, kernel: Any, *args: Any) -> None:
-        """With what every kernel of a recurrence is told last."""
+    def run(self, kernel: Any, /, **args: Any) -> None:
+        """Launch with these arguments, and with those that every kernel of a recurrence has last."""
         run(
-            kernel, self.programs, self.like, self.tiles, *args,
-            self.T, self.B, self.C, self.R, self.cell, self.projection, self.tiles, precision(),
-        )  # fmt: skip
+            kernel,
+            self.programs,
+            self.like,
+            self.tiles,
+            **args,
+            T=self.T,
+            B=self.B,
+            C=self.C,
+            R=self.R,
+            CELL=self.cell,
+            PROJECTION=self.projection,
+            TILES=self.tiles,
+            PRECISION=precision(),
+        )
 
 
 class Recurrence(NoRecurrence):

@@ -17,9 +17,26 @@ from .weight_gradients import WeightGradients, clear
 
 @triton.jit(do_not_specialize=["T", "B"])
 def layer_update_kernel(
-    table, y, d, states_h, states_c, h0, c0, w, s, ELEMENT: tl.constexpr, PIECE: tl.constexpr, T, B, C, R,
-    CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    table,  # maps.Table of x and out [B, C, H, W]; out is written, and may be x
+    y,  # [T, B, C] written
+    d,  # [T, B, C] scratch
+    states_h,  # [T, B, C] written; None where the cell saves none
+    states_c,  # [T, B, C] written; None where the cell saves none
+    h0,  # [B, C]; None where it is act(c0), or the cell's own start
+    c0,  # [B, C]; None for zeros
+    w,  # recurrence.Weights
+    s,  # recurrence.Scratch
+    ELEMENT: tl.constexpr,  # dtype of the maps
+    PIECE: tl.constexpr,  # neighbouring elements that may be read at once
+    T,
+    B,
+    C,
+    R,
+    CELL: tl.constexpr,  # cells.Cell
+    PROJECTION: tl.constexpr,  # "joint", "split" or "dense"
+    TILES: tl.constexpr,  # tiles.Tiles
+    PRECISION: tl.constexpr,  # of products: "ieee" or "tf32"
+):
     first = tl.program_id(0) * TILES.samples
     end = tl.minimum(first + TILES.samples, B)
     for t in range(0, T):
@@ -37,10 +54,32 @@ def layer_update_kernel(
 
 @triton.jit(do_not_specialize=["T", "B", "COUNT"])
 def layer_update_bwd_kernel(
-    table, y, d, dd, dy, states_h, states_c, dstates_h, dstates_c, h0, c0, w, f, arrived, COUNT,
-    ELEMENT: tl.constexpr, PIECE: tl.constexpr, T, B, C, R,
-    CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    table,  # maps.Table of dout, x and dx [B, C, H, W]; dx is written
+    y,  # [T, B, C]
+    d,  # [T, B, C] scratch, as dd and dy
+    dd,  # [T, B, C]
+    dy,  # [T, B, C]
+    states_h,  # [T, B, C] as the forward pass saved them; None where the cell saves none
+    states_c,  # [T, B, C] as the forward pass saved them; None where the cell saves none
+    dstates_h,  # [T, B, C]; None where no gradient arrives
+    dstates_c,  # [T, B, C]; None where no gradient arrives
+    h0,  # [B, C]; None where it is act(c0), or the cell's own start
+    c0,  # [B, C]; None for zeros
+    w,  # recurrence.Weights
+    f,  # recurrence_bwd.Factors, written
+    arrived,  # [COUNT] int32 counters of the weight gradients, cleared; None where there are none
+    COUNT,
+    ELEMENT: tl.constexpr,  # dtype of the maps
+    PIECE: tl.constexpr,  # neighbouring elements that may be read at once
+    T,
+    B,
+    C,
+    R,
+    CELL: tl.constexpr,  # cells.Cell
+    PROJECTION: tl.constexpr,  # "joint", "split" or "dense"
+    TILES: tl.constexpr,  # tiles.Tiles
+    PRECISION: tl.constexpr,  # of products: "ieee" or "tf32"
+):
     clear(arrived, COUNT)
     first = tl.program_id(0) * TILES.samples
     end = tl.minimum(first + TILES.samples, B)
@@ -71,9 +110,19 @@ def _forward(x: MapList, out: MapList, states: list[Tensor], r: Recurrence) -> T
     given, piece = table(x, out)
     y, d = r.rows(r.C), r.rows(r.C)
     r.run(
-        layer_update_kernel, given, y, d, r.h_of(states), r.c_of(states), r.h0, r.c0, r.weights, r.scratch(),
-        ELEMENT[r.like.dtype], piece,
-    )  # fmt: skip
+        layer_update_kernel,
+        table=given,
+        y=y,
+        d=d,
+        states_h=r.h_of(states),
+        states_c=r.c_of(states),
+        h0=r.h0,
+        c0=r.c0,
+        w=r.weights,
+        s=r.scratch(),
+        ELEMENT=ELEMENT[r.like.dtype],
+        PIECE=piece,
+    )
     return y
 
 
@@ -125,8 +174,22 @@ def layer_update_bwd(
     gradients = WeightGradients(r, f, y, has_refresh=True, has_scan=True)
     d, dd, dy = (r.rows(r.C) for _ in range(3))
     r.run(
-        layer_update_bwd_kernel, given, y, d, dd, dy, r.h_of(states), r.c_of(states), r.h_of(dstates),
-        r.c_of(dstates), r.h0, r.c0, r.weights, f, *gradients.arrived,
-        ELEMENT[r.like.dtype], piece,
-    )  # fmt: skip
+        layer_update_bwd_kernel,
+        table=given,
+        y=y,
+        d=d,
+        dd=dd,
+        dy=dy,
+        states_h=r.h_of(states),
+        states_c=r.c_of(states),
+        dstates_h=r.h_of(dstates),
+        dstates_c=r.c_of(dstates),
+        h0=r.h0,
+        c0=r.c0,
+        w=r.weights,
+        f=f,
+        **gradients.counters,
+        ELEMENT=ELEMENT[r.like.dtype],
+        PIECE=piece,
+    )
     return dx.as_given(x), gradients.compute(), r.dstate(f)

@@ -26,7 +26,7 @@ from .recurrence import hoist, load_start, refresh_layers, scan_layers
 from .recurrence_bwd import begin, finish, keep_start, refresh_bwd_layers, scan_bwd_layers
 from .stencil import MIDDLE, convolve, convolved, correlate, taps_of
 from .sums import sum_samples
-from .weight_gradients import WeightGradients, clear
+from .weight_gradients import NO_COUNTERS, WeightGradients, clear
 
 
 class Filters(NamedTuple):
@@ -104,10 +104,35 @@ def attend(
 
 @triton.jit(do_not_specialize=["W", "K", "HEADS", "T", "B"])
 def light_step_kernel(
-    table, W, f, K, HEADS, SCALE: tl.constexpr, y, gate, d, planes, states_h, states_c, h0, c0, w, s, of_refresh,
-    ELEMENT: tl.constexpr, PIECE: tl.constexpr, INTERLEAVED: tl.constexpr, T, B, C, R,
-    CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    table,  # maps.Table: first x, and o_prev where there is one, then o, written; all [B, C, H, W]
+    W,
+    f,  # Filters
+    K,  # taps of f.q and f.k
+    HEADS,
+    SCALE: tl.constexpr,  # 1 / sqrt(D)
+    y,  # [MAPS, B, C] the means of x and of o_prev; written
+    gate,  # [B, C] scratch
+    d,  # [B, C] scratch; None without a cell, or without o_prev
+    planes,  # [2, B, C] written, for the moments; None where they are not wanted
+    states_h,  # [B, C] written; None where the cell saves none
+    states_c,  # [B, C] written; None where the cell saves none
+    h0,  # [B, C]; None where it is act(c0), or the cell's own start
+    c0,  # [B, C]; None for zeros
+    w,  # recurrence.Weights; None without a cell
+    s,  # recurrence.Scratch, of the scan of the one layer x; None without a cell
+    of_refresh,  # the same, from the rows of o_prev on
+    ELEMENT: tl.constexpr,  # dtype of the maps
+    PIECE: tl.constexpr,  # neighbouring elements that may be read at once
+    INTERLEAVED: tl.constexpr,  # or planar, all maps alike
+    T,  # 1: x is the one layer of its scan, o_prev of its refresh
+    B,
+    C,
+    R,
+    CELL: tl.constexpr,  # cells.Cell, or None
+    PROJECTION: tl.constexpr,  # "joint", "split" or "dense"
+    TILES: tl.constexpr,  # tiles.Tiles
+    PRECISION: tl.constexpr,  # of products: "ieee" or "tf32"
+):
     MAPS: tl.constexpr = len(table.planes)
     first = tl.program_id(0) * TILES.samples
     end = tl.minimum(first + TILES.samples, B)
@@ -123,8 +148,8 @@ def light_step_kernel(
         hoist(y, w, s.p, s.q, s.uy, MAPS, B, C, R, CELL.NG * C, PROJECTION, TILES, PRECISION)
         scan_layers(states_h, states_c, w, s, T, B, C, R, CELL, PROJECTION, TILES, PRECISION)
         if MAPS > 1:
-            h = s.h + row_of(1, 0, B, C)
-            refresh_layers(d, h, s.c, w, of_refresh, T, B, C, R, CELL, PROJECTION, TILES, PRECISION)
+            h_last = s.h + row_of(1, 0, B, C)
+            refresh_layers(d, h_last, s.c, w, of_refresh, T, B, C, R, CELL, PROJECTION, TILES, PRECISION)
     tl.debug_barrier()
     for b in range(first, end):
         attend(table, W, f, gate, d, planes, b, B, C, ELEMENT, PIECE, INTERLEAVED, TILES)
@@ -166,13 +191,22 @@ def refresh_gradient(dd, on_o, lam, b, B, C, TILES: tl.constexpr):
 
 
 @triton.jit
-def filter_gradients(f, work, parts, K, b, B, C, TILES: tl.constexpr):
+def parts_of(parts, P, K, b, C):
+    """Return where the share of sample b in parts [B, P] begins: its dq, dk, dv, dlam and de."""
+    dq = parts + tl.cast(b, tl.int64) * P
+    dk = dq + K
+    dv = dq + 2 * K
+    dlam = dv + 9 * C
+    de = dlam + C
+    return dq, dk, dv, dlam, de
+
+
+@triton.jit
+def filter_gradients(f, work, P, K, b, B, C, TILES: tl.constexpr):
     """The share of sample b in dv, dlam and de, and its dgate, from the gradients of its filters."""
     TAPS: tl.constexpr = 16
     row = row_of(0, b, B, C)
-    dv = parts + 2 * K
-    dlam = dv + 9 * C
-    de = dlam + C
+    _, _, dv, dlam, de = parts_of(work.parts, P, K, b, C)
     k = tl.arange(0, TAPS)
     for c0 in range(0, C, TILES.step_columns):
         c = c0 + tl.arange(0, TILES.step_columns)
@@ -219,12 +253,39 @@ def send_back(
 
 @triton.jit(do_not_specialize=["W", "K", "HEADS", "P", "COUNT", "T", "B"])
 def light_step_bwd_kernel(
-    table, W, f, K, HEADS, SCALE: tl.constexpr, y, dy, work, P, states_h, states_c, dstates_h, dstates_c, h0, c0,
-    w, factors, of_scan, arrived, COUNT,
-    ELEMENT: tl.constexpr, PIECE: tl.constexpr, INTERLEAVED: tl.constexpr, T, B, C, R,
-    CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Rows of y and dy are in the order of the factors, the refresh's before the scan's: o_prev, x."""
+    table,  # maps.Table: x and perhaps o_prev, then dout, then their gradients, written; all [B, C, H, W]
+    W,
+    f,  # Filters
+    K,  # taps of f.q and f.k
+    HEADS,
+    SCALE: tl.constexpr,  # 1 / sqrt(D)
+    y,  # [MAPS, B, C] the means in the order of the factors, the refresh's before the scan's: of o_prev, of x
+    dy,  # [MAPS, B, C] scratch, in that order; zeros without a cell
+    work,  # Work
+    P,  # numbers that all filters have
+    states_h,  # [1, B, C] as the forward pass saved it; None where the cell saves none
+    states_c,  # [1, B, C] as the forward pass saved it; None where the cell saves none
+    dstates_h,  # [1, B, C]; None where no gradient arrives
+    dstates_c,  # [1, B, C]; None where no gradient arrives
+    h0,  # [B, C]; None where it is act(c0), or the cell's own start
+    c0,  # [B, C]; None for zeros
+    w,  # recurrence.Weights; None without a cell
+    factors,  # recurrence_bwd.Factors, written; None without a cell
+    of_scan,  # the same, from the rows of x on
+    arrived,  # [COUNT] int32 counters of the weight gradients, cleared; None where there are none
+    COUNT,
+    ELEMENT: tl.constexpr,  # dtype of the maps
+    PIECE: tl.constexpr,  # neighbouring elements that may be read at once
+    INTERLEAVED: tl.constexpr,  # or planar, all maps alike
+    T,  # 1: x is the one layer of its scan, o_prev of its refresh
+    B,
+    C,
+    R,
+    CELL: tl.constexpr,  # cells.Cell, or None
+    PROJECTION: tl.constexpr,  # "joint", "split" or "dense"
+    TILES: tl.constexpr,  # tiles.Tiles
+    PRECISION: tl.constexpr,  # of products: "ieee" or "tf32"
+):
     MAPS: tl.constexpr = len(table.planes)
     first = tl.program_id(0) * TILES.samples
     end = tl.minimum(first + TILES.samples, B)
@@ -244,9 +305,9 @@ def light_step_bwd_kernel(
             for b in range(first, end):
                 refresh_gradient(work.dd, work.on_o, f.lam, b, B, C, TILES)
             tl.debug_barrier()
-            h = factors.h + row_of(1, 0, B, C)
+            h_last = factors.h + row_of(1, 0, B, C)
             refresh_bwd_layers(
-                work.dd, work.d, h, states_c, w, factors, T, B, C, R, CELL, PROJECTION, TILES, PRECISION
+                work.dd, work.d, h_last, states_c, w, factors, T, B, C, R, CELL, PROJECTION, TILES, PRECISION
             )  # fmt: skip
         scan_bwd_layers(
             dstates_h, dstates_c, states_c, c0, w, of_scan, T, B, C, R, CELL, PROJECTION, TILES, PRECISION
@@ -254,13 +315,13 @@ def light_step_bwd_kernel(
         keep_start(h0, c0, factors, B, C, CELL, TILES)
         finish(dy, w, factors, MAPS, B, C, R, 2 - MAPS, False, CELL, PROJECTION, TILES, PRECISION)
     for b in range(first, end):
-        filter_gradients(f, work, work.parts + tl.cast(b, tl.int64) * P, K, b, B, C, TILES)
+        filter_gradients(f, work, P, K, b, B, C, TILES)
     tl.debug_barrier()
     for b in range(first, end):
         row = row_of(0, b, B, C)
-        dq = work.parts + tl.cast(b, tl.int64) * P
+        dq, dk, _, _, _ = parts_of(work.parts, P, K, b, C)
         channel_gates_bwd(
-            dy + of_x + row, dq, dq + K, work.dq_row + row, work.dk_row + row, work.dgate + row, work.gate + row,
+            dy + of_x + row, dq, dk, work.dq_row + row, work.dk_row + row, work.dgate + row, work.gate + row,
             y + of_x + row, f.q, f.k, K, HEADS, C, SCALE, TILES,
         )  # fmt: skip
         send_back(table, W, f, work.gate, work.d, dy, b, B, C, ELEMENT, PIECE, INTERLEAVED, TILES)
@@ -292,7 +353,13 @@ class Step:
         self.filters = [f.contiguous() for f in filters]
         e = self.filters[4] if len(filters) == 5 and len(maps) == 2 else None
         # What every kernel is told of them.
-        self.given = W, Filters(*self.filters[:4], e), filters[0].numel(), heads, (C // heads) ** -0.5
+        self.given = {
+            "W": W,
+            "f": Filters(*self.filters[:4], e),
+            "K": filters[0].numel(),
+            "HEADS": heads,
+            "SCALE": (C // heads) ** -0.5,
+        }
 
     def refreshed(self) -> Tensor | None:
         """d, where there is one."""
@@ -316,10 +383,24 @@ def light_step(
         states, scratch = [s[0] for s in r.empty_states()], r.scratch()
         of_refresh = from_row(scratch, len(maps) - 1)
     r.run(
-        light_step_kernel, given, *step.given, y, gate, step.refreshed(), of_o.planes, r.h_of(states), r.c_of(states),
-        r.h0, r.c0, r.weights, scratch, of_refresh, ELEMENT[step.like.dtype], piece,
-        step.x.interleaved[0],
-    )  # fmt: skip
+        light_step_kernel,
+        table=given,
+        **step.given,
+        y=y,
+        gate=gate,
+        d=step.refreshed(),
+        planes=of_o.planes,
+        states_h=r.h_of(states),
+        states_c=r.c_of(states),
+        h0=r.h0,
+        c0=r.c0,
+        w=r.weights,
+        s=scratch,
+        of_refresh=of_refresh,
+        ELEMENT=ELEMENT[step.like.dtype],
+        PIECE=piece,
+        INTERLEAVED=step.x.interleaved[0],
+    )
     return o.as_given(step.x)[0], states, y, of_o.compute(r.tiles)
 
 
@@ -360,11 +441,27 @@ def light_step_bwd(
         gradients = WeightGradients(r, factors, y, has_refresh=len(maps) > 1, has_scan=True)
         dstate = r.dstate(factors)
     r.run(
-        light_step_bwd_kernel, given, *step.given, y, dy, work, work.parts.shape[1], r.h_of(states), r.c_of(states),
-        r.h_of(dstates), r.c_of(dstates), r.h0, r.c0, r.weights, factors, of_scan,
-        *(gradients.arrived if gradients else (None, 0)), ELEMENT[step.like.dtype], piece,
-        step.x.interleaved[0],
-    )  # fmt: skip
+        light_step_bwd_kernel,
+        table=given,
+        **step.given,
+        y=y,
+        dy=dy,
+        work=work,
+        P=work.parts.shape[1],
+        states_h=r.h_of(states),
+        states_c=r.c_of(states),
+        dstates_h=r.h_of(dstates),
+        dstates_c=r.c_of(dstates),
+        h0=r.h0,
+        c0=r.c0,
+        w=r.weights,
+        factors=factors,
+        of_scan=of_scan,
+        **(gradients.counters if gradients else NO_COUNTERS),
+        ELEMENT=ELEMENT[step.like.dtype],
+        PIECE=piece,
+        INTERLEAVED=step.x.interleaved[0],
+    )
     sum_samples(work.parts, used, r.tiles)
     if gradients:
         dweights = gradients.compute()

@@ -15,9 +15,17 @@ from .operator import operator
 
 @triton.jit(do_not_specialize=["M", "B"])
 def mix_kernel(
-    table, coef, planes, M, B, C,
-    ELEMENT: tl.constexpr, PIECE: tl.constexpr, INTERLEAVED: tl.constexpr, TILES: tl.constexpr,
-):  # fmt: skip
+    table,  # maps.Table of the M values and of o [B, C, H, W]; o is written
+    coef,  # [M, B, C]
+    planes,  # [2, B, C] written, for the moments; None where they are not wanted
+    M,  # values
+    B,
+    C,
+    ELEMENT: tl.constexpr,  # dtype of the maps
+    PIECE: tl.constexpr,  # neighbouring elements that may be read at once
+    INTERLEAVED: tl.constexpr,  # or planar, all maps alike
+    TILES: tl.constexpr,  # tiles.Tiles
+):
     TILE: tl.constexpr = TILES.interleaved if INTERLEAVED else TILES.planar
     CHANNELS: tl.constexpr = TILE[0]
     PIXELS: tl.constexpr = TILE[1]
@@ -46,9 +54,17 @@ def mix_kernel(
 
 @triton.jit(do_not_specialize=["M", "B"])
 def mix_bwd_kernel(
-    table, coef, dcoef, M, B, C,
-    ELEMENT: tl.constexpr, PIECE: tl.constexpr, INTERLEAVED: tl.constexpr, TILES: tl.constexpr,
-):  # fmt: skip
+    table,  # maps.Table of dout, the M values, dvalues and, where it is given, later [B, C, H, W]; dvalues are written
+    coef,  # [M, B, C]
+    dcoef,  # [M, B, C] written
+    M,  # values
+    B,
+    C,
+    ELEMENT: tl.constexpr,  # dtype of the maps
+    PIECE: tl.constexpr,  # neighbouring elements that may be read at once
+    INTERLEAVED: tl.constexpr,  # or planar, all maps alike
+    TILES: tl.constexpr,  # tiles.Tiles
+):
     TILE: tl.constexpr = TILES.interleaved if INTERLEAVED else TILES.planar
     CHANNELS: tl.constexpr = TILE[0]
     PIXELS: tl.constexpr = TILE[1]
@@ -96,8 +112,22 @@ def mix(values: list[Tensor], coef: Tensor, moments: bool) -> tuple[Tensor, list
     how, programs = pieces_of("mix", first)
     of_o = Moments(values[0], moments, coef)
     B, C = values[0].shape[:2]
-    form = ELEMENT[values[0].dtype], piece, first.interleaved[0], how
-    run(mix_kernel, programs, coef, how, maps, coef, of_o.planes, len(values), B, C, *form)
+    run(
+        mix_kernel,
+        programs,
+        coef,
+        how,
+        table=maps,
+        coef=coef,
+        planes=of_o.planes,
+        M=len(values),
+        B=B,
+        C=C,
+        ELEMENT=ELEMENT[values[0].dtype],
+        PIECE=piece,
+        INTERLEAVED=first.interleaved[0],
+        TILES=how,
+    )
     return o.as_given(first)[0], of_o.compute(how)
 
 
@@ -115,6 +145,20 @@ def mix_bwd(dout: Tensor, later: list[Tensor], values: list[Tensor], coef: Tenso
     how, programs = pieces_of("mix_bwd", given)
     dcoef = coef.new_empty(coef.shape)
     B, C = values[0].shape[:2]
-    form = ELEMENT[values[0].dtype], piece, first.interleaved[0], how
-    run(mix_bwd_kernel, programs, coef, how, maps, coef, dcoef, len(values), B, C, *form)
+    run(
+        mix_bwd_kernel,
+        programs,
+        coef,
+        how,
+        table=maps,
+        coef=coef,
+        dcoef=dcoef,
+        M=len(values),
+        B=B,
+        C=C,
+        ELEMENT=ELEMENT[values[0].dtype],
+        PIECE=piece,
+        INTERLEAVED=first.interleaved[0],
+        TILES=how,
+    )
     return dvalues.as_given(given), dcoef

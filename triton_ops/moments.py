@@ -26,13 +26,21 @@ def store_plane(planes, mean, m2, c, b, B, C, HW):
     count = ((HW - tl.arange(0, PIXELS) + PIXELS - 1) // PIXELS).to(mean.dtype)[None, :]
     total = tl.sum(mean * count, 1) / HW
     away = mean - total[:, None]
-    at = planes + tl.cast(b, tl.int64) * C + c
-    tl.store(at, total, c < C)
-    tl.store(at + tl.cast(B, tl.int64) * C, tl.sum(m2 + count * away * away, 1), c < C)
+    mean_at = planes + tl.cast(b, tl.int64) * C + c
+    tl.store(mean_at, total, c < C)
+    m2_at = mean_at + tl.cast(B, tl.int64) * C
+    tl.store(m2_at, tl.sum(m2 + count * away * away, 1), c < C)
 
 
 @triton.jit(do_not_specialize=["B", "HW"])
-def moments_kernel(planes, moments, B, C, HW, TILES: tl.constexpr):
+def moments_kernel(
+    planes,  # [2, B, C] the mean of each plane, and the sum of squares around it
+    moments,  # [2, C] mean and biased variance; written
+    B,
+    C,
+    HW,
+    TILES: tl.constexpr,  # tiles.Tiles
+):
     ROWS: tl.constexpr = TILES.rows
     COLUMNS: tl.constexpr = TILES.columns
     A: tl.constexpr = moments.dtype.element_ty
@@ -45,12 +53,14 @@ def moments_kernel(planes, moments, B, C, HW, TILES: tl.constexpr):
     sums = tl.zeros([ROWS, COLUMNS], A)
     for b0 in range(0, B, ROWS):
         b = (b0 + tl.arange(0, ROWS)).to(tl.int64)
-        at = planes + b[:, None] * C + c[None, :]
+        mean_at = planes + b[:, None] * C + c[None, :]
         there = (b < B)[:, None] & (c < C)[None, :]
-        away = tl.where(there, tl.load(at, there, 0.0) - mean[None, :], 0.0)
-        sums += tl.load(at + tl.cast(B, tl.int64) * C, there, 0.0) + away * away * HW
+        away = tl.where(there, tl.load(mean_at, there, 0.0) - mean[None, :], 0.0)
+        m2_at = mean_at + tl.cast(B, tl.int64) * C
+        sums += tl.load(m2_at, there, 0.0) + away * away * HW
     tl.store(moments + c, mean, c < C)
-    tl.store(moments + C + c, tl.sum(sums, 0) / B / HW, c < C)
+    var = moments + C
+    tl.store(var + c, tl.sum(sums, 0) / B / HW, c < C)
 
 
 class Moments:
@@ -66,5 +76,16 @@ class Moments:
         B, C, H, W = self.o.shape
         moments = self.planes.new_empty((2, C))
         programs = triton.cdiv(C, how.columns)
-        run(moments_kernel, programs, self.o, how, self.planes, moments, B, C, H * W, how)
+        run(
+            moments_kernel,
+            programs,
+            self.o,
+            how,
+            planes=self.planes,
+            moments=moments,
+            B=B,
+            C=C,
+            HW=H * W,
+            TILES=how,
+        )
         return [moments]

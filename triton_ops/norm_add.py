@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -25,15 +27,26 @@ def one_over_root(x):
 @triton.jit
 def norm_of(moments, c, C, EPS: tl.constexpr):
     """Mean and 1 / sqrt(var + eps) of channels c."""
-    return tl.load(moments + c, c < C, 0.0), one_over_root(tl.load(moments + C + c, c < C, 1.0) + EPS)
+    var = moments + C
+    return tl.load(moments + c, c < C, 0.0), one_over_root(tl.load(var + c, c < C, 1.0) + EPS)
 
 
 @triton.jit(do_not_specialize=["B"])
 def norm_add_kernel(
-    table, moments, gamma, beta, keep, B, C,
-    EPS: tl.constexpr, RELU: tl.constexpr,
-    ELEMENT: tl.constexpr, PIECE: tl.constexpr, INTERLEAVED: tl.constexpr, TILES: tl.constexpr,
-):  # fmt: skip
+    table,  # maps.Table of x, o and out [B, C, H, W]; out is written
+    moments,  # [2, C] mean and biased variance
+    gamma,  # [C]
+    beta,  # [C]
+    keep,  # [B], or None for ones
+    B,
+    C,
+    EPS: tl.constexpr,
+    RELU: tl.constexpr,
+    ELEMENT: tl.constexpr,  # dtype of the maps
+    PIECE: tl.constexpr,  # neighbouring elements that may be read at once
+    INTERLEAVED: tl.constexpr,  # or planar, all maps alike
+    TILES: tl.constexpr,  # tiles.Tiles
+):
     TILE: tl.constexpr = TILES.interleaved if INTERLEAVED else TILES.planar
     A: tl.constexpr = moments.dtype.element_ty
     _, b, begin, end = maps_of_program(B, C, TILES)
@@ -79,10 +92,21 @@ def before_norm(
 
 @triton.jit(do_not_specialize=["B"])
 def norm_sums_kernel(
-    table, moments, gamma, beta, keep, sums, B, C,
-    EPS: tl.constexpr, RELU: tl.constexpr,
-    ELEMENT: tl.constexpr, PIECE: tl.constexpr, INTERLEAVED: tl.constexpr, TILES: tl.constexpr,
-):  # fmt: skip
+    table,  # maps.Table of dout, o and do [B, C, H, W]
+    moments,  # [2, C] mean and biased variance
+    gamma,  # [C]
+    beta,  # [C]
+    keep,  # [B], or None for ones
+    sums,  # [B, 2, C] the sums over pixels of dz ohat and of dz, for gamma and beta; written
+    B,
+    C,
+    EPS: tl.constexpr,
+    RELU: tl.constexpr,
+    ELEMENT: tl.constexpr,  # dtype of the maps
+    PIECE: tl.constexpr,  # neighbouring elements that may be read at once
+    INTERLEAVED: tl.constexpr,  # or planar, all maps alike
+    TILES: tl.constexpr,  # tiles.Tiles
+):
     """sums [B, 2, C] = the sums over pixels of dz ohat and of dz, for gamma and beta."""
     TILE: tl.constexpr = TILES.interleaved if INTERLEAVED else TILES.planar
     CHANNELS: tl.constexpr = TILE[0]
@@ -92,7 +116,8 @@ def norm_sums_kernel(
     HW = pixels_of(table, PIECE, INTERLEAVED)
     dout, dout_stride = map_of(table.maps[0], 0, b, ELEMENT, PIECE)
     o, o_stride = map_of(table.maps[1], 0, b, ELEMENT, PIECE)
-    sums += row_of(0, b, B, C) * 2
+    dgamma = sums + row_of(0, b, B, C) * 2
+    dbeta = dgamma + C
     kept = None if keep is None else keep + b
     for c0 in range(begin, end, CHANNELS):
         c = c0 + tl.arange(0, CHANNELS)
@@ -106,16 +131,28 @@ def norm_sums_kernel(
             )  # fmt: skip
             of_gamma += dz * ohat
             of_beta += dz
-        tl.store(sums + c, tl.sum(of_gamma, 1), c < C)
-        tl.store(sums + C + c, tl.sum(of_beta, 1), c < C)
+        tl.store(dgamma + c, tl.sum(of_gamma, 1), c < C)
+        tl.store(dbeta + c, tl.sum(of_beta, 1), c < C)
 
 
 @triton.jit(do_not_specialize=["B"])
 def norm_add_bwd_kernel(
-    table, moments, gamma, beta, keep, dgamma, dbeta, B, C,
-    EPS: tl.constexpr, RELU: tl.constexpr,
-    ELEMENT: tl.constexpr, PIECE: tl.constexpr, INTERLEAVED: tl.constexpr, TILES: tl.constexpr,
-):  # fmt: skip
+    table,  # maps.Table of dout, o and do [B, C, H, W]; do is written
+    moments,  # [2, C] mean and biased variance
+    gamma,  # [C]
+    beta,  # [C]
+    keep,  # [B], or None for ones
+    dgamma,  # [C], or None where the moments are constants
+    dbeta,  # [C], or None where the moments are constants
+    B,
+    C,
+    EPS: tl.constexpr,
+    RELU: tl.constexpr,
+    ELEMENT: tl.constexpr,  # dtype of the maps
+    PIECE: tl.constexpr,  # neighbouring elements that may be read at once
+    INTERLEAVED: tl.constexpr,  # or planar, all maps alike
+    TILES: tl.constexpr,  # tiles.Tiles
+):
     """do; dgamma and dbeta are None where the moments are constants."""
     TILE: tl.constexpr = TILES.interleaved if INTERLEAVED else TILES.planar
     _, b, begin, end = maps_of_program(B, C, TILES)
@@ -143,7 +180,7 @@ def norm_add_bwd_kernel(
             tl.store(tile_of(do, do_stride, c, p, INTERLEAVED), new, there)
 
 
-def _channels(o: Tensor, moments: Tensor, gamma: Tensor, beta: Tensor, keep: list[Tensor]) -> tuple:
+def _channels(o: Tensor, moments: Tensor, gamma: Tensor, beta: Tensor, keep: list[Tensor]) -> dict[str, Any]:
     """What is no map, as kernels take it."""
     B, C = o.shape[:2]
     dtype = accumulate_dtype(o.dtype)
@@ -153,7 +190,12 @@ def _channels(o: Tensor, moments: Tensor, gamma: Tensor, beta: Tensor, keep: lis
     require(len(keep) <= 1, f"keep: expected one tensor or none, got {len(keep)}")
     for of_samples in keep:
         check_tensor("keep", of_samples, (B,), dtype, o)
-    return moments.contiguous(), gamma.contiguous(), beta.contiguous(), keep[0].contiguous() if keep else None
+    return {
+        "moments": moments.contiguous(),
+        "gamma": gamma.contiguous(),
+        "beta": beta.contiguous(),
+        "keep": keep[0].contiguous() if keep else None,
+    }
 
 
 @operator()
@@ -168,8 +210,22 @@ def norm_add(
     maps, piece = table(to, norm, out)
     how, programs = pieces_of("norm_add", to)
     B, C = x.shape[:2]
-    form = ELEMENT[x.dtype], piece, to.interleaved[0], how
-    run(norm_add_kernel, programs, x, how, maps, *given, B, C, eps, relu, *form)
+    run(
+        norm_add_kernel,
+        programs,
+        x,
+        how,
+        table=maps,
+        **given,
+        B=B,
+        C=C,
+        EPS=eps,
+        RELU=relu,
+        ELEMENT=ELEMENT[x.dtype],
+        PIECE=piece,
+        INTERLEAVED=to.interleaved[0],
+        TILES=how,
+    )
     return out.as_given(to)[0]
 
 
@@ -188,9 +244,20 @@ def norm_add_bwd(
     how, programs = pieces_of("norm_add_bwd", norm)
     B, C = o.shape[:2]
     sums, dgamma, dbeta = gamma.new_empty((B, 2 * C)), gamma.new_empty(C), gamma.new_empty(C)
-    rest = B, C, eps, relu, ELEMENT[o.dtype], piece, norm.interleaved[0], how
-    run(norm_sums_kernel, programs, o, how, maps, *given, sums, *rest)
+    both: dict[str, Any] = {
+        "table": maps,
+        **given,
+        "B": B,
+        "C": C,
+        "EPS": eps,
+        "RELU": relu,
+        "ELEMENT": ELEMENT[o.dtype],
+        "PIECE": piece,
+        "INTERLEAVED": norm.interleaved[0],
+        "TILES": how,
+    }
+    run(norm_sums_kernel, programs, o, how, sums=sums, **both)
     sum_samples(sums, [dgamma, dbeta], how)
-    of_batch = (dgamma, dbeta) if batch_moments else (None, None)
-    run(norm_add_bwd_kernel, programs, o, how, maps, *given, *of_batch, *rest)
+    of_var, of_mean = (dgamma, dbeta) if batch_moments else (None, None)
+    run(norm_add_bwd_kernel, programs, o, how, dgamma=of_var, dbeta=of_mean, **both)
     return do.as_given(norm)[0], dgamma, dbeta

@@ -16,9 +16,21 @@ from .weight_gradients import WeightGradients, clear
 
 @triton.jit(do_not_specialize=["T", "B"])
 def refresh_kernel(
-    y, h, c, d, w, s, T, B, C, R,
-    CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    y,  # [T, B, C]
+    h,  # [B, C] the state after the last layer; None where it is act(c)
+    c,  # [B, C]; None where the cell has none
+    d,  # [T, B, C] written
+    w,  # recurrence.Weights
+    s,  # recurrence.Scratch
+    T,
+    B,
+    C,
+    R,
+    CELL: tl.constexpr,  # cells.Cell
+    PROJECTION: tl.constexpr,  # "joint", "split" or "dense"
+    TILES: tl.constexpr,  # tiles.Tiles
+    PRECISION: tl.constexpr,  # of products: "ieee" or "tf32"
+):
     load_start(s, h, c, B, C, CELL, TILES)
     hoist(y, w, s.p, s.q, s.uy, T, B, C, R, CELL.NG * C, PROJECTION, TILES, PRECISION)
     refresh_layers(d, s.h, s.c, w, s, T, B, C, R, CELL, PROJECTION, TILES, PRECISION)
@@ -26,9 +38,24 @@ def refresh_kernel(
 
 @triton.jit(do_not_specialize=["T", "B", "COUNT"])
 def refresh_bwd_kernel(
-    y, h, c, dd, dy, w, f, arrived, COUNT, T, B, C, R,
-    CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    y,  # [T, B, C]
+    h,  # [B, C] the state after the last layer; None where it is act(c)
+    c,  # [B, C]; None where the cell has none
+    dd,  # [T, B, C]
+    dy,  # [T, B, C] written
+    w,  # recurrence.Weights
+    f,  # recurrence_bwd.Factors, written
+    arrived,  # [COUNT] int32 counters of the weight gradients, cleared; None where there are none
+    COUNT,
+    T,
+    B,
+    C,
+    R,
+    CELL: tl.constexpr,  # cells.Cell
+    PROJECTION: tl.constexpr,  # "joint", "split" or "dense"
+    TILES: tl.constexpr,  # tiles.Tiles
+    PRECISION: tl.constexpr,  # of products: "ieee" or "tf32"
+):
     clear(arrived, COUNT)
     begin(None, None, h, c, f, 0, B, C, CELL, TILES)
     hoist(y, w, f.p, f.q, f.uy, T, B, C, R, CELL.NG * C, PROJECTION, TILES, PRECISION)
@@ -43,7 +70,7 @@ def refresh(y: Tensor, state: list[Tensor], weights: list[Tensor], rule: str) ->
     y = y.contiguous()
     r = Recurrence("refresh", rule, weights, state, *y.shape, y)
     d = y.new_empty(y.shape)
-    r.run(refresh_kernel, y, r.h0, r.c0, d, r.weights, r.scratch())
+    r.run(refresh_kernel, y=y, h=r.h0, c=r.c0, d=d, w=r.weights, s=r.scratch())
     return d
 
 
@@ -57,5 +84,15 @@ def refresh_bwd(
     r = Recurrence("refresh_bwd", rule, weights, state, *y.shape, y)
     f, dy = r.factors(), y.new_empty(y.shape)
     gradients = WeightGradients(r, f, y, has_refresh=True, has_scan=False)
-    r.run(refresh_bwd_kernel, y, r.h0, r.c0, dd.contiguous(), dy, r.weights, f, *gradients.arrived)
+    r.run(
+        refresh_bwd_kernel,
+        y=y,
+        h=r.h0,
+        c=r.c0,
+        dd=dd.contiguous(),
+        dy=dy,
+        w=r.weights,
+        f=f,
+        **gradients.counters,
+    )
     return dy, r.dstate(f), gradients.compute()

@@ -13,13 +13,30 @@ from .operator import operator
 
 
 @triton.jit(do_not_specialize=["B"])
-def rescale_kernel(table, d, B, C, ELEMENT: tl.constexpr, PIECE: tl.constexpr, TILES: tl.constexpr):
+def rescale_kernel(
+    table,  # maps.Table of x and out [B, C, H, W]; out is written, and may be x
+    d,  # [T, B, C]
+    B,
+    C,
+    ELEMENT: tl.constexpr,  # dtype of the maps
+    PIECE: tl.constexpr,  # neighbouring elements that may be read at once
+    TILES: tl.constexpr,  # tiles.Tiles
+):
     t, b, begin, end = maps_of_program(B, C, TILES)
     scale(table, 1, d, None, t, b, B, C, begin, end, ELEMENT, PIECE, TILES)
 
 
 @triton.jit(do_not_specialize=["B"])
-def rescale_bwd_kernel(table, d, dd, B, C, ELEMENT: tl.constexpr, PIECE: tl.constexpr, TILES: tl.constexpr):
+def rescale_bwd_kernel(
+    table,  # maps.Table of dout, x and dx [B, C, H, W]; dx is written
+    d,  # [T, B, C]
+    dd,  # [T, B, C] written
+    B,
+    C,
+    ELEMENT: tl.constexpr,  # dtype of the maps
+    PIECE: tl.constexpr,  # neighbouring elements that may be read at once
+    TILES: tl.constexpr,  # tiles.Tiles
+):
     t, b, begin, end = maps_of_program(B, C, TILES)
     gate_gradient(table, dd, t, b, B, C, begin, end, ELEMENT, PIECE, TILES)
     scale(table, 2, d, None, t, b, B, C, begin, end, ELEMENT, PIECE, TILES)
@@ -30,7 +47,19 @@ def _rescale_to(x: MapList, out: MapList, d: Tensor) -> None:
     given, piece = table(x, out)
     how, programs = pieces_of("rescale", x)
     B, C = like.shape[:2]
-    run(rescale_kernel, programs, like, how, given, d.contiguous(), B, C, ELEMENT[like.dtype], piece, how)
+    run(
+        rescale_kernel,
+        programs,
+        like,
+        how,
+        table=given,
+        d=d.contiguous(),
+        B=B,
+        C=C,
+        ELEMENT=ELEMENT[like.dtype],
+        PIECE=piece,
+        TILES=how,
+    )
 
 
 @operator()
@@ -65,5 +94,18 @@ def rescale_bwd(dout: list[Tensor], xs: list[Tensor], d: Tensor) -> tuple[list[T
     dd = d.new_empty(d.shape)
     how, programs = pieces_of("rescale_bwd", x)
     B, C = xs[0].shape[:2]
-    run(rescale_bwd_kernel, programs, xs[0], how, given, d, dd, B, C, ELEMENT[xs[0].dtype], piece, how)
+    run(
+        rescale_bwd_kernel,
+        programs,
+        xs[0],
+        how,
+        table=given,
+        d=d,
+        dd=dd,
+        B=B,
+        C=C,
+        ELEMENT=ELEMENT[xs[0].dtype],
+        PIECE=piece,
+        TILES=how,
+    )
     return dx.as_given(x), dd

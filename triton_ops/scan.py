@@ -16,9 +16,22 @@ from .weight_gradients import WeightGradients, clear
 
 @triton.jit(do_not_specialize=["T", "B"])
 def scan_kernel(
-    y, states_h, states_c, h0, c0, w, s, T, B, C, R,
-    CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    y,  # [T, B, C]
+    states_h,  # [T, B, C] written; None where the cell saves none
+    states_c,  # [T, B, C] written; None where the cell saves none
+    h0,  # [B, C]; None where it is act(c0), or the cell's own start
+    c0,  # [B, C]; None for zeros
+    w,  # recurrence.Weights
+    s,  # recurrence.Scratch
+    T,
+    B,
+    C,
+    R,
+    CELL: tl.constexpr,  # cells.Cell
+    PROJECTION: tl.constexpr,  # "joint", "split" or "dense"
+    TILES: tl.constexpr,  # tiles.Tiles
+    PRECISION: tl.constexpr,  # of products: "ieee" or "tf32"
+):
     load_start(s, h0, c0, B, C, CELL, TILES)
     hoist(y, w, s.p, s.q, s.uy, T, B, C, R, CELL.NG * C, PROJECTION, TILES, PRECISION)
     scan_layers(states_h, states_c, w, s, T, B, C, R, CELL, PROJECTION, TILES, PRECISION)
@@ -26,9 +39,27 @@ def scan_kernel(
 
 @triton.jit(do_not_specialize=["T", "B", "COUNT"])
 def scan_bwd_kernel(
-    y, states_h, states_c, dstates_h, dstates_c, h0, c0, dy, w, f, arrived, COUNT, T, B, C, R,
-    CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    y,  # [T, B, C]
+    states_h,  # [T, B, C] as the forward pass saved them; None where the cell saves none
+    states_c,  # [T, B, C] as the forward pass saved them; None where the cell saves none
+    dstates_h,  # [T, B, C]; None where no gradient arrives
+    dstates_c,  # [T, B, C]; None where no gradient arrives
+    h0,  # [B, C]; None where it is act(c0), or the cell's own start
+    c0,  # [B, C]; None for zeros
+    dy,  # [T, B, C] written
+    w,  # recurrence.Weights
+    f,  # recurrence_bwd.Factors, written
+    arrived,  # [COUNT] int32 counters of the weight gradients, cleared; None where there are none
+    COUNT,
+    T,
+    B,
+    C,
+    R,
+    CELL: tl.constexpr,  # cells.Cell
+    PROJECTION: tl.constexpr,  # "joint", "split" or "dense"
+    TILES: tl.constexpr,  # tiles.Tiles
+    PRECISION: tl.constexpr,  # of products: "ieee" or "tf32"
+):
     clear(arrived, COUNT)
     begin(states_h, states_c, h0, c0, f, T, B, C, CELL, TILES)
     hoist(y, w, f.p, f.q, f.uy, T, B, C, R, CELL.NG * C, PROJECTION, TILES, PRECISION)
@@ -43,7 +74,16 @@ def scan(y: Tensor, weights: list[Tensor], state: list[Tensor], rule: str) -> li
     y = y.contiguous()
     r = Recurrence("scan", rule, weights, state, *y.shape, y)
     states = r.empty_states()
-    r.run(scan_kernel, y, r.h_of(states), r.c_of(states), r.h0, r.c0, r.weights, r.scratch())
+    r.run(
+        scan_kernel,
+        y=y,
+        states_h=r.h_of(states),
+        states_c=r.c_of(states),
+        h0=r.h0,
+        c0=r.c0,
+        w=r.weights,
+        s=r.scratch(),
+    )
     return states
 
 
@@ -58,7 +98,17 @@ def scan_bwd(
     f, dy = r.factors(), y.new_empty(y.shape)
     gradients = WeightGradients(r, f, y, has_refresh=False, has_scan=True)
     r.run(
-        scan_bwd_kernel, y, r.h_of(states), r.c_of(states), r.h_of(dstates), r.c_of(dstates), r.h0, r.c0, dy,
-        r.weights, f, *gradients.arrived,
-    )  # fmt: skip
+        scan_bwd_kernel,
+        y=y,
+        states_h=r.h_of(states),
+        states_c=r.c_of(states),
+        dstates_h=r.h_of(dstates),
+        dstates_c=r.c_of(dstates),
+        h0=r.h0,
+        c0=r.c0,
+        dy=dy,
+        w=r.weights,
+        f=f,
+        **gradients.counters,
+    )
     return dy, gradients.compute(), r.dstate(f)

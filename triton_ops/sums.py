@@ -14,7 +14,14 @@ from .tiles import Tiles
 
 
 @triton.jit(do_not_specialize=["B"])
-def sums_kernel(parts, to, first, B, P, TILES: tl.constexpr):
+def sums_kernel(
+    parts,  # [B, P]
+    to,  # a tuple of tensors, P numbers in all; written
+    first,  # tagged integers: which of the P numbers each begins with, and P
+    B,
+    P,
+    TILES: tl.constexpr,  # tiles.Tiles
+):
     ROWS: tl.constexpr = TILES.rows
     COLUMNS: tl.constexpr = TILES.columns
     n = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
@@ -33,4 +40,5 @@ def sum_samples(parts: Tensor, to: list[Tensor], how: Tiles) -> None:
     """Of parts [B, P], the numbers of each of ``to`` one after the other."""
     B, P = parts.shape
     first = tuple(map(tagged, accumulate((x.numel() for x in to), initial=0)))
-    run(sums_kernel, triton.cdiv(P, how.columns), parts, how, parts, tuple(to), first, B, P, how)
+    programs = triton.cdiv(P, how.columns)
+    run(sums_kernel, programs, parts, how, parts=parts, to=tuple(to), first=first, B=B, P=P, TILES=how)

@@ -7,7 +7,7 @@ The one that finishes last adds up all parts in their order: nobody waits, and t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -21,6 +21,7 @@ from .tiles import between
 
 ENOUGH_PROGRAMS = 512
 FEWEST_ROWS = 256  # of one program, where it shares a tile
+NO_COUNTERS: dict[str, Any] = {"arrived": None, "COUNT": 0}  # for a backward kernel without weights
 
 
 class Product(NamedTuple):
@@ -50,10 +51,19 @@ class Products(NamedTuple):
 
 @triton.jit(do_not_specialize=["splits", "rows_of_split"])
 def weight_gradients_kernel(
-    p, parts, arrived, splits, rows_of_split, A: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr
-):  # fmt: skip
+    p,  # Products
+    parts,  # [programs, TILE TILE + TILE] scratch: each one's sums, and of the bias; empty where nothing is split
+    arrived,  # [programs] int32, zeros: how many programs are done with a tile, at its first one; empty as parts
+    splits,  # programs that share a tile
+    rows_of_split,  # rows of each
+    A: tl.constexpr,  # dtype of all factors and results
+    TILES: tl.constexpr,  # tiles.Tiles
+    PRECISION: tl.constexpr,  # of products: "ieee" or "tf32"
+):
     TILE: tl.constexpr = TILES.columns
     ROWS: tl.constexpr = TILES.rows
+    BIAS: tl.constexpr = TILE * TILE  # where the sums of the bias begin in a part
+    PART: tl.constexpr = BIAS + TILE
     program = tl.program_id(0)
     which = 0
     for i in tl.static_range(1, len(p.first)):
@@ -86,17 +96,17 @@ def weight_gradients_kernel(
     if splits == 1:
         store_result(p, which, sums, of_bias, n, k, N, K, tile % across == 0, A)
     else:
-        mine = parts + program.to(tl.int64) * (TILE * TILE + TILE)
+        mine = parts + program.to(tl.int64) * PART
         tl.store(mine + cell, sums)
-        tl.store(mine + TILE * TILE + tl.arange(0, TILE), of_bias)
+        tl.store(mine + BIAS + tl.arange(0, TILE), of_bias)
         tl.debug_barrier()
         if tl.atomic_add(arrived + (program - part), 1) == splits - 1:
             sums = tl.zeros([TILE, TILE], A)
             of_bias = tl.zeros([TILE], A)
             for each in range(0, splits):
-                theirs = parts + (program - part + each) * (TILE * TILE + TILE)
+                theirs = parts + (program - part + each) * PART
                 sums += tl.load(theirs + cell, cache_modifier=".cg")
-                of_bias += tl.load(theirs + TILE * TILE + tl.arange(0, TILE), cache_modifier=".cg")
+                of_bias += tl.load(theirs + BIAS + tl.arange(0, TILE), cache_modifier=".cg")
             store_result(p, which, sums, of_bias, n, k, N, K, tile % across == 0, A)
 
 
@@ -161,8 +171,9 @@ class WeightGradients:
         self.programs = sum(tiles) * self.splits
         sharing = self.programs if self.splits > 1 else 0
         self.parts = y.new_empty(sharing * (side + 1) * side)
-        # For the backward kernel, which is to clear them: the counters, and how many.
-        self.arrived = torch.empty(sharing, dtype=torch.int32, device=y.device), sharing
+        self.arrived = torch.empty(sharing, dtype=torch.int32, device=y.device)
+        # What the backward kernel is told, which is to clear them.
+        self.counters = {"arrived": self.arrived, "COUNT": sharing}
 
     def compute(self) -> list[Tensor]:
         def words(numbers: Iterable[int]) -> Words:
@@ -181,9 +192,19 @@ class WeightGradients:
             first=words(self.first),
         )
         run(
-            weight_gradients_kernel, self.programs, self.like, self.how, given, self.parts, self.arrived[0],
-            self.splits, self.rows_of_split, ELEMENT[self.like.dtype], self.how, precision(),
-        )  # fmt: skip
+            weight_gradients_kernel,
+            self.programs,
+            self.like,
+            self.how,
+            p=given,
+            parts=self.parts,
+            arrived=self.arrived,
+            splits=self.splits,
+            rows_of_split=self.rows_of_split,
+            A=ELEMENT[self.like.dtype],
+            TILES=self.how,
+            PRECISION=precision(),
+        )
         return self.dweights
 
 
