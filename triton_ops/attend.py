@@ -24,7 +24,8 @@ from .tiles import Tiles, tiles
 
 @triton.jit
 def refreshed(own, rows, d, m, d_m, M, b, B, c, known, C):
-    """Keys or scales of layer m: of one before, row m of [M, B, C] times row d_m of d; of this layer, m = M, own."""
+    """Return the keys or scales of layer m at channels c: of a layer before, row m of [M, B, C] times row d_m of d; of
+    this layer, where m = M, its own."""
     of_m = own
     if rows is not None:  # noqa: SIM102, known when compiled, unlike m
         if m < M:
@@ -36,17 +37,19 @@ def refreshed(own, rows, d, m, d_m, M, b, B, c, known, C):
 
 @triton.jit
 def key_of(keys, d, y, k, K, m, M, b, B, c, known, C):
+    """Return the key of layer m at channels c, refreshed: of this layer, the filter k over its y."""
     return refreshed(across_channels(y, k, K, c, known, C), keys, d, m, m, M, b, B, c, known, C)
 
 
 @triton.jit
 def scale_of(scale, d, m, M, b, B, c, known, C, A: tl.constexpr):
+    """Return the scale of layer m at channels c, refreshed: of this layer, 1."""
     return refreshed(tl.full(c.shape, 1.0, A), scale, d, m, M + m, M, b, B, c, known, C)
 
 
 @triton.jit
 def scores_of_layers(scores, y, q, k, keys, d, M, b, B, g, HEADS, K, D, C, SCALE: tl.constexpr):
-    """Fills scores [M + 1, B, HEADS] of heads g. Returns the largest, and the sum of exp(score - largest)."""
+    """Fill scores [M + 1, B, HEADS] of heads g. Return the largest, and the sum of exp(score - largest)."""
     A: tl.constexpr = y.dtype.element_ty
     there = g < HEADS
     largest = tl.full(g.shape, float("-inf"), A)
@@ -68,7 +71,7 @@ def scores_of_layers(scores, y, q, k, keys, d, M, b, B, g, HEADS, K, D, C, SCALE
 
 @triton.jit
 def share_of(scores, m, b, B, g, HEADS, largest, sums):
-    """The softmax of layer m."""
+    """Return the softmax of layer m."""
     return tl.exp(tl.load(scores + row_of(m, b, B, HEADS) + g, g < HEADS, 0.0) - largest) / sums
 
 

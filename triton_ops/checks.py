@@ -17,11 +17,13 @@ IN_PLACE = "xs: in place, expected maps that are NCHW or channels_last in memory
 
 
 def require(holds: bool, complaint: str) -> None:
+    """Raise a RuntimeError that says what is wrong, unless it holds."""
     if not holds:
         raise RuntimeError(complaint)
 
 
 def check_tensor(name: str, x: Tensor, shape: Sequence[int], dtype: torch.dtype, like: Tensor) -> None:
+    """Require this shape, this dtype, and the device of ``like``."""
     if x.shape == tuple(shape) and x.dtype == dtype and x.device == like.device:
         return
     require(x.dim() == len(shape), f"{name}: expected {len(shape)} dimensions, got {x.dim()}")
@@ -32,7 +34,7 @@ def check_tensor(name: str, x: Tensor, shape: Sequence[int], dtype: torch.dtype,
 
 
 def check_maps(xs: Sequence[Tensor]) -> None:
-    """T maps [B, C, H, W] of one dtype that share B and C."""
+    """Require T maps [B, C, H, W] of one dtype that share B and C."""
     require(len(xs) > 0, "xs: expected at least one map, got an empty list")
     first = xs[0]
     require(first.dtype in ELEMENT, f"xs: expected fp32, fp64, bf16 or fp16, got {first.dtype}")
@@ -43,13 +45,14 @@ def check_maps(xs: Sequence[Tensor]) -> None:
 
 
 def check_like_maps(name: str, dout: Sequence[Tensor], xs: Sequence[Tensor]) -> None:
+    """Require one map for each of xs, of its shape and dtype."""
     require(len(dout) == len(xs), f"{name}: expected {len(xs)} maps, got {len(dout)}")
     for given, x in zip(dout, xs):
         check_tensor(name, given, x.shape, x.dtype, xs[0])
 
 
 def check_light_maps(maps: Sequence[Tensor]) -> None:
-    """[x] or [x, o_prev], of one size."""
+    """Require [x] or [x, o_prev], of one size."""
     check_maps(maps)
     require(len(maps) <= 2, f"maps: expected x and perhaps o_prev, got {len(maps)}")
     for x in maps:
@@ -57,7 +60,7 @@ def check_light_maps(maps: Sequence[Tensor]) -> None:
 
 
 def check_heads(q: Tensor, k: Tensor, C: int, heads: int, dtype: torch.dtype, like: Tensor) -> None:
-    """Filters [K] over C channels in so many heads."""
+    """Require filters [K] with an odd K, and heads that C channels can be shared out to."""
     require(heads > 0 and C % heads == 0, f"heads: expected a divisor of C = {C}, got {heads}")
     require(q.dim() == 1 and q.numel() % 2 == 1, "q: expected [K] with an odd K")
     check_tensor("q", q, q.shape, dtype, like)
@@ -65,7 +68,7 @@ def check_heads(q: Tensor, k: Tensor, C: int, heads: int, dtype: torch.dtype, li
 
 
 def check_past(past: Sequence[Tensor], y: Tensor) -> int:
-    """[], [keys, scale] or [keys, scale, d]. Returns M."""
+    """Require [], [keys, scale] or [keys, scale, d] of M layers before, and return M."""
     require(len(past) in (0, 2, 3), f"past: expected keys, scale and maybe d, got {len(past)} tensors")
     M = past[0].shape[0] if past else 0
     for x, rows in zip(past, (M, M, 2 * M)):
@@ -74,7 +77,7 @@ def check_past(past: Sequence[Tensor], y: Tensor) -> int:
 
 
 def check_filters(filters: Sequence[Tensor], C: int, dtype: torch.dtype, like: Tensor) -> None:
-    """[q, k, v, lam], or with e."""
+    """Require [q, k, v, lam], or those with e."""
     require(len(filters) in (4, 5), f"filters: expected q, k, v, lam and perhaps e, got {len(filters)}")
     K = filters[0].numel()
     require(K % 2 == 1, f"filters: expected an odd width, got {K}")
@@ -83,23 +86,25 @@ def check_filters(filters: Sequence[Tensor], C: int, dtype: torch.dtype, like: T
 
 
 def check_rows(name: str, y: Tensor) -> None:
-    """[T, B, C] in fp32 or fp64."""
+    """Require [T, B, C] in fp32 or fp64."""
     require(y.dim() == 3, f"{name}: expected [T, B, C], got {y.dim()} dimensions")
     require(y.shape[0] > 0 and y.shape[2] > 0, f"{name}: expected at least one layer and channel")
     require(y.dtype in (torch.float32, torch.float64), f"{name}: expected fp32 or fp64, got {y.dtype}")
 
 
 def check_gates(d: Tensor, xs: Sequence[Tensor], name: str = "d") -> None:
+    """Require a gate for each channel of every sample and layer, [T, B, C], in the dtype of sums over the maps."""
     check_tensor(name, d, (len(xs), *xs[0].shape[:2]), accumulate_dtype(xs[0].dtype), xs[0])
 
 
 def check_rule(rule: str) -> Cell:
+    """Return the cell of this name."""
     require(rule in RULES, f"rule: expected one of {', '.join(RULES)}, got {rule!r}")
     return RULES[rule]
 
 
 def check_weights(weights: Sequence[Tensor], NG: int, C: int, dtype: torch.dtype, like: Tensor) -> str:
-    """Returns the projection that they belong to."""
+    """Require the weights of one of the projections, and return which."""
     count = len(weights)
     require(count in PROJECTIONS, f"weights: expected 3 (joint), 8 (split) or 4 (dense) tensors, got {count}")
     projection = PROJECTIONS[count]
@@ -119,7 +124,7 @@ def check_weights(weights: Sequence[Tensor], NG: int, C: int, dtype: torch.dtype
 def check_state(
     state: Sequence[Tensor], cell: Cell, may_be_absent: bool, shape: Sequence[int], dtype: torch.dtype, like: Tensor
 ) -> None:
-    """[h] (rnn), [h, c], or [c] of a dsu, whose h is then act(c)."""
+    """Require [h] (rnn), [h, c], or [c] of a dsu, whose h is then act(c)."""
     count = 1 if len(state) == 1 and not cell.saves_h else 1 + cell.saves_c
     check_states("state", state, count, may_be_absent, shape, dtype, like)
 
@@ -128,7 +133,7 @@ def check_states(
     name: str, states: Sequence[Tensor], count: int, may_be_absent: bool, shape: Sequence[int], dtype: torch.dtype,
     like: Tensor,
 ) -> None:  # fmt: skip
-    """``count`` tensors; none where a cell starts by itself, or where no gradient arrives."""
+    """Require ``count`` tensors of one shape; perhaps none, where a cell starts by itself or no gradient arrives."""
     if may_be_absent and not states:
         return
     require(len(states) == count, f"{name}: expected {count} tensors, got {len(states)}")
@@ -137,6 +142,6 @@ def check_states(
 
 
 def check_in_place(held: Sequence[Tensor], given: Sequence[Tensor], expected: str) -> None:
-    """What a kernel would write is what the caller gave, not a copy of it."""
+    """Require that what a kernel will write is what the caller gave, not a copy of it."""
     for ours, theirs in zip(held, given):
         require(ours.data_ptr() == theirs.data_ptr(), expected)

@@ -15,7 +15,8 @@ TAPS = tl.constexpr(16)  # of a filter at once
 
 @triton.jit
 def across_channels(y, taps, K, c, known, C, FLIPPED: tl.constexpr = False):
-    """y [C] under the filter taps [K], with zeros beyond its ends, at channels c. Flipped: its gradient."""
+    """Return y [C] under the filter taps [K], with zeros beyond its ends, at channels c. Flipped, it is the filter that
+    a gradient takes back."""
     sums = tl.zeros(c.shape, y.dtype.element_ty)
     for j in range(0, K):
         at = c + (j - K // 2)
@@ -26,14 +27,14 @@ def across_channels(y, taps, K, c, known, C, FLIPPED: tl.constexpr = False):
 
 @triton.jit
 def channels_of(g, d0, HEADS, D):
-    """Channels d0, d0 + 1, ... of heads g, and whether each is there: [g, d]."""
+    """Return channels d0, d0 + 1, ... of heads g, and whether each is there: [g, d]."""
     d = d0 + tl.arange(0, HEAD)
     return g[:, None] * D + d[None, :], (g < HEADS)[:, None] & (d < D)[None, :]
 
 
 @triton.jit
 def channel_gates(gate, y, q, k, K, HEADS, C, SCALE: tl.constexpr, TILES: tl.constexpr):
-    """gate [C] from y [C] and the taps q, k [K]."""
+    """Compute gate [C] from y [C] and the taps q, k [K]."""
     ROWS: tl.constexpr = TILES.rows
     D = C // HEADS
     for g0 in range(0, HEADS, ROWS):
@@ -53,7 +54,7 @@ def channel_gates(gate, y, q, k, K, HEADS, C, SCALE: tl.constexpr, TILES: tl.con
 def channel_gates_bwd(
     dy, dq, dk, dq_row, dk_row, dgate, gate, y, q, k, K, HEADS, C, SCALE: tl.constexpr, TILES: tl.constexpr
 ):  # fmt: skip
-    """From dgate [C] to dy [C], to which it adds, and dq, dk [K]; dq_row, dk_row [C] are scratch, for the gradients of
+    """Send dgate [C] back: add to dy [C], and fill dq, dk [K]. dq_row, dk_row [C] are scratch, for the gradients of
     queries and keys."""
     ROWS: tl.constexpr = TILES.rows
     A: tl.constexpr = gate.dtype.element_ty
@@ -83,7 +84,7 @@ def channel_gates_bwd(
 
 @triton.jit
 def tap_gradients(to, g, y, K, C, TILES: tl.constexpr):
-    """to[j] = the sum over channels of g times what tap j sees of y."""
+    """Fill to[j] with the sum over channels of g times what tap j sees of y."""
     CHANNELS: tl.constexpr = TILES.channels
     for j0 in range(0, K, TAPS):
         j = j0 + tl.arange(0, TAPS)

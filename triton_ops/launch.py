@@ -25,6 +25,8 @@ _alone: AbstractContextManager = threading.Lock() if INTERPRETED else nullcontex
 
 
 def launched(kernel: Any, programs: int, like: Tensor, how: Tiles, /, **args: Any) -> None:
+    """Launch on the device of ``like``, on its current stream, with the registers that the tiles allow a thread; one
+    launch after the other where the interpreter runs them."""
     limit = {} if torch.version.hip else {"maxnreg": how.registers}
     device: AbstractContextManager = torch.cuda.device(like.device) if like.is_cuda else nullcontext()
     with device, _alone:
@@ -35,13 +37,13 @@ launch = launched  # tools/triton_resources.py compiles instead
 
 
 def run(kernel: Any, programs: int, like: Tensor, how: Tiles, /, **args: Any) -> None:
-    """Launches on the device of `like`, on its current stream. An empty batch launches nothing."""
+    """Launch a kernel in so many programs, with its arguments by their names. An empty batch launches nothing."""
     if programs > 0:
         launch(kernel, programs, like, how, **args)
 
 
 def precision() -> str:
-    """TF32 only where the user has allowed it through PyTorch."""
+    """Return what products may round to: TF32 only where the user has allowed it through PyTorch."""
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
@@ -49,7 +51,7 @@ def precision() -> str:
 
 
 def pieces_of(op: str, x: MapList) -> tuple[Tiles, int]:
-    """Tiles, and how many programs: one for every layer, sample and piece of the channels."""
+    """Return tiles, and how many programs: one for every layer, sample and piece of the channels."""
     B, C = x.held[0].shape[:2]
     how = tiles(op, C, 0, x.largest_plane(), x.held[0].dtype)
     return how, len(x.held) * B * triton.cdiv(C, how.piece)
@@ -57,7 +59,7 @@ def pieces_of(op: str, x: MapList) -> tuple[Tiles, int]:
 
 @triton.jit
 def maps_of_program(B, C, TILES: tl.constexpr):
-    """Its layer, its sample, and its channels begin .. end."""
+    """Return the program's layer, its sample, and its channels begin .. end."""
     pieces = tl.cdiv(C, TILES.piece)
     program = tl.program_id(0)
     begin = program % pieces * TILES.piece
@@ -80,11 +82,13 @@ class NoRecurrence:
         self.programs = triton.cdiv(B, self.tiles.samples)
 
     def h_of(self, states: Sequence[Tensor]) -> Tensor | None:
+        """Return no h: there is no cell."""
         return None
 
     c_of = h_of
 
     def empty(self, *shape: int) -> Tensor:
+        """Return an uninitialized tensor of the dtype of sums over what was given."""
         return self.like.new_empty(shape, dtype=self.dtype)
 
     def run(self, kernel: Any, /, **args: Any) -> None:
@@ -133,33 +137,38 @@ class Recurrence(NoRecurrence):
 
     @property
     def h0(self) -> Tensor | None:
-        """None where it is act(c0), or the cell's own start."""
+        """Return the h given; None where it is act(c0), or the cell's own start."""
         return self.state[0] if len(self.state) > 1 or (self.state and self.cell.saves_h) else None
 
     @property
     def c0(self) -> Tensor | None:
+        """Return the c given; None where there is none, for zeros."""
         return self.state[-1] if self.state and self.cell.saves_c else None
 
     def h_of(self, states: Sequence[Tensor]) -> Tensor | None:
-        """Of states as they are saved: [h], [h, c] or [c]."""
+        """Return h among states as they are saved: [h], [h, c] or [c]."""
         return states[0] if self.cell.saves_h and states else None
 
     def c_of(self, states: Sequence[Tensor]) -> Tensor | None:
+        """Return c among them, None where the cell has none."""
         return states[-1] if self.cell.saves_c and states else None
 
     def saved(self, name: str, states: list[Tensor], may_be_absent: bool = False) -> list[Tensor]:
-        """States as the forward pass returned them, or their gradients, for kernels to read."""
+        """Return states as the forward pass returned them, or their gradients, for kernels to read."""
         count, shape = self.cell.saves_h + self.cell.saves_c, (self.T, self.B, self.C)
         check_states(name, states, count, may_be_absent, shape, self.dtype, self.like)
         return [s.contiguous() for s in states]
 
     def rows(self, width: int) -> Tensor:
+        """Return rows for what each row of y decides."""
         return self.empty(self.rows_of_y, self.B, width)
 
     def empty_states(self) -> list[Tensor]:
+        """Return what a forward pass fills: h and c of every layer, as far as the cell saves them."""
         return [self.empty(self.T, self.B, self.C) for _ in range(self.cell.saves_h + self.cell.saves_c)]
 
     def _p_q_uy_last_product(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor]:
+        """Return what both passes hoist or share, None where the projection has no use for it."""
         joint, split = self.projection == "joint", self.projection == "split"
         return (
             self.rows(self.R) if joint else None,
@@ -169,6 +178,7 @@ class Recurrence(NoRecurrence):
         )
 
     def scratch(self) -> Scratch:
+        """Return what a forward pass writes for itself."""
         own = self.programs * self.tiles.rows
         p, q, uy, last_product = self._p_q_uy_last_product()
         u = self.empty(own, self.R) if self.R else None
@@ -176,6 +186,7 @@ class Recurrence(NoRecurrence):
         return Scratch(h, c, p, q, uy, last_product, u, self.empty(own, self.N))
 
     def factors(self) -> Factors:
+        """Return what a backward pass writes for itself and for the weight gradients."""
         T, B = self.T, self.B
         p, q, uy, last_product = self._p_q_uy_last_product()
         low = self.R > 0
@@ -194,10 +205,10 @@ class Recurrence(NoRecurrence):
         )
 
     def dstate(self, f: Factors) -> list[Tensor]:
-        """As many as there are tensors of the state given; of a dsu's c alone, dc holds all."""
+        """Return as many gradients as there are tensors of the state given; of a dsu's c alone, dc holds all."""
         return [f.dc] if self.state and self.h0 is None else [f.dh, f.dc][: len(self.state)]
 
 
 def from_row(known: Any, t: int) -> Any:
-    """Scratch or factors whose p and q begin with row t of y."""
+    """Return scratch or factors whose p and q begin with row t of y."""
     return known._replace(p=None if known.p is None else known.p[t:], q=None if known.q is None else known.q[t:])

@@ -100,13 +100,14 @@ def layer_update_bwd_kernel(
 
 
 def _recurrence(op: str, x: MapList, weights: list[Tensor], state: list[Tensor], rule: str) -> Recurrence:
+    """Return the recurrence over these maps, each of them a layer."""
     like = x.held[0]
     B, C = like.shape[:2]
     return Recurrence(op, rule, weights, state, len(x.held), B, C, like, x.largest_plane())
 
 
 def _forward(x: MapList, out: MapList, states: list[Tensor], r: Recurrence) -> Tensor:
-    """Fills out and states; returns y."""
+    """Fill out and states, and return y."""
     given, piece = table(x, out)
     y, d = r.rows(r.C), r.rows(r.C)
     r.run(

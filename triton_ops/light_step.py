@@ -30,6 +30,8 @@ from .weight_gradients import NO_COUNTERS, WeightGradients, clear
 
 
 class Filters(NamedTuple):
+    """The filters of a layer, which all samples share."""
+
     q: Any  # [K]
     k: Any  # [K]
     v: Any  # [C, 9]
@@ -56,11 +58,14 @@ class Work(NamedTuple):
 
 @triton.jit
 def taps_on_x(f, gate, row, c, C, FLIPPED: tl.constexpr):
+    """Return the taps on x of the sample whose row this is: gate v."""
     return taps_of(f.v, tl.load(gate + row + c, c < C, 0.0), 0.0, c, C, FLIPPED)
 
 
 @triton.jit
 def taps_on_o(f, d, row, c, C, FLIPPED: tl.constexpr):
+    """Return the taps on o_prev of the sample whose row this is: lam (e + d in the middle), with
+    d = 1 where there is none."""
     middle = 1.0 if d is None else tl.load(d + row + c, c < C, 0.0)
     return taps_of(f.e, tl.load(f.lam + c, c < C, 0.0), middle, c, C, FLIPPED)
 
@@ -70,7 +75,7 @@ def attend(
     table, W, f, gate, d, planes, b, B, C,
     ELEMENT: tl.constexpr, PIECE: tl.constexpr, INTERLEAVED: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """o of sample b, from its gates; planes is for the moments, where they are wanted."""
+    """Compute o of sample b from its gates; planes is for the moments, where they are wanted."""
     TILE: tl.constexpr = TILES.interleaved_window if INTERLEAVED else TILES.planar_window
     CHANNELS: tl.constexpr = TILE[0]
     PIXELS: tl.constexpr = TILE[1]
@@ -129,7 +134,7 @@ def light_step_kernel(
     C,
     R,
     CELL: tl.constexpr,  # cells.Cell, or None
-    PROJECTION: tl.constexpr,  # "joint", "split" or "dense"
+    PROJECTION: tl.constexpr,  # "joint", "split" or "dense"; "" without a cell
     TILES: tl.constexpr,  # tiles.Tiles
     PRECISION: tl.constexpr,  # of products: "ieee" or "tf32"
 ):
@@ -163,7 +168,7 @@ def tap_sums(
     table, W, f, on_x, on_o, b, B, C,
     ELEMENT: tl.constexpr, PIECE: tl.constexpr, INTERLEAVED: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of the filters of sample b; of that on o_prev the middle tap alone, if there is no e."""
+    """Compute the gradients of the filters of sample b; of that on o_prev the middle tap alone, if there is no e."""
     TILE: tl.constexpr = TILES.interleaved_window if INTERLEAVED else TILES.planar_window
     FIRST: tl.constexpr = MIDDLE if f.e is None else 0
     END: tl.constexpr = MIDDLE + 1 if f.e is None else 9
@@ -182,7 +187,7 @@ def tap_sums(
 
 @triton.jit
 def refresh_gradient(dd, on_o, lam, b, B, C, TILES: tl.constexpr):
-    """dd of sample b: d sits in the middle tap."""
+    """Read dd of sample b off the gradient of its filter on o_prev: d sits in the middle tap."""
     row = row_of(0, b, B, C)
     for c0 in range(0, C, TILES.channels):
         c = c0 + tl.arange(0, TILES.channels)
@@ -203,7 +208,7 @@ def parts_of(parts, P, K, b, C):
 
 @triton.jit
 def filter_gradients(f, work, P, K, b, B, C, TILES: tl.constexpr):
-    """The share of sample b in dv, dlam and de, and its dgate, from the gradients of its filters."""
+    """Fill the share of sample b in dv, dlam and de, and its dgate, from the gradients of its filters."""
     TAPS: tl.constexpr = 16
     row = row_of(0, b, B, C)
     _, _, dv, dlam, de = parts_of(work.parts, P, K, b, C)
@@ -232,7 +237,8 @@ def send_back(
     table, W, f, gate, d, dy, b, B, C,
     ELEMENT: tl.constexpr, PIECE: tl.constexpr, INTERLEAVED: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of the maps of sample b; dy as below."""
+    """Compute the gradients of the maps of sample b; dy [MAPS, B, C] is that of their means, of o_prev and then of
+    x."""
     TILE: tl.constexpr = TILES.interleaved_window if INTERLEAVED else TILES.planar_window
     MAPS: tl.constexpr = len(table.planes)
     HW = pixels_of(table, PIECE, INTERLEAVED)
@@ -282,7 +288,7 @@ def light_step_bwd_kernel(
     C,
     R,
     CELL: tl.constexpr,  # cells.Cell, or None
-    PROJECTION: tl.constexpr,  # "joint", "split" or "dense"
+    PROJECTION: tl.constexpr,  # "joint", "split" or "dense"; "" without a cell
     TILES: tl.constexpr,  # tiles.Tiles
     PRECISION: tl.constexpr,  # of products: "ieee" or "tf32"
 ):
@@ -331,7 +337,8 @@ def light_step_bwd_kernel(
 
 
 class Step:
-    """What both directions check and prepare."""
+    """What both directions check and prepare: the maps, the recurrence, and what every kernel is told of the
+    filters."""
 
     def __init__(
         self, op: str, maps: list[Tensor], filters: list[Tensor], weights: list[Tensor], state: list[Tensor],
@@ -362,7 +369,7 @@ class Step:
         }
 
     def refreshed(self) -> Tensor | None:
-        """d, where there is one."""
+        """Return room for d, None where there is none."""
         return self.r.empty(self.r.B, self.r.C) if self.r.cell and len(self.maps.held) > 1 else None
 
 
@@ -469,12 +476,12 @@ def light_step_bwd(
 
 
 def _rows(states: Sequence[Tensor]) -> list[Tensor]:
-    """[B, C] as of a scan of one layer."""
+    """Return states [B, C] as of a scan of one layer."""
     return [s[None] for s in states]
 
 
 def _work(step: Step, numbers: int) -> Work:
-    """For filters of so many numbers."""
+    """Return what the backward pass writes for itself, with parts of so many numbers a sample."""
     r, before = step.r, len(step.maps.held) > 1
     B, C = r.B, r.C
     d = step.refreshed()

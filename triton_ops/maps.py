@@ -26,6 +26,7 @@ ELEMENT = {
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of sums over maps of this one, and so of all that is no map."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -44,6 +45,9 @@ class Maps(NamedTuple):
 
 
 class Table(NamedTuple):
+    """What a kernel is told of its maps. The lists are of the same layers and sizes; which list is which, an op
+    says."""
+
     planes: Words  # 2 HW + interleaved
     maps: tuple[Maps, ...]  # which is which, an op says
 
@@ -52,13 +56,13 @@ _TAG = 1 << 62
 
 
 def tagged(n: int) -> int:
-    """Triton compiles a kernel anew for an integer that is 1, divisible by 16 or wider than 32 bits for the first
-    time. A tagged one, n < 2^61, is always odd and wide."""
+    """Return n in a form that is always odd and wide, n < 2^61. Triton compiles a kernel anew for an integer that is 1,
+    divisible by 16 or wider than 32 bits for the first time."""
     return _TAG + 2 * n + 1
 
 
 def pixel_stride(x: Tensor) -> int:
-    """Distance between neighbouring pixels if H and W can be walked as one axis, else 0."""
+    """Return the distance between neighbouring pixels if H and W can be walked as one axis, else 0."""
     H, W = x.shape[2:]
     if W == 1:
         return 1 if H == 1 else x.stride(2)
@@ -66,18 +70,19 @@ def pixel_stride(x: Tensor) -> int:
 
 
 def fits(x: Tensor, interleaved: bool) -> bool:
+    """Return whether kernels can walk the map as an interleaved one, or as a planar one."""
     if interleaved:
         return pixel_stride(x) > 0 and (x.stride(1) == 1 or x.shape[1] == 1)
     return pixel_stride(x) == 1
 
 
 def is_interleaved(x: Tensor) -> bool:
-    """A single pixel or channel fits both layouts: then walk the axis that is longer."""
+    """Return how a map is best walked. A single pixel or channel fits both layouts: then the axis that is longer."""
     return fits(x, True) and (x.shape[2] * x.shape[3] == 1 or not fits(x, False))
 
 
 def walkable(x: Tensor, interleaved: bool) -> Tensor:
-    """The map itself, or a copy where it lies otherwise (expanded gradients, transposed views)."""
+    """Return the map itself, or a copy where it lies otherwise (expanded gradients, transposed views)."""
     if fits(x, interleaved):
         return x
     return x.contiguous(memory_format=torch.channels_last if interleaved else torch.contiguous_format)
@@ -95,9 +100,11 @@ class MapList:
         self.held = [walkable(x, last) for x, last in zip(xs, self.interleaved)]
 
     def empty_like(self) -> MapList:
+        """Return maps to be written, laid out as these are walked."""
         return MapList([torch.empty_like(x) for x in self.held], self)
 
     def words(self, piece: int) -> Maps:
+        """Return what a kernel is told of these maps, in pieces of so many elements."""
         size = piece * self.held[0].element_size()
         strides = [self.row(x, last)[2] for x, last in zip(self.held, self.interleaved)]
         return Maps(
@@ -108,12 +115,13 @@ class MapList:
 
     @staticmethod
     def row(x: Tensor, interleaved: bool) -> tuple[int, int, int]:
-        """How many rows of neighbours a sample has, their length, and the stride between them."""
+        """Return how many rows of neighbours a sample has, their length, and the stride between them."""
         _, C, H, W = x.shape
         return (H * W, C, pixel_stride(x)) if interleaved else (C, H * W, x.stride(1))
 
     def largest_piece(self) -> int:
-        """In elements, up to 16 bytes: at which all rows of all maps begin and end."""
+        """Return how many elements, up to 16 bytes, may be read at once: all rows of all maps begin and end at a
+        multiple."""
         size = self.held[0].element_size()
         numbers = [16 // size]
         for x, last in zip(self.held, self.interleaved):
@@ -122,22 +130,23 @@ class MapList:
         return reduce(gcd, numbers)
 
     def largest_plane(self) -> int:
+        """Return the most pixels that a map has."""
         return max(x.shape[2] * x.shape[3] for x in self.held)
 
     def as_given(self, model: MapList) -> list[Tensor]:
-        """These maps, new ones, in the layout of the model's, also of those that had to be copied."""
+        """Return these maps, new ones, in the layout of the model's, also of those that had to be copied."""
         return [like_given(new, x) for new, x in zip(self.held, model.given)]
 
 
 def like_given(new: Tensor, x: Tensor) -> Tensor:
-    """As torch would make it like x."""
+    """Return a new map laid out as torch would make it like x, copied only where it is not yet."""
     if new.stride() == x.stride() or new.stride() == torch.empty_like(x, device="meta").stride():
         return new
     return torch.empty_like(x).copy_(new)
 
 
 def table(*lists: MapList) -> tuple[Table, int]:
-    """What a kernel is told of them, and the length of a piece."""
+    """Return what a kernel is told of these lists, and the length of a piece."""
     piece = reduce(gcd, (maps.largest_piece() for maps in lists))
     first = lists[0]
     planes = tuple(tagged(2 * x.shape[2] * x.shape[3] + last) for x, last in zip(first.held, first.interleaved))
@@ -149,7 +158,7 @@ def table(*lists: MapList) -> tuple[Table, int]:
 
 @triton.jit
 def entry(words, t):
-    """Word t of a tuple, without its tag."""
+    """Return word t of a tuple, without its tag."""
     n = words[0]
     for i in tl.static_range(1, len(words)):
         n = tl.where(t == i, words[i], n)
@@ -158,13 +167,13 @@ def entry(words, t):
 
 @triton.jit
 def row_of(t, b, B, C):
-    """Where [t, b] begins in a tensor [T, B, C]."""
+    """Return where [t, b] begins in a tensor [T, B, C]."""
     return (tl.cast(t, tl.int64) * B + b) * C
 
 
 @triton.jit
 def map_of(maps, t, b, ELEMENT: tl.constexpr, PIECE: tl.constexpr):
-    """Where sample b of layer t begins, and the stride of its rows."""
+    """Return where sample b of layer t begins, and the stride of its rows."""
     at = entry(maps.address, t) + b * entry(maps.sample, t)
     BYTES: tl.constexpr = PIECE * ELEMENT.primitive_bitwidth // 8
     x = tl.multiple_of((at * BYTES).to(tl.pointer_type(ELEMENT)), BYTES)
@@ -173,7 +182,7 @@ def map_of(maps, t, b, ELEMENT: tl.constexpr, PIECE: tl.constexpr):
 
 @triton.jit
 def tile_of(x, stride, c, p, INTERLEAVED: tl.constexpr):
-    """Pointers [c, p] into a map."""
+    """Return pointers [c, p] into a map."""
     if INTERLEAVED:
         return x + c[:, None] + p[None, :] * stride
     else:
@@ -182,14 +191,15 @@ def tile_of(x, stride, c, p, INTERLEAVED: tl.constexpr):
 
 @triton.jit
 def plane_of(table, t):
-    """How many pixels the maps of layer t have, and whether they are interleaved."""
+    """Return how many pixels the maps of layer t have, and whether they are interleaved."""
     n = entry(table.planes, t)
     return (n >> 1).to(tl.int32), n & 1 == 1
 
 
 @triton.jit
 def pixels_of(table, PIECE: tl.constexpr, INTERLEAVED: tl.constexpr):
-    """HW of maps that all lie alike; of planar ones it is a whole number of pieces, which this tells the compiler."""
+    """Return HW of maps that all lie alike; of planar ones it is a whole number of pieces, which this tells the
+    compiler."""
     HW = (entry(table.planes, 0) >> 1).to(tl.int32)
     return HW if INTERLEAVED else HW // PIECE * PIECE
 
@@ -199,6 +209,8 @@ def sum_in(
     x, x_stride, y, y_stride, to, begin, end, C, HW,
     INTERLEAVED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
+    """Sum map x, or its product with map y, over the pixels of channels begin .. end, to `to` [C]: of x alone, the
+    mean."""
     CHANNELS: tl.constexpr = TILE[0]
     PIXELS: tl.constexpr = TILE[1]
     A: tl.constexpr = to.dtype.element_ty
@@ -221,6 +233,7 @@ def scale_in(
     x, x_stride, out, out_stride, d, dy, begin, end, C, HW,
     INTERLEAVED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
+    """Write out = x d + dy / HW for channels begin .. end; dy may be None."""
     CHANNELS: tl.constexpr = TILE[0]
     PIXELS: tl.constexpr = TILE[1]
     for c0 in range(begin, end, CHANNELS):
@@ -242,7 +255,7 @@ def scale_in(
 
 @triton.jit
 def pool(table, y, t, b, B, C, begin, end, ELEMENT: tl.constexpr, PIECE: tl.constexpr, TILES: tl.constexpr):
-    """y[t, b], the mean of map 0, for channels begin .. end."""
+    """Fill y[t, b] with the mean of map 0, for channels begin .. end."""
     HW, interleaved = plane_of(table, t)
     x, stride = map_of(table.maps[0], t, b, ELEMENT, PIECE)
     y += row_of(t, b, B, C)
@@ -258,7 +271,7 @@ def pool(table, y, t, b, B, C, begin, end, ELEMENT: tl.constexpr, PIECE: tl.cons
 def gate_gradient(
     table, dd, t, b, B, C, begin, end, ELEMENT: tl.constexpr, PIECE: tl.constexpr, TILES: tl.constexpr
 ):  # fmt: skip
-    """dd[t, b], the sum of maps 0 and 1, dout and x, multiplied."""
+    """Fill dd[t, b] with the sum over pixels of map 0 times map 1, dout and x, for channels begin .. end."""
     HW, interleaved = plane_of(table, t)
     dout, dout_stride = map_of(table.maps[0], t, b, ELEMENT, PIECE)
     x, x_stride = map_of(table.maps[1], t, b, ELEMENT, PIECE)
@@ -276,7 +289,7 @@ def scale(
     table, TO: tl.constexpr, d, dy, t, b, B, C, begin, end,
     ELEMENT: tl.constexpr, PIECE: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """Map TO = map 0 * d[t, b] + dy[t, b] / HW; dy may be None."""
+    """Write map TO = map 0 d[t, b] + dy[t, b] / HW, for channels begin .. end; dy may be None."""
     HW, interleaved = plane_of(table, t)
     x, x_stride = map_of(table.maps[0], t, b, ELEMENT, PIECE)
     out, out_stride = map_of(table.maps[TO], t, b, ELEMENT, PIECE)

@@ -98,6 +98,7 @@ def mix_bwd_kernel(
 
 
 def _check(values: list[Tensor], coef: Tensor) -> None:
+    """Require values of one size, and coef [M, B, C]."""
     check_maps(values)
     require(all(v.shape == values[0].shape for v in values), "values: expected maps of one size")
     check_gates(coef, values, "coef")

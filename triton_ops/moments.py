@@ -13,7 +13,8 @@ from .tiles import Tiles
 
 @triton.jit
 def observe(mean, m2, o, there, n):
-    """With o [c, p], the n-th value of each lane that is there: its mean, and the sum of squares around it."""
+    """Return mean and m2, the sum of squares around it, of each lane, now with o [c, p], the n-th value of those that
+    are there."""
     away = tl.where(there, o - mean, 0.0)
     mean += away * (1.0 / tl.cast(n, o.dtype))
     return mean, m2 + away * (o - mean)
@@ -21,7 +22,8 @@ def observe(mean, m2, o, there, n):
 
 @triton.jit
 def store_plane(planes, mean, m2, c, b, B, C, HW):
-    """planes[:, b, c] = mean and m2 of channels c, from lanes [c, p] that saw every so manyth of HW pixels."""
+    """Fill planes[:, b, c] with mean and m2 of channels c, from lanes [c, p] that each saw every PIXELSth of HW
+    pixels."""
     PIXELS: tl.constexpr = mean.shape[1]
     count = ((HW - tl.arange(0, PIXELS) + PIXELS - 1) // PIXELS).to(mean.dtype)[None, :]
     total = tl.sum(mean * count, 1) / HW
@@ -41,6 +43,7 @@ def moments_kernel(
     HW,
     TILES: tl.constexpr,  # tiles.Tiles
 ):
+    """Put the planes of all samples together, for a few channels in each program."""
     ROWS: tl.constexpr = TILES.rows
     COLUMNS: tl.constexpr = TILES.columns
     A: tl.constexpr = moments.dtype.element_ty
@@ -64,13 +67,15 @@ def moments_kernel(
 
 
 class Moments:
-    """Those of a map [B, C, H, W] if wanted; the kernel that writes it fills ``planes`` on the way."""
+    """The moments of a map [B, C, H, W], if they are wanted. The kernel that writes the map fills ``planes`` on the
+    way."""
 
     def __init__(self, o: Tensor, wanted: bool, y: Tensor) -> None:
         self.o = o
         self.planes = y.new_empty((2, *o.shape[:2])) if wanted else None  # [2, B, C]
 
     def compute(self, how: Tiles) -> list[Tensor]:
+        """Return [moments], [2, C], once the map is written; [] where they are not wanted."""
         if self.planes is None:
             return []
         B, C, H, W = self.o.shape

@@ -18,6 +18,7 @@ from .sums import sum_samples
 
 @triton.jit
 def one_over_root(x):
+    """Return 1 / sqrt(x), each step rounded to nearest: what the chip does by itself is not."""
     if x.dtype == tl.float64:
         return 1.0 / tl.sqrt(x)
     else:
@@ -26,7 +27,7 @@ def one_over_root(x):
 
 @triton.jit
 def norm_of(moments, c, C, EPS: tl.constexpr):
-    """Mean and 1 / sqrt(var + eps) of channels c."""
+    """Return mean and 1 / sqrt(var + eps) of channels c."""
     var = moments + C
     return tl.load(moments + c, c < C, 0.0), one_over_root(tl.load(var + c, c < C, 1.0) + EPS)
 
@@ -77,7 +78,7 @@ def before_norm(
     dout, dout_stride, o, o_stride, mean, rstd, gamma, beta, keep, c, p, C, HW, RELU: tl.constexpr,
     INTERLEAVED: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of gamma ohat + beta, and ohat, at pixels p of channels c; zeros where there is none."""
+    """Return the gradient of gamma ohat + beta, and ohat, at pixels p of channels c; zeros where there is none."""
     A: tl.constexpr = mean.dtype
     there = (c < C)[:, None] & (p < HW)[None, :]
     away = tl.load(tile_of(o, o_stride, c, p, INTERLEAVED), there, 0.0).to(A) - mean[:, None]
@@ -107,7 +108,7 @@ def norm_sums_kernel(
     INTERLEAVED: tl.constexpr,  # or planar, all maps alike
     TILES: tl.constexpr,  # tiles.Tiles
 ):
-    """sums [B, 2, C] = the sums over pixels of dz ohat and of dz, for gamma and beta."""
+    """Sum dz ohat and dz over the pixels of each plane, for gamma and beta."""
     TILE: tl.constexpr = TILES.interleaved if INTERLEAVED else TILES.planar
     CHANNELS: tl.constexpr = TILE[0]
     PIXELS: tl.constexpr = TILE[1]
@@ -153,7 +154,7 @@ def norm_add_bwd_kernel(
     INTERLEAVED: tl.constexpr,  # or planar, all maps alike
     TILES: tl.constexpr,  # tiles.Tiles
 ):
-    """do; dgamma and dbeta are None where the moments are constants."""
+    """Compute do, from dgamma and dbeta of the whole batch where the moments are its own."""
     TILE: tl.constexpr = TILES.interleaved if INTERLEAVED else TILES.planar
     _, b, begin, end = maps_of_program(B, C, TILES)
     HW = pixels_of(table, PIECE, INTERLEAVED)
@@ -181,7 +182,7 @@ def norm_add_bwd_kernel(
 
 
 def _channels(o: Tensor, moments: Tensor, gamma: Tensor, beta: Tensor, keep: list[Tensor]) -> dict[str, Any]:
-    """What is no map, as kernels take it."""
+    """Return what is no map, as kernels take it."""
     B, C = o.shape[:2]
     dtype = accumulate_dtype(o.dtype)
     check_tensor("moments", moments, (2, C), dtype, o)
@@ -234,7 +235,7 @@ def norm_add_bwd(
     dout: Tensor, o: Tensor, moments: Tensor, gamma: Tensor, beta: Tensor, keep: list[Tensor], eps: float, relu: bool,
     batch_moments: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The sums over the batch first, then what needs them."""
+    """Sum over the batch first, then send back what needs the sums."""
     check_maps([o])
     check_like_maps("dout", [dout], [o])
     given = _channels(o, moments, gamma, beta, keep)

@@ -9,8 +9,8 @@ def dots(
     x, x_rows, also, there, w, ldw, n, N, K,
     TRANSPOSED: tl.constexpr, INNER: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The sum over k of x[row, k] w[n, k], or w[k, n] where transposed, for a tile of rows and columns n. x_rows and
-    also are where rows begin in x; with also, x is the sum of two rows. Rows not there count as zero."""
+    """Return the sum over k of x[row, k] w[n, k], or w[k, n] where transposed, for a tile of rows and columns n. x_rows
+    and also are where rows begin in x; with also, x is the sum of two rows. Rows not there count as zero."""
     A: tl.constexpr = x.dtype.element_ty
     M: tl.constexpr = x_rows.shape[0]
     sums = tl.zeros([M, n.shape[0]], A) if DOT else tl.zeros([M, n.shape[0], INNER], A)
@@ -41,8 +41,8 @@ def multiply(
     STEP: tl.constexpr = False, TRANSPOSED: tl.constexpr = False, RELU: tl.constexpr = False,
     also=None, plus=None, plus_rows=None, bias=None, bias2=None, gate=None, gate_rows=None,
 ):  # fmt: skip
-    """to = x w^T + plus + bias + bias2, then perhaps relu, or relu's gradient where its result was `gate`: a tile of
-    rows, all N columns. STEP: the rows are the samples of a step of the scan."""
+    """Compute to = x w^T + plus + bias + bias2, then perhaps relu, or relu's gradient where its result was `gate`: a
+    tile of rows, all N columns. STEP: the rows are the samples of a step of the scan."""
     COLUMNS: tl.constexpr = TILES.step_columns if STEP else TILES.columns
     INNER: tl.constexpr = TILES.step_inner if STEP else TILES.inner
     DOT: tl.constexpr = TILES.dots and not STEP
@@ -57,6 +57,7 @@ def multiply(
 def store_sums(
     to, to_rows, sums, known, n, N, plus, plus_rows, bias, bias2, gate, gate_rows, RELU: tl.constexpr
 ):  # fmt: skip
+    """Finish sums as ``multiply`` says, and store them in columns n of rows to_rows."""
     if plus is not None:
         sums += tl.load(plus + plus_rows[:, None] + n[None, :], known, 0.0)
     if bias is not None:
@@ -76,7 +77,7 @@ def add(
     to, to_rows, N, x, x_rows, there, COLUMNS: tl.constexpr,
     RELU: tl.constexpr = False, plus=None, plus_rows=None, bias=None,
 ):  # fmt: skip
-    """to = x + plus + bias, then perhaps relu."""
+    """Compute to = x + plus + bias, then perhaps relu."""
     for n0 in range(0, N, COLUMNS):
         n = n0 + tl.arange(0, COLUMNS)
         known = there[:, None] & (n < N)[None, :]
@@ -86,7 +87,7 @@ def add(
 
 @triton.jit
 def sum_of_layers(to, to_rows, x, x_rows, layer, T, there, N, COLUMNS: tl.constexpr):
-    """to = the sum of x over T layers, `layer` apart."""
+    """Sum x over T layers, `layer` apart, to `to`."""
     for n0 in range(0, N, COLUMNS):
         n = n0 + tl.arange(0, COLUMNS)
         known = there[:, None] & (n < N)[None, :]

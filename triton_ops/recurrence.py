@@ -16,7 +16,7 @@ from .products import add, multiply
 
 
 class Weights(NamedTuple):
-    """Of any projection, as the core uses them; None where it has none."""
+    """The weights of any projection, as the core uses them; None where it has none."""
 
     w1h: Any  # [R, C] in rows of ldw1; dense: Wh, Wy [NG*C, C]
     w1y: Any
@@ -44,14 +44,14 @@ class Scratch(NamedTuple):
 
 @triton.jit
 def samples_of_tile(B, TILES: tl.constexpr):
-    """The program's samples, and whether each is there."""
+    """Return the program's samples, and whether each is there."""
     b = tl.program_id(0) * TILES.samples + tl.arange(0, TILES.samples)
     return b.to(tl.int64), b < B
 
 
 @triton.jit
 def rows_of_tile(m0, T, B, TILES: tl.constexpr):
-    """Rows m0, m0 + 1, ... of the program's tile, layer by layer: each one's layer * B + sample, its sample, and
+    """Return rows m0, m0 + 1, ... of the program's tile, layer by layer: each one's layer * B + sample, its sample, and
     whether it is there."""
     m = m0 + tl.arange(0, TILES.rows)
     t = m // TILES.samples
@@ -61,19 +61,19 @@ def rows_of_tile(m0, T, B, TILES: tl.constexpr):
 
 @triton.jit
 def own_rows(TILES: tl.constexpr):
-    """Where the program's scratch rows are."""
+    """Return where the program's scratch rows are."""
     return tl.program_id(0).to(tl.int64) * TILES.rows + tl.arange(0, TILES.rows)
 
 
 @triton.jit
 def own_samples(TILES: tl.constexpr):
-    """The first of them, one for each sample."""
+    """Return the first of the program's scratch rows, one for each sample."""
     return tl.program_id(0).to(tl.int64) * TILES.rows + tl.arange(0, TILES.samples)
 
 
 @triton.jit
 def read_gates(a, a_rows, c, C, known, NG: tl.constexpr):
-    """The gate rows i, f, g, o of channels c; those that the cell lacks repeat the first."""
+    """Return the gate rows i, f, g, o of channels c; those that the cell lacks repeat the first."""
     at = a + a_rows[:, None] + c[None, :]
     a0 = tl.load(at, known, 0.0)
     a1 = tl.load(at + C, known, 0.0) if NG > 1 else a0
@@ -84,7 +84,7 @@ def read_gates(a, a_rows, c, C, known, NG: tl.constexpr):
 
 @triton.jit
 def start_h(h0, c0, at, known, A: tl.constexpr, CELL: tl.constexpr):
-    """The h that a scan starts from: the one given, that of the c given, or the cell's own."""
+    """Return the h that a scan starts from: the one given, that of the c given, or the cell's own."""
     if h0 is not None:
         h = tl.load(h0 + at, known, 0.0)
     elif c0 is not None:
@@ -96,7 +96,7 @@ def start_h(h0, c0, at, known, A: tl.constexpr, CELL: tl.constexpr):
 
 @triton.jit
 def load_start(s, h0, c0, B, C, CELL: tl.constexpr, TILES: tl.constexpr):
-    """s.h[0] and s.c: the state given, or the cell's own start."""
+    """Fill s.h[0] and s.c: with the state given, or the cell's own start."""
     A: tl.constexpr = s.h.dtype.element_ty
     b, there = samples_of_tile(B, TILES)
     for first in range(0, C, TILES.channels):
@@ -112,7 +112,7 @@ def load_start(s, h0, c0, B, C, CELL: tl.constexpr, TILES: tl.constexpr):
 def hoist(
     y, w, p, q, uy, T, B, C, R, N, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr
 ):  # fmt: skip
-    """What y alone decides, for all layers at once: p (joint), or q."""
+    """Compute what y alone decides, for all layers at once: p (joint), or q."""
     for m0 in range(0, T * TILES.samples, TILES.rows):
         row, _, there = rows_of_tile(m0, T, B, TILES)
         if PROJECTION == "joint":
@@ -131,7 +131,7 @@ def from_bottleneck(
     u, u_rows, a, a_rows, row, there, w, q, R, N, PROJECTION: tl.constexpr, TILES: tl.constexpr,
     PRECISION: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """a = W2h u + q; of a joint projection, q is the bias alone."""
+    """Compute a = W2h u + q; of a joint projection, q is the bias alone."""
     if PROJECTION == "joint":
         multiply(a, a_rows, N, u, u_rows, R, w.w2h, R, there, TILES, PRECISION, STEP, bias=w.q0)
     else:
@@ -145,7 +145,7 @@ def gates_of(
     h, h_rows, u, u_rows, a, a_rows, row, there, w, p, q, C, R, N, PROJECTION: tl.constexpr, TILES: tl.constexpr,
     PRECISION: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """The gate pre-activations a of rows, each from its own h, and u on the way."""
+    """Compute the gate pre-activations a of rows, each from its own h, and u on the way."""
     if PROJECTION == "dense":
         multiply(
             a, a_rows, N, h, h_rows, C, w.w1h, w.ldw1, there, TILES, PRECISION, STEP, plus=q, plus_rows=row * N
@@ -162,7 +162,7 @@ def gates_of(
 
 @triton.jit
 def share_last(h, last_product, w, B, C, R, N, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr):
-    """W1h h_T, which the refresh of all layers uses; dense: Wh h_T."""
+    """Compute W1h h_T, which the refresh of all layers uses; dense: Wh h_T."""
     b, there = samples_of_tile(B, TILES)
     w1_rows = N if PROJECTION == "dense" else R
     multiply(last_product, b * w1_rows, w1_rows, h, b * C, C, w.w1h, w.ldw1, there, TILES, PRECISION, STEP=True)
@@ -174,7 +174,7 @@ def gates_of_last(
     last_product, b, u, u_rows, a, a_rows, row, there, w, p, q, R, N, PROJECTION: tl.constexpr, TILES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The same for rows whose h is the shared one."""
+    """Compute the same for rows that all have the last state, from what share_last made of it."""
     if PROJECTION == "dense":
         add(a, a_rows, N, last_product, b * N, there, TILES.columns, plus=q, plus_rows=row * N)
     else:
@@ -189,7 +189,8 @@ def scan_layers(
     states_h, states_c, w, s, T, B, C, R,
     CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """From the state in s.h[0] and s.c to the one after the last layer, in s.h[T % 2] and s.c."""
+    """Go from the state in s.h[0] and s.c to the one after the last layer, in s.h[T % 2] and s.c. h takes turns, since
+    a step reads all its channels while it writes them."""
     N = CELL.NG * C
     b, there = samples_of_tile(B, TILES)
     own = own_samples(TILES)
@@ -223,7 +224,7 @@ def refresh_layers(
     d, h, c_last, w, s, T, B, C, R,
     CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """d for all layers, from the last state, h and c_last [B, C]."""
+    """Compute d for all layers, from the last state, h and c_last [B, C]."""
     N = CELL.NG * C
     own = own_rows(TILES)
     share_last(h, s.last_product, w, B, C, R, N, PROJECTION, TILES, PRECISION)

@@ -34,7 +34,7 @@ class Factors(NamedTuple):
 
 @triton.jit
 def load_c(c0, states_c, t, b, c, B, C, known):
-    """The memory before layer t: of the state given, or zero, before the first."""
+    """Return the memory before layer t: before the first, of the state given, or zero."""
     at = b[:, None] * C + c[None, :]
     if t > 0:
         saved = tl.load(states_c + (tl.cast(t, tl.int64) - 1) * B * C + at, known, 0.0)
@@ -47,7 +47,8 @@ def load_c(c0, states_c, t, b, c, B, C, known):
 
 @triton.jit
 def begin(states_h, states_c, h0, c0, f, T, B, C, CELL: tl.constexpr, TILES: tl.constexpr):
-    """What every layer saw, in f.h: of T layers, and before the first; gradients of the state that are still zero."""
+    """Gather in f.h what every layer saw, of T layers and before the first, and set the gradients of the state to
+    zero."""
     A: tl.constexpr = f.h.dtype.element_ty
     b, there = samples_of_tile(B, TILES)
     for first in range(0, C, TILES.channels):
@@ -69,8 +70,8 @@ def refresh_bwd_layers(
     dd, d, h, c_last, w, f, T, B, C, R,
     CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """From dd and the last state, h and c_last [B, C]: da of the refresh, and the gradient of that state in f.dh and
-    f.dc. d is written where it is wanted."""
+    """Go back through the refresh, from dd and the last state, h and c_last [B, C]: da of all layers, and the gradient
+    of that state in f.dh and f.dc. d is written where it is wanted."""
     SAMPLES: tl.constexpr = TILES.samples
     CHANNELS: tl.constexpr = TILES.channels
     N = CELL.NG * C
@@ -124,6 +125,7 @@ def refresh_bwd_layers(
 
 @triton.jit
 def write_gates(da, rows, da0, da1, da2, da3, c, C, known, NG: tl.constexpr):
+    """Store the gate rows that the cell has, where read_gates reads them."""
     at = da + rows[:, None] + c[None, :]
     tl.store(at, da0, known)
     if NG > 1:
@@ -139,8 +141,8 @@ def scan_bwd_layers(
     dstates_h, dstates_c, states_c, c0, w, f, T, B, C, R,
     CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """From the gradient of the last state in f.dh, f.dc and those of all states: da of the scan, and the gradient of
-    the state before the first layer in f.dh, f.dc."""
+    """Go back through the scan, from the gradient of the last state in f.dh, f.dc and those of all states: da of all
+    layers, and the gradient of the state before the first in f.dh, f.dc."""
     N = CELL.NG * C
     b, there = samples_of_tile(B, TILES)
     for m0 in range(0, T * TILES.samples, TILES.rows):
@@ -189,7 +191,7 @@ def scan_bwd_layers(
 
 @triton.jit
 def keep_start(h0, c0, f, B, C, CELL: tl.constexpr, TILES: tl.constexpr):
-    """Where the first layer's h was act(c), its gradient is that c's."""
+    """Add the gradient of the first layer's h to that of c, where it was act(c)."""
     if h0 is None and c0 is not None:
         b, there = samples_of_tile(B, TILES)
         for first in range(0, C, TILES.channels):
@@ -205,7 +207,7 @@ def finish(
     dy, w, f, T, B, C, R, FIRST: tl.constexpr, BOTH: tl.constexpr,
     CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dy from what arrived at p or q: from refresh (FIRST 0), from the scan (FIRST 1), or from both."""
+    """Compute dy from what arrived at p or q: from the refresh (FIRST 0), from the scan (FIRST 1), or from both."""
     N = CELL.NG * C
     for m0 in range(0, T * TILES.samples, TILES.rows):
         row, _, there = rows_of_tile(m0, T, B, TILES)

@@ -43,6 +43,7 @@ def rescale_bwd_kernel(
 
 
 def _rescale_to(x: MapList, out: MapList, d: Tensor) -> None:
+    """Fill out, which may be x itself."""
     like = x.held[0]
     given, piece = table(x, out)
     how, programs = pieces_of("rescale", x)

@@ -11,8 +11,8 @@ MIDDLE = tl.constexpr(4)
 
 @triton.jit
 def taps_of(w, scale, middle, c, C, FLIPPED: tl.constexpr):
-    """The taps of channels c, each [c]: scale w, w [C, 9], with `middle` added to its middle one; that one alone if
-    w is None. Flipped, the filter is that of the gradient."""
+    """Return the taps of channels c, each [c]: scale w, w [C, 9], with `middle` added to its middle one; that one alone
+    if w is None. Flipped, the filter is that of the gradient."""
     taps = ()
     if w is None:
         taps = (scale * middle,)
@@ -25,7 +25,8 @@ def taps_of(w, scale, middle, c, C, FLIPPED: tl.constexpr):
 
 @triton.jit
 def neighbours(x, stride, plus, c, p, C, W, HW, k: tl.constexpr, A: tl.constexpr, INTERLEAVED: tl.constexpr):
-    """What tap k sees from pixels p of channels c: [c, p]; plus [c], which may be None, is added inside the plane."""
+    """Return what tap k sees from pixels p of channels c: [c, p]; plus [c], which may be None, is added inside the
+    plane."""
     row = p + (k // 3 - 1) * W  # of p's column
     column = p % W + (k % 3 - 1)
     inside = (p < HW) & (row >= 0) & (row < HW) & (column >= 0) & (column < W)
@@ -38,7 +39,7 @@ def neighbours(x, stride, plus, c, p, C, W, HW, k: tl.constexpr, A: tl.constexpr
 
 @triton.jit
 def convolved(x, stride, plus, taps, c, p, C, W, HW, INTERLEAVED: tl.constexpr):
-    """Pixels p of channels c of the map x + plus under their filters."""
+    """Return pixels p of channels c of the map x + plus under their filters."""
     A: tl.constexpr = taps[0].dtype
     if len(taps) == 1:
         sums = neighbours(x, stride, plus, c, p, C, W, HW, MIDDLE, A, INTERLEAVED) * taps[0][:, None]
@@ -53,7 +54,7 @@ def convolved(x, stride, plus, taps, c, p, C, W, HW, INTERLEAVED: tl.constexpr):
 def convolve(
     x, x_stride, plus, out, out_stride, shift, taps, c, C, W, HW, INTERLEAVED: tl.constexpr, PIXELS: tl.constexpr
 ):  # fmt: skip
-    """All pixels of channels c: out = the map x + plus under their filters, + shift [c]."""
+    """Filter all pixels of channels c: out = the map x + plus under their filters, + shift [c]."""
     for p0 in range(0, HW, PIXELS):
         p = p0 + tl.arange(0, PIXELS)
         new = convolved(x, x_stride, plus, taps, c, p, C, W, HW, INTERLEAVED) + shift[:, None]
@@ -66,8 +67,8 @@ def correlate(
     to, g, g_stride, plus, x, x_stride, c, C, W, HW, FIRST: tl.constexpr, END: tl.constexpr,
     INTERLEAVED: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
-    """to[c, k] = the sum over pixels of the map g + plus times what tap k sees of x, for taps FIRST .. END: all that
-    the gradient of a filter needs. to [C, 9]."""
+    """Fill to[c, k], of [C, 9], with the sum over pixels of the map g + plus times what tap k sees of x, for taps FIRST
+    .. END: all that the gradient of a filter needs."""
     A: tl.constexpr = to.dtype.element_ty
     CHANNELS: tl.constexpr = c.shape[0]
     sums = ()

@@ -22,6 +22,7 @@ def sums_kernel(
     P,
     TILES: tl.constexpr,  # tiles.Tiles
 ):
+    """Sum a few columns of parts over the batch, and store each where it belongs."""
     ROWS: tl.constexpr = TILES.rows
     COLUMNS: tl.constexpr = TILES.columns
     n = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
@@ -37,7 +38,7 @@ def sums_kernel(
 
 
 def sum_samples(parts: Tensor, to: list[Tensor], how: Tiles) -> None:
-    """Of parts [B, P], the numbers of each of ``to`` one after the other."""
+    """Sum parts [B, P] over the batch, and give the P numbers to the tensors of ``to``, one after the other."""
     B, P = parts.shape
     first = tuple(map(tagged, accumulate((x.numel() for x in to), initial=0)))
     programs = triton.cdiv(P, how.columns)

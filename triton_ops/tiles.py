@@ -13,7 +13,7 @@ import torch
 
 
 class Tiles(NamedTuple):
-    """All are powers of two."""
+    """How a launch is cut. All are powers of two, but for dots and registers."""
 
     samples: int  # that a program takes through the recurrence together, sharing every weight it reads
     rows: int  # (layer, sample) of a product that need not wait for the layer before
@@ -34,11 +34,12 @@ class Tiles(NamedTuple):
 
 
 def power_of_two(n: int) -> int:
-    """The least that is not below n."""
+    """Return the least power of two that is not below n."""
     return 1 << max(n - 1, 0).bit_length()
 
 
 def between(least: int, n: int, most: int) -> int:
+    """Return n, or the bound that it is beyond."""
     return max(least, min(n, most))
 
 
@@ -50,7 +51,8 @@ asked: list[Question] = []  # the last question
 
 
 def tiles(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
-    """For an op with C channels, a bottleneck of R and maps of at most HW pixels; R = HW = 0 where there is none."""
+    """Return tiles for an op with C channels, a bottleneck of R and maps of at most HW pixels; R = HW = 0 where there
+    is none."""
     question = (op.removesuffix("_"), C, R, HW, dtype)
     asked[:] = [question]
     how = from_table(*question)._replace(**{**chosen.get(question, {}), **trial, **from_environment()})
@@ -58,12 +60,13 @@ def tiles(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
 
 
 def from_environment() -> dict[str, int]:
-    """For measurements and tests: DLA_KERNELS_TRITON_TILES, such as ``samples=4,warps=16``."""
+    """Return what DLA_KERNELS_TRITON_TILES asks for, such as ``samples=4,warps=16``: for measurements and tests."""
     given = os.environ.get("DLA_KERNELS_TRITON_TILES", "")
     return {name: int(value) for name, _, value in (item.partition("=") for item in given.split(",") if item)}
 
 
 def from_table(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
+    """Return what the table says, before anyone has measured or asked for something else."""
     wide = dtype == torch.float64
     # Some loop reads two maps at once, or keeps the moments of what it writes.
     much_at_hand = op in (

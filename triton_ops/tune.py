@@ -26,19 +26,22 @@ enabled = os.environ.get("DLA_KERNELS_TRITON_AUTOTUNE", "0") not in ("", "0")
 
 
 def autotune(on: bool = True) -> None:
-    """Switches it on or off; DLA_KERNELS_TRITON_AUTOTUNE=1 does so from the start."""
+    """Switch the choice of tiles by measurement on or off; DLA_KERNELS_TRITON_AUTOTUNE=1 does so from the
+    start."""
     global enabled
     enabled = on
 
 
 def milliseconds(call: Callable[[], object]) -> float:
+    """Return the median time of a call."""
     from triton.testing import do_bench
 
     return do_bench(call, return_mode="median")
 
 
 def tuned(function: Callable) -> Callable:
-    """For functions that may be called again and again: those that write nothing but their results."""
+    """Let the first call of a function choose its tiles, where that is switched on. It is called again and again, so it
+    must write nothing but its results."""
 
     @functools.wraps(function)
     def wrapper(*args: Any) -> Any:
@@ -54,6 +57,7 @@ def tuned(function: Callable) -> Callable:
 
 
 def fastest(call: Callable[[], object]) -> dict[str, int]:
+    """Return the candidate with which the call takes the least time."""
     times = []
     for candidate in CANDIDATES:
         tiles.trial.update(candidate)

@@ -25,8 +25,8 @@ NO_COUNTERS: dict[str, Any] = {"arrived": None, "COUNT": 0}  # for a backward ke
 
 
 class Product(NamedTuple):
-    """to [N, K] = g [rows, N]^T x [rows, K], and the column sums of g to a bias. x may have fewer rows and then
-    begins again; `to` may be columns of a wider tensor."""
+    """A product to [N, K] = g [rows, N]^T x [rows, K], with the column sums of g to a bias. x may have fewer rows and
+    then begins again; `to` may be columns of a wider tensor."""
 
     to: Tensor
     bias: Tensor | None
@@ -35,7 +35,7 @@ class Product(NamedTuple):
 
 
 class Products(NamedTuple):
-    """The same as tagged integers, one word per product."""
+    """All products as tagged integers, one word per product."""
 
     to: Words
     ldto: Words
@@ -60,6 +60,7 @@ def weight_gradients_kernel(
     TILES: tl.constexpr,  # tiles.Tiles
     PRECISION: tl.constexpr,  # of products: "ieee" or "tf32"
 ):
+    """Compute a tile of one of the products, or one of the parts of its sums."""
     TILE: tl.constexpr = TILES.columns
     ROWS: tl.constexpr = TILES.rows
     BIAS: tl.constexpr = TILE * TILE  # where the sums of the bias begin in a part
@@ -112,7 +113,7 @@ def weight_gradients_kernel(
 
 @triton.jit
 def clear(arrived, COUNT, BLOCK: tl.constexpr = 1024):
-    """The counters of the launch to come: for program 0 of the one before."""
+    """Set the counters of the launch to come to zero: program 0 of the one before does."""
     if tl.program_id(0) == 0:
         for first in range(0, COUNT, BLOCK):
             i = first + tl.arange(0, BLOCK)
@@ -121,6 +122,7 @@ def clear(arrived, COUNT, BLOCK: tl.constexpr = 1024):
 
 @triton.jit
 def store_result(p, which, sums, of_bias, n, k, N, K, leftmost, A: tl.constexpr):
+    """Store a tile of a product where it belongs, and, of the leftmost tiles, the sums of the bias."""
     to = entry(p.to, which).to(tl.pointer_type(A))
     tl.store(to + n[:, None] * entry(p.ldto, which) + k[None, :], sums, (n < N)[:, None] & (k < K)[None, :])
     bias = entry(p.bias, which)
@@ -131,7 +133,8 @@ def store_result(p, which, sums, of_bias, n, k, N, K, leftmost, A: tl.constexpr)
 def products_of(
     r: Recurrence, f: Factors, y: Tensor, dw: list[Tensor], has_refresh: bool, has_scan: bool
 ) -> list[Product]:
-    """Factors hold the refresh's rows, the scan's, and then what the refresh sent to W1h h_T."""
+    """Return the products of each weight's gradient. Factors hold the refresh's rows, the scan's, and then what the
+    refresh sent to W1h h_T."""
     T, C = r.T, r.C
     own = slice(0 if has_refresh else T, 2 * T if has_scan else T)
     with_h = slice(T if has_scan else 2 * T, 2 * T + 1 if has_refresh else 2 * T)
@@ -156,7 +159,8 @@ def products_of(
 
 
 class WeightGradients:
-    """Made before the backward kernel runs, which clears the counters; computed after it."""
+    """The gradients of all weights of a backward pass. Made before its kernel runs, which clears the counters; computed
+    after it."""
 
     def __init__(self, r: Recurrence, f: Factors, y: Tensor, *, has_refresh: bool, has_scan: bool) -> None:
         self.how, self.like = r.tiles, y
@@ -176,6 +180,9 @@ class WeightGradients:
         self.counters = {"arrived": self.arrived, "COUNT": sharing}
 
     def compute(self) -> list[Tensor]:
+        """Launch, once the backward kernel has filled the factors, and return the gradients in the order of the
+        weights."""
+
         def words(numbers: Iterable[int]) -> Words:
             return tuple(map(tagged, numbers))
 
@@ -209,4 +216,5 @@ class WeightGradients:
 
 
 def _sizes(p: Product) -> tuple[int, int]:
+    """Return N and K, what the result of a product has of rows and columns."""
     return p.g.shape[-1], p.x.shape[-1]

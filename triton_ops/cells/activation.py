@@ -7,13 +7,16 @@ import triton.language as tl
 
 
 class Activation(NamedTuple):
+    """A function and its gradient; the cells hold them, not their names."""
+
     value: Any
     grad: Any
 
 
 @triton.jit
 def exp(x):
-    """Of at most 87, for fp32: the chip's exp alone is off by many units in the last place far from 0."""
+    """Return exp(x) for x up to 87. For fp32 it is put together here: the chip's own is off by many units in the last
+    place far from 0."""
     if x.dtype == tl.float64:
         return tl.exp(x)
     else:
@@ -25,6 +28,7 @@ def exp(x):
 
 @triton.jit
 def reciprocal(x):
+    """Return 1 / x, rounded to nearest: the chip's own division of fp32 is not."""
     if x.dtype == tl.float64:
         return 1.0 / x
     else:
@@ -33,6 +37,7 @@ def reciprocal(x):
 
 @triton.jit
 def sigmoid(x):
+    """Return 1 / (1 + exp(-x)); for fp32, of no x below -87, where exp would overflow."""
     if x.dtype == tl.float64:
         return 1.0 / (1.0 + tl.exp(-x))
     else:
@@ -41,14 +46,15 @@ def sigmoid(x):
 
 @triton.jit
 def sigmoid_grad(x, dy):
+    """Return sigmoid'(x) dy."""
     s = sigmoid(x)
     return dy * s * (1.0 - s)
 
 
 @triton.jit
 def tanh(x):
-    """1 - 2 / (exp(2|x|) + 1) far from 0. Near 0, where that would cancel, x + x^3 P(x^2), fitted; a quotient of
-    two polynomials for fp64."""
+    """Return tanh x: far from 0, 1 - 2 / (exp(2|x|) + 1); near 0, where that would cancel, x + x^3 P(x^2), fitted, and
+    a quotient of two polynomials for fp64."""
     size = tl.abs(x)
     z = x * x
     if x.dtype == tl.float64:
@@ -66,6 +72,7 @@ def tanh(x):
 
 @triton.jit
 def tanh_grad(x, dy):
+    """Return tanh'(x) dy."""
     t = tanh(x)
     return dy * (1.0 - t * t)
 

@@ -32,7 +32,7 @@ def step_bwd(cell: tl.constexpr, a0, a1, a2, a3, h, c, dh, dc):
 
 @triton.jit
 def output_bwd(cell: tl.constexpr, a0, a1, a2, a3, h, c, dd):
-    """The output is read off c, so nothing arrives at h."""
+    """Return the gradients of the output's step. The output is read off c, so nothing arrives at h."""
     new = memory(a0, a1, a2, c)
     da0, da1, da2, dc = memory_bwd(a0, a1, a2, c, cell.out.grad(new, dd))
     return da0, da1, da2, da0, dc
@@ -43,6 +43,7 @@ OUTPUTS = {"context": IDENTITY, "sigmoid": SIGMOID}
 
 
 def dsu(act: str, out: str) -> Cell:
-    """Without a state c = 0; the paper then feeds act(0), the released code feeds 0."""
+    """Return the cell of these two activations. Without a state c = 0; the paper then feeds act(0), the released code
+    feeds 0."""
     start_h = 0.5 if (act, out) == ("sigmoid", "context") else 0.0
     return Cell(3, False, True, start_h, ACTIVATIONS[act], OUTPUTS[out], feed, step, output, step_bwd, output_bwd)

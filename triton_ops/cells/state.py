@@ -26,19 +26,20 @@ class Cell(NamedTuple):
 
     @property
     def cache_key(self) -> str:
-        """By which Triton knows what it has compiled before: it does not look into the functions of a constant."""
+        """Return what Triton is to know a compiled cell by: it does not look into the functions of a constant, and
+        would serve one whose source has changed since."""
         functions = (self.feed, self.step, self.output, self.step_bwd, self.output_bwd, *self.act, *self.out)
         return "-".join(map(str, (*self[:4], *(function.cache_key for function in functions))))
 
 
 @triton.jit
 def memory(i, f, g, c):
-    """c' = sig(f) c + sig(i) tanh(g)"""
+    """Return c' = sig(f) c + sig(i) tanh(g)."""
     return sigmoid(f) * c + sigmoid(i) * tanh(g)
 
 
 @triton.jit
 def memory_bwd(i, f, g, c, dc):
-    """From the gradient of c': those of i, f, g and c."""
+    """Return the gradients of i, f, g and c, from that of c'."""
     si, sf, tg = sigmoid(i), sigmoid(f), tanh(g)
     return dc * tg * si * (1.0 - si), dc * c * sf * (1.0 - sf), dc * si * (1.0 - tg * tg), dc * sf
