@@ -1,5 +1,5 @@
-"""``convert`` gives layer attention to networks that are there already: to torchvision's and timm's where they can be
-imported, and to one whose blocks are written as theirs are."""
+"""``convert`` gives layer attention to networks that are there already: to torchvision's and timm's, and to one whose
+blocks are written as theirs are."""
 
 import copy
 import pickle
@@ -11,6 +11,7 @@ from torch import nn
 
 import dla_kernels as dla
 
+from .clients import imported
 from .tolerances import assert_equal_to_rounding
 
 
@@ -64,11 +65,11 @@ class TheirNet(nn.Module):
 
 
 def torchvisions():
-    return pytest.importorskip("torchvision.models", exc_type=ImportError).resnet18(num_classes=10)
+    return imported("torchvision.models").resnet18(num_classes=10)
 
 
 def timms():
-    return pytest.importorskip("timm", exc_type=ImportError).create_model("resnet18", num_classes=10)
+    return imported("timm").create_model("resnet18", num_classes=10)
 
 
 @pytest.mark.parametrize("make", [TheirNet, torchvisions, timms], ids=["alike", "torchvision", "timm"])

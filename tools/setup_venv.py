@@ -26,7 +26,7 @@ MISSING = """
 import re, sys, importlib.metadata
 def numbers(version): return [int(n) for n in re.findall(r"\\d+", version)[:3]]
 for requirement in sys.argv[1:]:
-    name, _, oldest = requirement.partition(">=")
+    name, oldest = (re.split("[>=]=", requirement) + [""])[:2]
     try:
         if numbers(importlib.metadata.version(name)) < numbers(oldest): print(requirement)
     except importlib.metadata.PackageNotFoundError: print(requirement)
@@ -41,17 +41,21 @@ def has_torch(python: str | Path) -> bool:
     return runs(python, "-c", SUFFICES.format(OLDEST_TORCH))
 
 
+def group(name: str) -> list[str]:
+    """Return a dependency group of pyproject.toml. (Python 3.10 has no reader of its format.)"""
+    text = (HERE / "pyproject.toml").read_text().split(f"\n{name} = [")[1].split("\n]")[0]
+    names = [line.split("#")[0].strip().strip('",') for line in text.splitlines()]
+    return [name for name in names if name and (sys.platform == "linux" or not name.startswith("triton"))]
+
+
 def dev_requirements() -> list[str]:
-    """Return the dependency group `dev` of pyproject.toml, plus what the build needs."""
-    text = (HERE / "pyproject.toml").read_text()
-    group = text.split("\ndev = [")[1].split("\n]")[0]
-    names = [line.split("#")[0].strip().strip('",') for line in group.splitlines()]
-    names = [name for name in names if name and (sys.platform == "linux" or not name.startswith("triton"))]
-    return ["setuptools>=77", "wheel", "cmake>=3.18", "ninja", *names]
+    """Return the dependency group `dev`, plus what the build needs."""
+    return ["setuptools>=77", "wheel", "cmake>=3.18", "ninja", *group("dev")]
 
 
 def missing(python: Path, requirements: list[str]) -> list[str]:
-    """Return those of the requirements, all `name` or `name>=version`, that are not installed or too old."""
+    """Return those of the requirements, all `name`, `name>=version` or `name==version`, that are not installed or too
+    old."""
     return subprocess.run(
         [python, "-c", MISSING, *requirements], capture_output=True, text=True, check=True
     ).stdout.split()
@@ -95,14 +99,15 @@ def setup(venv: Path) -> None:
     if not has_torch(python):
         print(f"installing {TORCH}, the largest download", flush=True)
         run(*pip, TORCH)
-    wanted = missing(python, dev_requirements())
-    if wanted:
-        print("installing", *wanted, flush=True)
-        try:
-            run(*pip, *wanted)
-        except subprocess.CalledProcessError:
-            # No network: what the missing ones serve is skipped with its reason, the rest works.
-            print("going on without:", *missing(python, dev_requirements()), flush=True)
+    for options, requirements in (([], dev_requirements()), (["--no-deps"], group("clients"))):
+        wanted = missing(python, requirements)
+        if wanted:
+            print("installing", *wanted, flush=True)
+            try:
+                run(*pip, *options, *wanted)
+            except subprocess.CalledProcessError:
+                # No network: what the missing ones serve is skipped with its reason, the rest works.
+                print("going on without:", *missing(python, requirements), flush=True)
     # Where no source has changed there is nothing to build.
     sources = sorted(
         [
