@@ -3,6 +3,7 @@ blocks are written as theirs are."""
 
 import copy
 import pickle
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -81,10 +82,7 @@ def test_a_converted_network_computes_as_before_until_it_is_trained(make, attent
     options = {"reduction": 8} if attention.startswith("dla") else {}
     assert dla.convert(net, attention, **options) is net
     after = dict(net.named_parameters())
-    assert all(
-        after[name.replace(f"layer{name[5]}.", f"layer{name[5]}.layers.", 1) if name.startswith("layer") else name] is p
-        for name, p in own.items()
-    )
+    assert all(after[name] is p for name, p in own.items())
     if "base" in attention:  # whose norms begin near zero, not at zero
         for norm in (m for n, m in net.named_modules() if n.endswith(".norm")):
             assert (norm.weight == torch.tensor(0.01).double()).all()
@@ -117,11 +115,11 @@ def test_blocks_are_called_as_modules():
     net = dla.convert(TheirNet())
     seen = []
     for i in range(4):
-        for block in getattr(net, f"layer{i + 1}").layers:
+        for block in getattr(net, f"layer{i + 1}").blocks:
             block.register_forward_hook(lambda block, *_: seen.append(block))
     net(torch.randn(2, 3, 16, 16))
     assert [block.calls for block in seen] == [1] * 8
-    net.layer2.layers[0] = torch.compile(net.layer2.layers[0], backend="aot_eager")
+    net.layer2[0] = torch.compile(net.layer2[0], backend="aot_eager")
     net(torch.randn(2, 3, 16, 16)).sum().backward()
 
 
@@ -144,7 +142,7 @@ def test_threads_have_shortcuts_of_their_own():
 
 def test_a_block_that_does_without_its_shortcut_is_an_error():
     net = dla.convert(TheirNet())
-    net.layer1.layers[0] = nn.Conv2d(16, 64, 1)
+    net.layer1[0] = nn.Conv2d(16, 64, 1)
     with pytest.raises(RuntimeError, match="a block did not call its downsample"):
         net(torch.randn(2, 3, 16, 16))
 
@@ -173,6 +171,26 @@ def test_converted_networks_compile_and_copy():
     fresh = dla.convert(TheirNet()).eval()
     fresh.load_state_dict(net.state_dict())
     assert torch.equal(fresh(x), expected)
+
+
+def test_checkpoints_of_the_plain_network_and_of_an_older_converted_one_load():
+    plain, net = TheirNet(), dla.convert(TheirNet())
+    said = net.load_state_dict(plain.state_dict(), strict=False)
+    assert said.unexpected_keys == [] and all(".attention." in name for name in said.missing_keys)
+    assert all(torch.equal(p, dict(net.named_parameters())[name]) for name, p in plain.named_parameters())
+    other = dla.convert(TheirNet())
+    older = {re.sub(r"^(layer\d)\.(\d)", r"\1.layers.\2", name): x for name, x in other.state_dict().items()}
+    assert "layer1.layers.0.conv1.weight" in older and "layer1.attention.layers.0.q" in older
+    net.load_state_dict(older)
+    assert all(torch.equal(x, net.state_dict()[name]) for name, x in other.state_dict().items())
+
+
+def test_timms_layer_decay_finds_the_blocks_of_a_converted_network():
+    scales = []
+    for convert in (lambda net: net, dla.convert):
+        groups = imported("timm.optim").param_groups_layer_decay(convert(timms()), layer_decay=0.5)
+        scales.append({group["lr_scale"] for group in groups})
+    assert scales[0] == scales[1] and len(scales[0]) > 8
 
 
 def test_added_attention_has_the_dtype_and_mode_of_the_network():

@@ -36,31 +36,49 @@ class Kept:
         return self.outputs.pop(COMPILED)
 
 
+def take_old_names(stage: ConvertedStage, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Rename what a checkpoint of 0.1 has at ``layer1.layers.0``, where the blocks were then."""
+    old = f"{prefix}layers."
+    for name in [name for name in state_dict if name.startswith(old) and "layers" not in stage.names]:
+        state_dict[prefix + name.removeprefix(old)] = state_dict.pop(name)
+
+
 class ConvertedStage(nn.Module):
-    """A stage that has attention after each of its blocks. Indexed, it is the sequence of blocks that it was; iterated,
-    as by those who checkpoint a sequence of modules, it is one module."""
+    """A stage that has attention after each of its blocks, which keep their names. Indexed, it is the sequence of
+    blocks that it was; iterated, as by those who checkpoint a sequence of modules, it is one module."""
 
     def __init__(self, blocks: nn.Sequential, attention: nn.Module) -> None:
         super().__init__()
-        self.layers, self.attention = blocks, attention
+        self.names = [name for name, _ in blocks.named_children()]
+        for name, block in blocks.named_children():
+            self.add_module(name, block)
+        self.attention = attention
         self.training = blocks.training
         self.shortcuts = [None if block.downsample is None else Kept() for block in blocks]
         for block, kept in zip(blocks, self.shortcuts):
             if kept is not None:
                 block.downsample.register_forward_hook(kept)
+        self.register_load_state_dict_pre_hook(take_old_names)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return [getattr(self, name) for name in self.names]
 
     def __len__(self) -> int:
-        return len(self.layers)
+        return len(self.names)
 
     def __getitem__(self, t: int) -> nn.Module:
-        return self.layers[t]
+        return self.blocks[t]
+
+    def __setitem__(self, t: int, block: nn.Module) -> None:
+        setattr(self, self.names[t], block)
 
     def __iter__(self) -> Iterator[nn.Module]:
         return iter((self,))
 
     def forward(self, x: Tensor) -> Tensor:
         memory = None
-        for t, (block, kept) in enumerate(zip(self.layers, self.shortcuts)):
+        for t, (block, kept) in enumerate(zip(self.blocks, self.shortcuts)):
             identity, x = x, block(x)
             x, memory = self.attention(t, x, identity if kept is None else kept.take(), memory)
         return x
@@ -90,7 +108,7 @@ def convert(
 
     The new norms begin with weight zero, so that the converted network computes what it did until it is trained; with
     ``dla_base`` and ``mrla_base``, where no gradient would come through the relu at zero, they begin with 0.01, so that
-    it nearly does. A stage that was ``layer1`` has its blocks in ``layer1.layers``.
+    it nearly does. Blocks keep their names, ``layer1.0`` and so on; beside them there is ``layer1.attention``.
     """
     if attention not in BETWEEN:
         raise ValueError(f"attention: expected one of {', '.join(BETWEEN)}, got {attention!r}")
