@@ -4,7 +4,7 @@ from . import models, nn, ops, reference
 from .attention import Attention, BaseStage
 from .backends import BACKENDS
 from .cells import PAPER_DSU, RELEASED_DSU, Cell, Dense, Joint, Split, Weights
-from .models import convert, create_model, list_models
+from .models import convert, create_model, list_models, register_timm
 from .ops import *  # noqa: F403 - only ops/__init__.py lists the ops
 
 __version__ = "0.1.0"
@@ -28,5 +28,6 @@ __all__ = [
     "models",
     "nn",
     "reference",
+    "register_timm",
 ]
 __all__ += ops.__all__

@@ -14,6 +14,7 @@ from dla_kernels.models.params import TABLE, count, met, parameter_table
 from dla_kernels.models.registry import MODELS, load
 
 from . import published
+from .clients import imported
 from .tolerances import assert_equal_to_rounding
 
 SMALL = {"depths": (2, 2), "block": Bottleneck}  # as the CIFAR networks, but small
@@ -107,6 +108,75 @@ def test_features_only_gives_the_maps_of_the_stages():
     assert not any(key.startswith("fc.") for key in net.state_dict())
 
 
+def test_out_indices_choose_the_maps_and_their_channels():
+    net = dla.create_model("dla_light_resnet18", features_only=True, out_indices=(3, 1))
+    with torch.no_grad():
+        maps = net.eval()(torch.randn(1, 3, 64, 64))
+    assert [m.shape[1] for m in maps] == net.channels == [128, 512]
+    assert [64 // m.shape[2] for m in maps] == net.strides == [8, 32]
+
+
+def test_networks_answer_to_timms_calls():
+    net = dla.create_model("dla_light_resnet20", num_classes=7, in_chans=1, drop_path_rate=0.2).eval()
+    x = torch.randn(2, 1, 16, 16)
+    with torch.no_grad():
+        features = net.forward_features(x)
+        assert features.shape == (2, net.num_features, 4, 4)
+        assert torch.equal(net.forward_head(features), net(x))
+        assert torch.equal(net.forward_head(features, pre_logits=True), features.mean((2, 3)))
+        assert net.get_classifier() is net.fc and net.num_classes == 7
+        assert net.stages[0].attention.drop_path == 0.2
+        net.reset_classifier(3)
+        assert net(x).shape == (2, 3) and net.num_classes == 3
+        net.reset_classifier(0)
+        assert torch.equal(net(x), features.mean((2, 3)))
+    bare = dla.create_model("dla_light_resnet20", num_classes=0)
+    assert not any(name.startswith("fc.") for name in bare.state_dict())
+
+
+@pytest.mark.parametrize("attention", ["none", "dia", "dla_light", "dla_base"])
+def test_checkpointing_keeps_less_and_changes_no_gradient(attention):
+    net, x = with_any_numbers(small(attention)).eval(), torch.randn(2, 3, 8, 8)  # a norm in training would move twice
+    kept, grads = [], []
+    for enable in (False, True):
+        net.set_grad_checkpointing(enable)
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, to=sizes: to.append(t.numel()) or t, lambda t: t):
+            out = net(x)
+        grads.append(torch.autograd.grad(out.square().sum(), list(net.parameters())))
+        kept.append(sum(sizes))
+    assert all(torch.equal(a, b) for a, b in zip(*grads))
+    assert kept[1] < kept[0] / 2
+
+
+def test_a_checkpoint_with_other_classes_says_so_and_loads_without_its_head(tmp_path):
+    theirs = dla.create_model("dla_light_resnet20", num_classes=5)
+    for state in (theirs.state_dict(), to_published(theirs)):
+        torch.save(state, tmp_path / "weights.pt")
+        how = {"pretrained_path": tmp_path / "weights.pt"}
+        with pytest.raises(ValueError, match=r"a classifier of 10 classes, got one of 5; pretrained_head=False"):
+            dla.create_model("dla_light_resnet20", **how)
+        ours = dla.create_model("dla_light_resnet20", **how, pretrained_head=False)
+        assert torch.equal(ours.conv1.weight, theirs.conv1.weight) and ours.fc.out_features == 10
+        bare = dla.create_model("dla_light_resnet20", num_classes=0, **how)
+        assert torch.equal(bare.conv1.weight, theirs.conv1.weight)
+
+
+def test_timm_makes_our_networks_by_name():
+    timm = imported("timm")
+    own = timm.create_model("resnet18")
+    names = dla.register_timm()
+    assert names == dla.register_timm() and "resnet50" not in names
+    assert [name for name in dla.list_models("*dla*") if not timm.is_model(name)] == []
+    assert type(timm.create_model("resnet18")) is type(own), "timm's networks stay its own"
+    net = timm.create_model("dla_light_resnet18", num_classes=4, in_chans=1, drop_rate=0.0, drop_path_rate=0.1)
+    assert isinstance(net, ResNet) and net(torch.randn(2, 1, 32, 32)).shape == (2, 4)
+    maps = timm.create_model("dla_light_resnet18", features_only=True, out_indices=(1, 2))
+    assert [m.shape[1] for m in maps(torch.randn(2, 3, 32, 32))] == [128, 256]
+    with pytest.raises(ValueError, match="drop_rate: expected 0"):
+        timm.create_model("dla_light_resnet18", drop_rate=0.1)
+
+
 def test_imagenet_branches_begin_at_zero():
     net = dla.create_model("resnet18")
     assert all((block.last_norm.weight == 0).all() for stage in net.stages for block in stage.layers)
@@ -150,8 +220,17 @@ def test_a_stage_of_one_layer_has_no_idle_parameters():
 
 
 def test_mistakes_are_explained():
-    with pytest.raises(ValueError, match="num_classes: expected at least 1, got 0; features_only=True"):
-        small(num_classes=0)
+    with pytest.raises(ValueError, match="num_classes: expected a number of classes, or 0 for none, got -1"):
+        small(num_classes=-1)
+    with pytest.raises(ValueError, match="out_indices: expected None without features_only=True"):
+        small(out_indices=[0])
+    for wrong in ([], [0, 2], [-1]):
+        with pytest.raises(ValueError, match=r"out_indices: expected some of \[0, 1\], got"):
+            small(out_indices=wrong, features_only=True)
+    with pytest.raises(ValueError, match="pretrained: expected False, there are no weights to download"):
+        dla.create_model("resnet20", pretrained=True)
+    with pytest.raises(TypeError, match="in_chans: expected it or in_channels, which says the same, got both"):
+        dla.create_model("resnet20", in_chans=1, in_channels=1)
     with pytest.raises(ValueError, match="channels, reduction: expected at least 1, got 64, 0"):
         small(reduction=0)
     with pytest.raises(TypeError, match=r"checkpoint: expected a state dict, .*, got list"):
@@ -174,8 +253,8 @@ def test_mistakes_are_explained():
         small("dla_light", cell=dla.nn.make_cell("lstm", 64))
     with pytest.raises(ValueError, match=r"attention: expected no such option, it is part of the name 'resnet20'"):
         dla.create_model("resnet20", attention="se")
-    with pytest.raises(TypeError, match=r"options: expected some of num_classes, in_channels, .*, got 'in_chans'"):
-        dla.create_model("resnet20", in_chans=1)
+    with pytest.raises(TypeError, match=r"options: expected some of num_classes, in_channels, .*, got 'in_chan'"):
+        dla.create_model("resnet20", in_chan=1)
     with pytest.raises(ValueError, match=r"such as dla_light_resnet20, .*, got 'dla_ligth_resnet20'"):
         dla.create_model("dla_ligth_resnet20")
 

@@ -4,5 +4,15 @@ from .convert import convert
 from .published import from_published, to_published
 from .registry import create_model, list_models
 from .resnet import ATTENTIONS, ResNet
+from .timms import register_timm
 
-__all__ = ["ATTENTIONS", "ResNet", "convert", "create_model", "from_published", "list_models", "to_published"]
+__all__ = [
+    "ATTENTIONS",
+    "ResNet",
+    "convert",
+    "create_model",
+    "from_published",
+    "list_models",
+    "register_timm",
+    "to_published",
+]

@@ -30,6 +30,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 NAMED = ("depths", "block", "imagenet", "attention")  # what a name stands for
+TIMMS = {"in_chans": "in_channels", "drop_path_rate": "drop_path"}  # timm's words for options of ours
 OPTIONS = [option for option in signature(ResNet).parameters if option not in NAMED]
 
 
@@ -46,23 +47,35 @@ def create_model(
     name: str,
     num_classes: int | None = None,
     *,
+    pretrained: bool = False,
     pretrained_path: str | Path | None = None,
+    pretrained_head: bool = True,
     features_only: bool = False,
     **options: Any,
 ) -> ResNet:
     """Make a network by its name.
 
-    num_classes: 10 for CIFAR and 1000 for ImageNet unless given.
+    num_classes: 10 for CIFAR and 1000 for ImageNet unless given; 0 for no classifier.
+    pretrained: False, as there are no weights to download; it is here for those who know timm.
     pretrained_path: a state dict saved by torch, our own or in the published code's layout; a checkpoint that holds one
         as ``state_dict`` or ``model`` will do.
-    features_only: the maps of all stages in place of class scores, for detection.
-    options: as ``ResNet`` takes them: ``cell``, ``reduction``, ``drop_path``, ``in_channels``, ``backend`` ...
+    pretrained_head: whether its classifier is loaded too, which then has to have as many classes.
+    features_only: the maps of stages in place of class scores, for detection; all of them, or those of ``out_indices``.
+    options: as ``ResNet`` takes them: ``cell``, ``reduction``, ``drop_path``, ``in_channels``, ``backend`` ...; timm's
+        ``in_chans`` and ``drop_path_rate`` are understood.
 
     >>> net = create_model("dla_light_resnet20", num_classes=100, cell="lstm")
     """
+    if pretrained:
+        raise ValueError("pretrained: expected False, there are no weights to download; pretrained_path takes a file")
     if name not in MODELS:
         close = get_close_matches(str(name), MODELS, n=4) or ["dla_light_resnet50"]
         raise ValueError(f"name: expected a name such as {', '.join(close)}, got {name!r}; list_models() has all")
+    for theirs, ours in TIMMS.items():
+        if theirs in options:
+            if ours in options:
+                raise TypeError(f"{theirs}: expected it or {ours}, which says the same, got both")
+            options[ours] = options.pop(theirs)
     for option in options:
         if option in NAMED:
             raise ValueError(f"{option}: expected no such option, it is part of the name {name!r}")
@@ -71,12 +84,12 @@ def create_model(
             raise TypeError(f"options: expected some of {free}, got {option!r}; weights come from pretrained_path")
     net = ResNet(num_classes=num_classes, features_only=features_only, **{**MODELS[name], **options})
     if pretrained_path is not None:
-        load(net, torch.load(pretrained_path, map_location="cpu", weights_only=True))
+        load(net, torch.load(pretrained_path, map_location="cpu", weights_only=True), head=pretrained_head)
     return net
 
 
-def load(net: ResNet, checkpoint: Mapping[str, Any]) -> None:
-    """Load a checkpoint strictly, but for the classifier, which a net of features does not have."""
+def load(net: ResNet, checkpoint: Mapping[str, Any], *, head: bool = True) -> None:
+    """Load a checkpoint strictly, but for the classifier where the network has none or ``head`` is False."""
     for inside in ("state_dict", "model"):
         if not isinstance(checkpoint, Mapping):
             raise TypeError(
@@ -85,6 +98,12 @@ def load(net: ResNet, checkpoint: Mapping[str, Any]) -> None:
         checkpoint = checkpoint.get(inside, checkpoint)
     # DistributedDataParallel and torch.compile put these in front of every key.
     state = {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in checkpoint.items()}
-    if net.fc is None:
-        state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    own = {key: value for key, value in net.state_dict().items() if key.startswith("fc.")}
+    if not own or not head:
+        state = {key: value for key, value in state.items() if not key.startswith("fc.")} | own
+    elif "fc.weight" in state and len(state["fc.weight"]) != net.num_classes:
+        raise ValueError(
+            f"checkpoint: expected a classifier of {net.num_classes} classes, got one of {len(state['fc.weight'])}; "
+            "pretrained_head=False loads all but the classifier"
+        )
     net.load_state_dict(from_published(net, state) if is_published(state) else state)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..backends import check_backend
 from ..cells import Cell
@@ -76,19 +79,25 @@ class Stage(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(blocks)
         self.attention = attention
+        self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
         memory = None  # what the attention remembers from layer to layer
-        for t, block in enumerate(self.layers):
-            a, identity = block(x)
-            if isinstance(self.attention, LayerwiseIntegration):
-                x, memory = self.attention(identity, a, memory)
-                x = F.relu(x, inplace=True)
-                continue
-            x = F.relu(a + identity, inplace=True)
-            if self.attention is not None:
-                x, memory = self.attention(t, x, identity, memory)
+        for t in range(len(self.layers)):
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x, memory = checkpoint(self.layer, t, x, memory, use_reentrant=False)
+            else:
+                x, memory = self.layer(t, x, memory)
         return x
+
+    def layer(self, t: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """Run block t and its attention: the map before it -> the one after it, and what layer t + 1 has to know."""
+        a, identity = self.layers[t](x)
+        if isinstance(self.attention, LayerwiseIntegration):
+            x, memory = self.attention(identity, a, memory)
+            return F.relu(x, inplace=True), memory
+        x = F.relu(a + identity, inplace=True)
+        return (x, None) if self.attention is None else self.attention(t, x, identity, memory)
 
 
 class ResNet(nn.Module):
@@ -103,7 +112,9 @@ class ResNet(nn.Module):
     reduction: r of the cell; 4, and 16 for ImageNet, where the paper says 20. Of ``se``, 16.
     head_channels: D of layer attention, a divisor of its channels; 32.
     drop_path: of layer attention, the rate at which a sample skips it in training.
-    features_only: returns the maps of all stages, of ``channels`` at ``strides``, in place of class scores.
+    num_classes: with 0 there is no classifier, and the network returns the means of its last maps.
+    features_only: returns the maps of stages, of ``channels`` at ``strides``, in place of class scores.
+    out_indices: of ``features_only``, of which stages, counted from 0; all of them unless given.
     backend: of all ops, as for them.
 
     >>> net = ResNet((2, 2, 2), Bottleneck, attention="dla_light", num_classes=10)
@@ -125,6 +136,7 @@ class ResNet(nn.Module):
         head_channels: int | None = None,
         drop_path: float = 0.0,
         features_only: bool = False,
+        out_indices: Sequence[int] | None = None,
         backend: str | None = None,
     ) -> None:
         super().__init__()
@@ -168,14 +180,39 @@ class ResNet(nn.Module):
             self.strides.append(stride)
             width, stride = 2 * width, 2 * stride
         self.stages = nn.ModuleList(stages)
-        if num_classes is None:
-            num_classes = 1000 if imagenet else 10
-        if num_classes < 1:
-            raise ValueError(
-                f"num_classes: expected at least 1, got {num_classes}; features_only=True has no classifier"
-            )
-        self.fc = None if features_only else nn.Linear(channels, num_classes)
+        self.num_features = channels
+        self.features_only = features_only
+        if out_indices is not None and not features_only:
+            raise ValueError(f"out_indices: expected None without features_only=True, got {out_indices!r}")
+        stages_there = range(len(depths))
+        self.out_indices = sorted(stages_there if out_indices is None else {*out_indices})
+        if not {*self.out_indices} <= {*stages_there} or not self.out_indices:
+            raise ValueError(f"out_indices: expected some of {[*stages_there]}, got {out_indices!r}")
+        self.channels = [self.channels[s] for s in self.out_indices]
+        self.strides = [self.strides[s] for s in self.out_indices]
+        self.reset_classifier((1000 if imagenet else 10) if num_classes is None else num_classes)
         self.reset_parameters()
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a new classifier in place of the one that is there; with 0 classes there is none."""
+        if num_classes < 0:
+            raise ValueError(f"num_classes: expected a number of classes, or 0 for none, got {num_classes}")
+        like = self.conv1.weight
+        self.num_classes = 0 if self.features_only else num_classes
+        self.fc: nn.Module | None = None
+        if not self.features_only:
+            self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+            self.fc.to(like.device, like.dtype)
+
+    def get_classifier(self) -> nn.Module | None:
+        return self.fc
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep, of what each layer computes, only its results for the backward pass, and compute the rest again there.
+        As everywhere, norms then see each batch twice."""
+        for stage in self.stages:
+            assert isinstance(stage, Stage)
+            stage.grad_checkpointing = enable
 
     def reset_parameters(self) -> None:
         """Draw weights as the published networks do: those of convolutions, in layer attention too, normal by their
@@ -194,12 +231,27 @@ class ResNet(nn.Module):
                         nn.init.kaiming_normal_(filters, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """Return scores [B, num_classes] of images [B, 3, H, W], or the maps of all stages."""
+        """Return scores [B, num_classes] of images [B, 3, H, W], or the maps of stages."""
+        if self.features_only:
+            maps = self._maps(x)
+            return [maps[s] for s in self.out_indices]
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the map of the last stage, of ``num_features`` channels."""
+        return self._maps(x)[-1]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Return scores from the map of the last stage; its means with ``pre_logits``."""
+        x = x.mean((2, 3))
+        return x if pre_logits or self.fc is None else self.fc(x)
+
+    def _maps(self, x: Tensor) -> list[Tensor]:
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         if self.imagenet:
             x = F.max_pool2d(x, 3, 2, padding=1)
-        features = []
+        maps = []
         for stage in self.stages:
             x = stage(x)
-            features.append(x)
-        return features if self.fc is None else self.fc(x.mean((2, 3)))
+            maps.append(x)
+        return maps
