@@ -84,7 +84,11 @@ def run_verify(args: argparse.Namespace) -> int:
 
 def run_bench(args: argparse.Namespace) -> int:
     if not BENCH.exists():
-        print(f"the benchmarks are part of the repository, not of the installed package: no {BENCH}", file=sys.stderr)
+        print(
+            "the benchmarks are part of the repository, not of the installed package. Run this in a checkout of it: "
+            f"there is no {BENCH}",
+            file=sys.stderr,
+        )
         return 1
     # PYTHONPATH instead of another working folder: files that the options name are relative to the caller's.
     path = os.pathsep.join([str(BENCH.parent.parent), os.environ.get("PYTHONPATH", "")])
@@ -150,6 +154,7 @@ def run_params(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dla_kernels", description="Fused kernels for layer attention.")
+    parser.add_argument("--version", action="version", version=f"dla_kernels {__version__}")
     commands = parser.add_subparsers(required=True, metavar="info | verify | plan | params | bench")
     for name, run, text in (
         ("info", info, "versions, devices, and each backend: available, or why not and how to get it"),

@@ -43,8 +43,11 @@ def pages_with(found):
 
 @pages_with(python_blocks)
 def test_python_blocks_run(page):
+    names = {}
     for block in python_blocks(page):
-        exec(compile(block, str(page), "exec"), {})
+        if "import " in block:  # one without goes on where the one before it ended
+            names = {}
+        exec(compile(block, str(page), "exec"), names)
 
 
 @pages_with(files_named)
@@ -118,3 +121,16 @@ def test_info_names_every_backend(capsys):
     printed = capsys.readouterr().out
     for name in dla_kernels.backends.NAMES:
         assert re.search(rf"^{name} ", printed, re.M)
+
+
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"dla_kernels {dla_kernels.__version__}\n"
+
+
+def test_bench_without_the_repository_says_where_it_is(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(cli, "BENCH", tmp_path / "bench" / "run.py")
+    assert cli.main(["bench"]) == 1
+    assert "part of the repository, not of the installed package" in capsys.readouterr().err
