@@ -7,6 +7,7 @@ They are declared here in its place, and have no kernels.
 
 import importlib
 import importlib.util
+import re
 import sys
 
 import pytest
@@ -18,6 +19,15 @@ SCHEMAS = (
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
 declared = []  # libraries, which take their operators with them
+
+
+def import_those_named_in(text):
+    """Import what of the two the text imports, so that its own import finds it. An example cannot do without, a page
+    says what it does instead."""
+    for name in ("torchvision", "timm"):
+        there = importlib.util.find_spec(name) is not None
+        if f">>> import {name}" in text or (there and re.search(rf"\b(from|import) {name}\b", text)):
+            imported(name)
 
 
 def imported(name):

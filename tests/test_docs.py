@@ -17,6 +17,8 @@ from bench import run
 from bench.report import render
 from dla_kernels import __main__ as cli
 
+from .clients import import_those_named_in
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -43,6 +45,7 @@ def pages_with(found):
 
 @pages_with(python_blocks)
 def test_python_blocks_run(page):
+    import_those_named_in(page.read_text())
     names = {}
     for block in python_blocks(page):
         if "import " in block:  # one without goes on where the one before it ended
@@ -103,6 +106,7 @@ DOCUMENTED = [
 @pytest.mark.parametrize("module", DOCUMENTED)
 def test_examples_in_docstrings_run(module):
     found = importlib.import_module(module)
+    import_those_named_in(Path(found.__file__).read_text())
     results = doctest.testmod(found, extraglobs={"torch": torch, "dla_kernels": dla_kernels, **vars(dla_kernels.nn)})
     assert results.attempted > 0
     assert results.failed == 0
