@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from . import __version__, verify
-from .backends import BACKENDS, REFERENCE
+from .backends import BACKENDS, REFERENCE, find_library
 from .cuda_plan import DEVICES, cuda_plan
 from .terminal import progress, table
 
@@ -25,6 +25,9 @@ def backend_status() -> list[dict[str, Any]]:
     rows = [{"backend": REFERENCE, "available": True, "why": "plain PyTorch, any device"}]
     for backend in BACKENDS.values():
         why = backend.reason if not backend.available else f"serves {' and '.join(backend.device_types)} tensors"
+        path = find_library(backend.library) if backend.available and backend.library else None
+        if path and path.parent != Path(__file__).parent:
+            why += f" with the kernels installed in {path.parent}"
         rows.append({"backend": backend.name, "available": backend.available, "why": why})
     return rows
 

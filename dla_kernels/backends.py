@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,10 +32,27 @@ def _register_shapes(namespace: str) -> None:
     shapes.register(namespace)
 
 
+def find_library(name: str) -> Path | None:
+    """Return where a library of kernels is: beside this file, or, for a checkout that was installed but not in place,
+    in the installed copy of the same version, which the checkout hides from whoever stands in it."""
+    if (_HERE / name).exists():
+        return _HERE / name
+    for folder in map(Path, sys.path):
+        package = folder / "dla_kernels"
+        if (package / name).exists() and _version_in(package) == _version_in(_HERE):
+            return package / name
+    return None
+
+
+def _version_in(package: Path) -> str | None:
+    found = re.search(r'^__version__ = "(.*)"$', (package / "__init__.py").read_text(), re.MULTILINE)
+    return found and found[1]
+
+
 def _load_library(name: str, mend: str, namespace: str = "dla") -> Any:
-    path = _HERE / f"{name}.so"
-    if not path.exists():
-        raise Unavailable(f"{path.name} is not built; {mend}")
+    path = find_library(f"{name}.so")
+    if path is None:
+        raise Unavailable(f"{name}.so is not built; {mend}")
     try:
         torch.ops.load_library(path)
     except (OSError, RuntimeError) as error:
@@ -86,6 +105,7 @@ class Backend:
     device_types: tuple[str, ...]
     load: Callable[[], Any]
     only_by_name: bool = False  # never chosen for a device unasked
+    library: str = ""  # the file of its kernels
     ops: Any = None
     reason: str = field(default="")
     _tried: bool = False
@@ -110,8 +130,14 @@ class Backend:
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("cpu", ("cpu",), _load_cpu),
-        Backend("cuda", ("cpu" if SIMT else "cuda",), _load_cuda, only_by_name=SIMT),
+        Backend("cpu", ("cpu",), _load_cpu, library="_C_cpu.so"),
+        Backend(
+            "cuda",
+            ("cpu" if SIMT else "cuda",),
+            _load_cuda,
+            only_by_name=SIMT,
+            library="_C_simt.so" if SIMT else "_C_cuda.so",
+        ),
         Backend("triton", ("cpu" if INTERPRETED else "cuda",), _load_triton, only_by_name=INTERPRETED),
     )
 }

@@ -1,0 +1,70 @@
+"""A checkout that was installed, but not in place, has no kernels of its own, and works from any folder."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from dla_kernels import __version__
+
+from .test_house import ROOT
+
+pytestmark = pytest.mark.slow
+USE = "import torch, dla_kernels as dla; print(dla.gap([torch.ones(1, 2, 3, 3)], backend='cpu').tolist())"
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """Return a folder with the package as it lies in a repository: without libraries."""
+    shutil.copytree(ROOT / "dla_kernels", tmp_path / "checkout" / "dla_kernels", ignore=shutil.ignore_patterns("*.so"))
+    return tmp_path / "checkout"
+
+
+@pytest.fixture
+def installed(tmp_path):
+    """Return a folder like site-packages, with the package and its libraries."""
+    shutil.copytree(ROOT / "dla_kernels", tmp_path / "site" / "dla_kernels")
+    return tmp_path / "site"
+
+
+def run(folder, *arguments, also=None):
+    # What is installed for these tests is this checkout itself: it is not to be found.
+    code = "import sys; sys.path[:] = [p for p in sys.path if p != sys.argv[1]]; del sys.argv[1]; "
+    code += "sys.argv[0] = '-c'; exec(sys.argv.pop(1))"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("DLA_KERNELS")}
+    command = [sys.executable, "-c", code, str(ROOT), *arguments]
+    environment["PYTHONPATH"] = str(also or "")
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+INFO = "from dla_kernels.__main__ import main; import sys; sys.exit(main(['info', '--json']))"
+
+
+def cpu_backend(folder, also):
+    status, out, err = run(folder, INFO, also=also)
+    assert status == 0, err
+    return next(backend for backend in json.loads(out)["backends"] if backend["backend"] == "cpu")
+
+
+def test_a_checkout_takes_the_kernels_that_are_installed_and_says_so(checkout, installed):
+    cpu = cpu_backend(checkout, installed)
+    assert cpu["available"], cpu["why"]
+    assert cpu["why"].endswith(f"with the kernels installed in {installed / 'dla_kernels'}")
+    assert run(checkout, USE, also=installed)[:2] == (0, "[[[1.0, 1.0]]]\n")
+
+
+def test_kernels_of_another_version_are_not_taken(checkout, installed):
+    file = installed / "dla_kernels" / "__init__.py"
+    file.write_text(file.read_text().replace(__version__, "0.0.1"))
+    cpu = cpu_backend(checkout, installed)
+    assert not cpu["available"] and cpu["why"].startswith("_C_cpu.so is not built")
+
+
+def test_what_is_installed_works_from_any_folder(installed, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    cpu = cpu_backend(tmp_path / "elsewhere", installed)
+    assert cpu["available"] and "installed in" not in cpu["why"]
