@@ -1,9 +1,10 @@
 """Build the compiled backends with CMake, which owns sources and flags (CMakeLists.txt).
 
-DLA_KERNELS_BUILD chooses what is built. auto (default) builds what this machine can, and installs the pure-Python
-package with one line of explanation where it can build nothing. cpu and cuda insist on these kernels, and fail with the
-reason. none builds nothing. DLA_KERNELS_ARCHS lists the GPU architectures, such as "90" or "80;90"; DLA_KERNELS_SIMT=1
-also builds the CUDA kernels for the CPU, as the tests run them.
+Unless DLA_KERNELS_BUILD says otherwise, the CPU's kernels are built, CUDA's where there are a torch and a compiler for
+them, and what keeps the CPU's from being built is an error. auto installs the pure-Python package then, none does so
+always; the reason is kept in the package, for `python -m dla_kernels info`. cpu leaves CUDA out, cuda insists on it.
+DLA_KERNELS_ARCHS lists the GPU architectures, such as "90" or "80;90"; DLA_KERNELS_SIMT=1 also builds the CUDA kernels
+for the CPU, as the tests run them.
 """
 
 import os
@@ -21,8 +22,9 @@ sys.path.insert(0, str(Path(__file__).parent.resolve() / "tools"))
 from toolkit import find_nvcc
 
 HERE = Path(__file__).parent.resolve()
-CHOICES = ("auto", "cpu", "cuda", "none")
-CHOICE = os.environ.get("DLA_KERNELS_BUILD", "auto")
+CHOICES = ("", "auto", "cpu", "cuda", "none")
+CHOICE = os.environ.get("DLA_KERNELS_BUILD", "")
+REASON = "without_kernels.txt"  # in the package: why it has none; dla_kernels/backends.py reads it
 GIB_PER_JOB = 1.5
 
 
@@ -67,16 +69,24 @@ def missing_for_cuda() -> str:
 class CMakeBuild(build_ext):
     def run(self) -> None:
         if CHOICE not in CHOICES:
-            raise SystemExit(f"DLA_KERNELS_BUILD: expected one of {', '.join(CHOICES)}, got {CHOICE!r}")
-        reason = "DLA_KERNELS_BUILD=none" if CHOICE == "none" else missing()
+            raise SystemExit(f"DLA_KERNELS_BUILD: expected one of {', '.join(CHOICES[1:])}, or nothing, got {CHOICE!r}")
+        in_place = self.inplace or self.editable_mode
+        self.package = HERE / "dla_kernels" if in_place else Path(self.build_lib) / "dla_kernels"
+        self.package.mkdir(parents=True, exist_ok=True)
+        reason = "it was installed with DLA_KERNELS_BUILD=none" if CHOICE == "none" else missing()
         if not reason:
             try:
+                (self.package / REASON).unlink(missing_ok=True)
                 return self.build_libraries()
             except subprocess.CalledProcessError as error:
                 reason = f"{shlex.join(map(str, error.cmd[:2]))} failed; pip install -v shows why"
-        if CHOICE in ("cpu", "cuda"):
-            raise SystemExit(f"dla-kernels: cannot build the {CHOICE} kernels: {reason}")
+        if CHOICE not in ("auto", "none"):
+            raise SystemExit(
+                f"dla-kernels: cannot build the {CHOICE or 'cpu'} kernels: {reason}\n"
+                "dla-kernels: to install it without kernels, for the slow reference alone, set DLA_KERNELS_BUILD=none"
+            )
         say(f"dla-kernels: installing the pure-Python package without compiled kernels: {reason}")
+        (self.package / REASON).write_text(f"{reason}\n")
         self.extensions = []
 
     def build_libraries(self) -> None:
@@ -100,10 +110,8 @@ class CMakeBuild(build_ext):
         generator = ["-G", "Ninja"] if not cache.exists() and shutil.which("ninja") else []
         subprocess.check_call(["cmake", "-S", HERE, "-B", build, *options, *generator], stdout=sys.stderr)
         subprocess.check_call(["cmake", "--build", build, "--parallel", str(jobs())], stdout=sys.stderr)
-        package = HERE / "dla_kernels" if self.inplace or self.editable_mode else Path(self.build_lib) / "dla_kernels"
-        package.mkdir(parents=True, exist_ok=True)
         for library in build.glob("_C_*.so"):
-            shutil.copy2(library, package)
+            shutil.copy2(library, self.package)
 
     def get_outputs(self) -> list:
         return []
@@ -113,10 +121,19 @@ class CMakeBuild(build_ext):
 
 
 class AnyPythonWheel(bdist_wheel):
-    """A wheel that serves every Python: the libraries use torch's stable ABI and no Python at all."""
+    """A wheel that serves every Python: the libraries use torch's stable ABI and no Python at all. Without libraries it
+    serves every machine too, and no cache takes it for one that has them."""
+
+    def run(self) -> None:
+        self.run_command("build")
+        build = self.get_finalized_command("build_ext")
+        if not list(Path(build.build_lib).glob("dla_kernels/_C_*.so")):
+            self.distribution.ext_modules = []
+            self.root_is_pure = True
+        super().run()
 
     def get_tag(self) -> tuple:
-        return "py3", "none", super().get_tag()[2]
+        return "py3", "none", "any" if self.root_is_pure else super().get_tag()[2]
 
 
 def say(line: str) -> None:

@@ -52,7 +52,9 @@ def _version_in(package: Path) -> str | None:
 def _load_library(name: str, mend: str, namespace: str = "dla") -> Any:
     path = find_library(f"{name}.so")
     if path is None:
-        raise Unavailable(f"{name}.so is not built; {mend}")
+        told = _HERE / "without_kernels.txt"  # by setup.py
+        why = f" ({told.read_text().strip()})" if told.exists() else ""
+        raise Unavailable(f"{name}.so is not built{why}; {mend}")
     try:
         torch.ops.load_library(path)
     except (OSError, RuntimeError) as error:

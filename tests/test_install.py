@@ -68,3 +68,58 @@ def test_what_is_installed_works_from_any_folder(installed, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     cpu = cpu_backend(tmp_path / "elsewhere", installed)
     assert cpu["available"] and "installed in" not in cpu["why"]
+
+
+# ---- building it ----
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """Return a folder with what a wheel is built of, without what is compiled."""
+    for folder in ("dla_kernels", "triton_ops", "tools"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, tmp_path)
+    return tmp_path
+
+
+def wheel(sources, **environment):
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "-q", "--no-index"]
+    command += ["--no-build-isolation", "--no-deps", "-w", "wheels", "."]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("DLA_KERNELS")} | environment
+    return subprocess.run(command, cwd=sources, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_wheel_without_kernels_serves_every_machine_and_says_why(sources):
+    done = wheel(sources, DLA_KERNELS_BUILD="none")
+    assert done.returncode == 0, done.stderr
+    (built,) = (sources / "wheels").iterdir()
+    assert built.name == f"dla_kernels-{__version__}-py3-none-any.whl"
+    shutil.unpack_archive(built, sources / "site", "zip")
+    assert "Root-Is-Purelib: true" in next((sources / "site").glob("*.dist-info/WHEEL")).read_text()
+    why = cpu_backend(sources / "wheels", sources / "site")["why"]
+    assert why.startswith("_C_cpu.so is not built (it was installed with DLA_KERNELS_BUILD=none); ")
+
+
+def test_without_cmake_the_build_fails_with_what_to_do(sources):
+    tools = sources / "bin"
+    tools.mkdir()
+    for name in ("g++", "sh"):
+        (tools / name).symlink_to(shutil.which(name))
+    done = wheel(sources, PATH=str(tools))
+    assert done.returncode != 0
+    assert "cannot build the cpu kernels: CMake is missing; pip install cmake" in done.stderr
+    assert "set DLA_KERNELS_BUILD=none" in done.stderr
+    done = wheel(sources, PATH=str(tools), DLA_KERNELS_BUILD="auto")
+    assert done.returncode == 0, done.stderr
+    (built,) = (sources / "wheels").iterdir()
+    assert built.name.endswith("-py3-none-any.whl")
+
+
+@pytest.mark.parametrize("there", ["None", "types.SimpleNamespace(__version__='65.5.0')"], ids=["none", "old"])
+def test_setuptools_that_cannot_build_it_are_told_in_one_line(there):
+    code = f"import sys, types; sys.modules['setuptools'] = {there}; import build_backend"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tools", capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("dla-kernels: setuptools ") and line.endswith("run: pip install -U 'setuptools>=77' cmake")
