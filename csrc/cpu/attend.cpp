@@ -12,6 +12,12 @@ namespace dla {
 namespace cpu {
 namespace {
 
+void check_attended(const Tensor& y, const Tensor& q, const Tensor& k, const Tensors& past, int64_t heads) {
+  check_pooled("y", y);
+  check_past(past, y);
+  check_heads(q, k, y.size(1), heads, y.scalar_type(), y);
+}
+
 template <class A>
 class Attend {
  public:
@@ -20,8 +26,8 @@ class Attend {
   Attend(const Tensor& y, const Tensor& q, const Tensor& k, const Tensors& past, int64_t heads)
       : B(y.size(0)),
         C(y.size(1)),
-        M(check_past(past, y)),
-        D((check_heads(q, k, C, heads, y.scalar_type(), y), C / heads)),
+        M(past.empty() ? 0 : past[0].size(0)),
+        D(C / heads),
         y_(as_contiguous(y)),
         past_(as_contiguous(past)),
         q_(q, C),
@@ -116,7 +122,7 @@ class Attend {
 
 std::tuple<Tensor, Tensor, Tensor> attend(const Tensor& y, const Tensor& q, const Tensor& k, const Tensors& past,
                                           int64_t heads) {
-  check_pooled("y", y);
+  check_attended(y, q, k, past, heads);
   return dispatch_rows(y.scalar_type(), [&](auto element) -> std::tuple<Tensor, Tensor, Tensor> {
     using A = decltype(element);
     const Attend<A> layer(y, q, k, past, heads);
@@ -136,7 +142,7 @@ std::tuple<Tensor, Tensor, Tensor> attend(const Tensor& y, const Tensor& q, cons
 std::tuple<Tensor, Tensor, Tensor, Tensors> attend_bwd(const Tensor& dcoef, const Tensor& dkeys, const Tensor& dscale,
                                                        const Tensor& y, const Tensor& q, const Tensor& k,
                                                        const Tensors& past, int64_t heads) {
-  check_pooled("y", y);
+  check_attended(y, q, k, past, heads);
   return dispatch_rows(y.scalar_type(), [&](auto element) -> std::tuple<Tensor, Tensor, Tensor, Tensors> {
     using A = decltype(element);
     const Attend<A> layer(y, q, k, past, heads);

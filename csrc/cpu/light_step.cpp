@@ -17,7 +17,7 @@ namespace {
 
 // What forward and backward share.
 template <class T>
-struct Layer {
+struct LightStep {
   using A = accumulate_t<T>;
   const int64_t B, C, W;
   const ReadMaps<T> maps;  // x, o_prev, in the layout of x
@@ -29,8 +29,8 @@ struct Layer {
   const A* lam;
   std::optional<CellCall<A>> call;  // of the cell that refreshes o_prev
 
-  Layer(const Tensors& maps, const Tensors& filters, const Tensors& weights, const Tensors& state,
-        const std::string& rule, int64_t heads)
+  LightStep(const Tensors& maps, const Tensors& filters, const Tensors& weights, const Tensors& state,
+            const std::string& rule, int64_t heads)
       : B(maps[0].size(0)),
         C(maps[0].size(1)),
         W(maps[0].size(3)),
@@ -92,7 +92,7 @@ std::tuple<Tensor, Tensors, Tensor, Tensors> light_step(const Tensors& maps, con
   return dispatch_maps(maps[0].scalar_type(), [&](auto element) -> std::tuple<Tensor, Tensors, Tensor, Tensors> {
     using T = decltype(element);
     using A = accumulate_t<T>;
-    const Layer<T> layer(maps, filters, weights, state, rule, heads);
+    const LightStep<T> layer(maps, filters, weights, state, rule, heads);
     const int64_t B = layer.B, C = layer.C, num_maps = maps.size();
     const auto& call = layer.call;
     Tensors out;
@@ -157,7 +157,7 @@ std::tuple<Tensors, Tensors, Tensors, Tensors> light_step_bwd(const Tensor& dout
   return dispatch_maps(maps[0].scalar_type(), [&](auto element) -> std::tuple<Tensors, Tensors, Tensors, Tensors> {
     using T = decltype(element);
     using A = accumulate_t<T>;
-    const Layer<T> layer(maps, filters, weights, state, rule, heads);
+    const LightStep<T> layer(maps, filters, weights, state, rule, heads);
     const int64_t B = layer.B, C = layer.C, K = filters[0].size(0), num_maps = maps.size();
     const auto& call = layer.call;
     const ScalarType dtype = accumulate_dtype(maps[0].scalar_type());

@@ -146,7 +146,7 @@ class Recurrence {
   }
 
   // u = relu(W1h h + p), a = W2h u + q for M rows. u is scratch [M, R]; u's rows must be contiguous.
-  void gates(int64_t M, Rows<const A> h, Rows<const A> p, Rows<const A> q, Rows<A> u, Rows<A> a) const {
+  void gates_of(int64_t M, Rows<const A> h, Rows<const A> p, Rows<const A> q, Rows<A> u, Rows<A> a) const {
     if (!w.bottleneck()) return dots(M, N, C, h, w.w1h, q, a);
     dots(M, R, C, h, w.w1h, p, u);
     for (int64_t m = 0; m < M; ++m) relu_(R, u[m]);
@@ -158,7 +158,7 @@ class Recurrence {
     Matrix<A> u(nb, std::max<int64_t>(R, 1)), a(nb, N), h_last(nb, C);
     Rows<const A> h = start.h(b0), c = rule.saves_c ? start.c(b0) : Rows<const A>{};
     for (int64_t t = 0; t < T; ++t) {
-      gates(nb, h, every_layer(hoisted.p, t), every_layer(hoisted.q, t), u.rows, a.rows);
+      gates_of(nb, h, every_layer(hoisted.p, t), every_layer(hoisted.q, t), u.rows, a.rows);
       const Rows<A> h_new = rule.saves_h ? states.h_at(t, b0) : h_last.rows;
       const Rows<A> c_new = states.c_at(t, b0);
       step(nb, a.rows, h, c, h_new, c_new, {});
@@ -171,7 +171,7 @@ class Recurrence {
 
   // Gates of all layers from one fixed state per sample, h [nb, C]: W1h h is shared by the layers.
   // u [nb * T, R], a [nb * T, N].
-  void gates_from_last(int64_t nb, Rows<const A> h, const Hoisted& hoisted, Rows<A> u, Rows<A> a) const {
+  void gates_of_last(int64_t nb, Rows<const A> h, const Hoisted& hoisted, Rows<A> u, Rows<A> a) const {
     Matrix<A> shared(nb, w.bottleneck() ? R : N);
     dots(nb, w.bottleneck() ? R : N, C, h, w.w1h, {}, shared.rows);
     const Rows<const A> own = w.bottleneck() ? hoisted.p : hoisted.q;
@@ -187,7 +187,7 @@ class Recurrence {
   // d_t = Dyn(y_t, c_T) for all t: output only. h, c [nb, C]; d [nb * T, C].
   void refresh(int64_t nb, const Hoisted& hoisted, Rows<const A> h, Rows<const A> c, Rows<A> d) const {
     Matrix<A> u(nb * T, std::max<int64_t>(R, 1)), a(nb * T, N);
-    gates_from_last(nb, h, hoisted, u.rows, a.rows);
+    gates_of_last(nb, h, hoisted, u.rows, a.rows);
     for (int64_t b = 0; b < nb; ++b) step(T, a.rows.from(b * T), {h[b], 0}, {c[b], 0}, {}, {}, d.from(b * T));
   }
 

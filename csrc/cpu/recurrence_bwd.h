@@ -63,7 +63,7 @@ class RecurrenceBwd {
     const int64_t nb = block.nb;
     const Rows<A> da = da_refresh_.rows.from(block.row);
     const Rows<A> u = w_.bottleneck() ? u_refresh_.rows.from(block.row) : Rows<A>{};
-    cell_.gates_from_last(nb, h, block.hoisted, u, da);
+    cell_.gates_of_last(nb, h, block.hoisted, u, da);
     for (int64_t b = 0; b < nb; ++b) {
       const int64_t m = b * T_;
       const Rows<const A> h_b{h[b], 0}, c_b{c[b], 0};
@@ -100,7 +100,7 @@ class RecurrenceBwd {
       const Rows<const A> from = t > 0 ? Rows<const A>(states.h_at(t - 1, b0)) : start.h(b0);
       for (int64_t b = 0; b < nb; ++b) std::copy_n(from[b], C_, rows[b]);
     }
-    cell_.gates(block.M, h, block.hoisted.p, block.hoisted.q, u, da);
+    cell_.gates_of(block.M, h, block.hoisted.p, block.hoisted.q, u, da);
     for (int64_t t = T_ - 1; t >= 0; --t) {
       add(nb, dstates.h_at(t, b0), block.dh);
       add(nb, dstates.c_at(t, b0), block.dc);
