@@ -1,5 +1,6 @@
 """Nothing is compiled that is on record; on record is what these sources and this compiler gave, if without a fault."""
 
+import json
 import re
 import shutil
 import sys
@@ -107,7 +108,31 @@ def write(tool, tmp_path, monkeypatch):
 
 
 def test_write_records_what_was_found(tool, write):
-    assert write([FINE[tool]]) == records.Record(tool.digest(), "1.0", [FINE[tool]])
+    assert write([FINE[tool]])[:3] == (tool.digest(), "1.0", [FINE[tool]])
+
+
+def test_only_sources_that_are_not_on_record_are_compiled_again(tmp_path, monkeypatch, capsys):
+    row, compiled = FINE[cuda_resources], []
+
+    def compile_all(_, archs, sources):
+        compiled.append(sources)
+        return [row]
+
+    monkeypatch.setattr(cuda_resources, "compile_all", compile_all)
+    monkeypatch.setattr(cuda_resources, "RECORD", tmp_path / "record.json")
+    on_record = [row._replace(registers=1), row._replace(kernel="gap"), row._replace(kernel="gone")]
+    known = cuda_resources.parts() | {"scan.cu": "another"}
+    records.Record("abc", "1.0", on_record, known).write(tmp_path / "record.json")
+
+    def rows(version, *options):
+        monkeypatch.setattr(cuda_resources, "version", lambda: version)
+        monkeypatch.setattr(sys, "argv", ["tool", "--json", "--archs", "90", *options])
+        cuda_resources.main()
+        return [cuda_resources.Resources(*values) for values in json.loads(capsys.readouterr().out)]
+
+    assert rows("1.0") == [row._replace(kernel="gap"), row]
+    assert rows("1.1") == rows("1.0", "--all") == [row], "of another compiler, or if asked for, no row is kept"
+    assert compiled == [["scan.cu"], None, None]
 
 
 def test_write_refuses_faults(tool, write):

@@ -2,6 +2,8 @@
 
 Any warning fails the compilation. --write records registers per thread for kernel, dtype and architecture, with a
 digest of the sources, in tools/resources/cuda.json, and the table in docs/performance.md; it refuses what has faults.
+Of a source (<op>.cu) that is on record as it is, with all that it includes, the recorded rows are taken: all of them
+compile for half an hour, one for a few minutes.
 """
 
 from __future__ import annotations
@@ -40,12 +42,30 @@ class Resources(NamedTuple):
     spills: int  # bytes, stores and loads
 
 
-def digest(root: Path = ROOT) -> str:
-    """Return the digest of the sources, and of how they are compiled."""
-    files = records.included(root.glob("csrc/cuda/*.cu"))
+def parts(root: Path = ROOT) -> dict[str, str]:
+    """Return the digest of each source with all that it includes, and of how it is compiled."""
     rules = re.sub(OTHERS, "", (root / "CMakeLists.txt").read_text())
     how = inspect.getsource(parse), inspect.getsource(compile_all)
-    return records.digest(root, files, rules, ARCHS, FLAGS, how)
+    sources = sorted(root.glob("csrc/cuda/*.cu"))
+    return {s.name: records.digest(root, records.included([s]), rules, ARCHS, FLAGS, how) for s in sources}
+
+
+def digest(root: Path = ROOT) -> str:
+    """Return the digest of all sources, and of how they are compiled."""
+    return records.digest(root, [], parts(root))
+
+
+def on_record(record: Record, archs: Iterable[int]) -> tuple[list[Resources], list[str]]:
+    """Return the rows that compiling again would only repeat, and the names of the sources that the record lacks."""
+    known = record.parts if record.compiler == version() else {}
+    stale = [name for name, part in parts().items() if known.get(name) != part]
+    kernels = {
+        kernel: source.name
+        for source in ROOT.glob("csrc/cuda/*.cu")
+        for kernel in re.findall(r"DLA_LAUNCH_\w+\((\w+)_kernel", source.read_text())
+    }
+    kept = [r for r in record.rows if r.arch in archs and kernels.get(r.kernel) in {*known} - {*stale}]
+    return kept, stale
 
 
 def parse(output: str) -> list[Resources]:
@@ -64,8 +84,9 @@ def parse(output: str) -> list[Resources]:
     return found
 
 
-def compile_all(folder: Path, archs: Iterable[int] = ARCHS) -> list[Resources]:
-    """Builds and links _C_cuda in ``folder`` as CMake would for users. Raises with the output if that fails."""
+def compile_all(folder: Path, archs: Iterable[int] = ARCHS, sources: Iterable[str] | None = None) -> list[Resources]:
+    """Build and link _C_cuda in ``folder`` as CMake would for users, or compile some sources as for it. Raise with the
+    output if that fails."""
     import torch
 
     nvcc = find_nvcc()
@@ -82,10 +103,12 @@ def compile_all(folder: Path, archs: Iterable[int] = ARCHS) -> list[Resources]:
     }
     # ninja keeps the output of each compiler together, which make would mix.
     env = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    objects = [f"CMakeFiles/_C_cuda.dir/csrc/cuda/{name}.o" for name in sources or ()]
+    targets = ["_C_cuda"] if sources is None else objects
     output = ""
     for command in (
         ["cmake", "-G", "Ninja", "-S", ROOT, "-B", folder, *(f"-D{name}={value}" for name, value in options.items())],
-        ["cmake", "--build", folder, "--target", "_C_cuda", "--parallel", str(os.cpu_count() or 1)],
+        ["cmake", "--build", folder, "--target", *targets, "--parallel", str(os.cpu_count() or 1)],
     ):
         done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False, env=env)
         output = done.stdout + done.stderr
@@ -138,19 +161,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "cuda_resources", help="where to build")
     parser.add_argument("--archs", type=int, nargs="+", default=ARCHS, help="such as 90")
+    parser.add_argument("--all", action="store_true", help="compile and link what is on record too")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="print JSON instead of a table, faults or none")
     how.add_argument("--write", action="store_true", help="the record and the page's table")
     args = parser.parse_args()
     if args.write and set(args.archs) != set(ARCHS):
         parser.error("--write is for all architectures")
-    compiled = digest()
-    print("compiling for", *(f"sm_{arch}" for arch in args.archs), "(some minutes)", file=sys.stderr, flush=True)
-    found = sorted(compile_all(args.folder, args.archs))
+    compiled, compiled_parts = digest(), parts()
+    kept, stale = on_record(records.read(RECORD, Resources), args.archs)
+    every = args.all or len(stale) == len(compiled_parts)
+    what = "all sources" if every else ", ".join(stale) or "nothing"
+    print(f"compiling {what} for", *(f"sm_{arch}" for arch in args.archs), file=sys.stderr, flush=True)
+    if every:
+        kept, stale = [], None
+    found = sorted([*kept, *(compile_all(args.folder, args.archs, stale) if stale != [] else [])])
     if args.json:
         print(json.dumps(found))
         return
-    record = Record(compiled, version() or "", found)
+    record = Record(compiled, version() or "", found, compiled_parts)
     print(section(record))
     record.prove(faults(found), digest())
     if args.write:

@@ -9,8 +9,9 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent.resolve()
@@ -22,6 +23,7 @@ class Record(NamedTuple):
     digest: str
     compiler: str  # its version
     rows: list[Any]  # each a NamedTuple of the tool's own
+    parts: Mapping[str, str] = MappingProxyType({})  # digests of sources that are compiled by themselves
 
     def is_of(self, digest: str, compiler: str | None) -> bool:
         """Return whether compiling would say the same. Where there is no compiler, only the digest counts."""
@@ -37,8 +39,9 @@ class Record(NamedTuple):
     def write(self, path: Path) -> None:
         """Write the record, a row a line."""
         rows = ",\n".join(map(json.dumps, self.rows))
+        parts = json.dumps(dict(self.parts), indent=0)
         head = f'"digest": "{self.digest}", "compiler": "{self.compiler}"'
-        path.write_text(f'{{{head}, "rows": [\n{rows}\n]}}\n')
+        path.write_text(f'{{{head}, "parts": {parts}, "rows": [\n{rows}\n]}}\n')
 
 
 def read(path: Path, row: Any) -> Record:
@@ -46,7 +49,7 @@ def read(path: Path, row: Any) -> Record:
     if not path.exists():
         return Record("", "", [])
     said = json.loads(path.read_text())
-    return Record(said["digest"], said["compiler"], [row(*values) for values in said["rows"]])
+    return Record(said["digest"], said["compiler"], [row(*values) for values in said["rows"]], said.get("parts", {}))
 
 
 def digest(root: Path, files: Iterable[Path], *more: object) -> str:
