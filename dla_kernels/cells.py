@@ -47,7 +47,7 @@ Weights = Joint | Split | Dense
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of y, states, d and of all arithmetic: float64 for float64, else float32."""
+    """Return the dtype of y, states, d and of all arithmetic: float64 for float64, else float32."""
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
@@ -62,7 +62,7 @@ _STATE_NAMES = {"rnn": ("h",), "lstm": ("h", "c"), "dia": ("h", "c"), "dsu": ("c
 
 @dataclass(frozen=True)
 class Cell:
-    """Which recurrent cell runs over the layers.
+    """A cell says which recurrence runs over the layers.
 
     kind: ``"rnn" | "lstm" | "dia" | "dsu"``.
     act: DSU only, ``h = act(c)``: ``"sigmoid" | "tanh" | "relu" | "identity"``.
@@ -103,27 +103,27 @@ class Cell:
 
     @property
     def num_gates(self) -> int:
-        """NG"""
+        """Return NG, how many gates the rule has."""
         return NUM_GATES[self.kind]
 
     @property
     def state_names(self) -> tuple[str, ...]:
-        """What ``scan`` returns, one tensor [T, B, C] each."""
+        """Return the names of what ``scan`` returns, one tensor [T, B, C] each."""
         return _STATE_NAMES[self.kind]
 
     @property
     def state_forms(self) -> tuple[tuple[str, ...], ...]:
-        """The names of the tensors in which a state may be given: all of it, or without an h = act(c)."""
+        """Return the names of the tensors in which a state may be given: all of it, or without an h = act(c)."""
         return (("c",), ("h", "c")) if self.h_is_act_of_c else (self.state_names,)
 
     @property
     def h_is_act_of_c(self) -> bool:
-        """Whether h follows from c, so that ``scan`` returns c alone."""
+        """Return whether h follows from c, so that ``scan`` returns c alone."""
         return self.state_names == ("c",)
 
     @property
     def rule(self) -> str:
-        """The name of the pointwise rule in every backend."""
+        """Return the name of the pointwise rule in every backend."""
         return f"dsu-{self.act}-{self.output}" if self.kind == "dsu" else self.kind
 
 
@@ -140,7 +140,7 @@ ALL_RULES = tuple(
 
 
 def weight_shapes(cell: Cell, C: int, R: int) -> dict[str, tuple[int, ...]]:
-    """The shape of each weight of ``cell`` for C channels and bottleneck width R (dense ignores R)."""
+    """Return the shape of each weight of ``cell`` for C channels and bottleneck width R (dense ignores R)."""
     N = cell.num_gates * C
     if cell.projection == "joint":
         return {"w1": (R, 2 * C), "w2": (N, R), "b2": (N,)}

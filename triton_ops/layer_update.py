@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .cell_call import CellCall
 from .checks import IN_PLACE, check_in_place, check_like_maps, check_maps, check_tensor
-from .launch import Recurrence
 from .maps import ELEMENT, MapList, gate_gradient, pool, scale, table
 from .operator import operator
 from .recurrence import hoist, load_start, refresh_layers, scan_layers
@@ -99,29 +99,29 @@ def layer_update_bwd_kernel(
             scale(table, 2, d, dy, T - 1 - back, b, B, C, 0, C, ELEMENT, PIECE, TILES)
 
 
-def _recurrence(op: str, x: MapList, weights: list[Tensor], state: list[Tensor], rule: str) -> Recurrence:
+def _call_of(op: str, x: MapList, weights: list[Tensor], state: list[Tensor], rule: str) -> CellCall:
     """Return the recurrence over these maps, each of them a layer."""
     like = x.held[0]
     B, C = like.shape[:2]
-    return Recurrence(op, rule, weights, state, len(x.held), B, C, like, x.largest_plane())
+    return CellCall(op, rule, weights, state, len(x.held), B, C, like, x.largest_plane())
 
 
-def _forward(x: MapList, out: MapList, states: list[Tensor], r: Recurrence) -> Tensor:
+def _forward(x: MapList, out: MapList, states: list[Tensor], call: CellCall) -> Tensor:
     """Fill out and states, and return y."""
     given, piece = table(x, out)
-    y, d = r.rows(r.C), r.rows(r.C)
-    r.run(
+    y, d = call.rows(call.C), call.rows(call.C)
+    call.run(
         layer_update_kernel,
         table=given,
         y=y,
         d=d,
-        states_h=r.h_of(states),
-        states_c=r.c_of(states),
-        h0=r.h0,
-        c0=r.c0,
-        w=r.weights,
-        s=r.scratch(),
-        ELEMENT=ELEMENT[r.like.dtype],
+        states_h=call.h_of(states),
+        states_c=call.c_of(states),
+        h0=call.h0,
+        c0=call.c0,
+        w=call.weights,
+        s=call.scratch(),
+        ELEMENT=ELEMENT[call.like.dtype],
         PIECE=piece,
     )
     return y
@@ -133,9 +133,9 @@ def layer_update(
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     check_maps(xs)
     x = MapList(xs)
-    r = _recurrence("layer_update", x, weights, state, rule)
-    out, states = x.empty_like(), r.empty_states()
-    y = _forward(x, out, states, r)
+    call = _call_of("layer_update", x, weights, state, rule)
+    out, states = x.empty_like(), call.empty_states()
+    y = _forward(x, out, states, call)
     return out.as_given(x), states, y
 
 
@@ -146,9 +146,9 @@ def layer_update_(
     check_maps(xs)
     x = MapList(xs)
     check_in_place(x.held, xs, IN_PLACE)
-    r = _recurrence("layer_update", x, weights, state, rule)
-    check_in_place(r.saved("states", states), states, "states: expected contiguous tensors")
-    _forward(x, x, states, r)
+    call = _call_of("layer_update", x, weights, state, rule)
+    check_in_place(call.saved("states", states), states, "states: expected contiguous tensors")
+    _forward(x, x, states, call)
 
 
 @operator()
@@ -165,32 +165,32 @@ def layer_update_bwd(
     check_maps(xs)
     check_like_maps("dout", dout, xs)
     x = MapList(xs)
-    r = _recurrence("layer_update_bwd", x, weights, state, rule)
-    check_tensor("y", y, (r.T, r.B, r.C), r.dtype, r.like)
+    call = _call_of("layer_update_bwd", x, weights, state, rule)
+    check_tensor("y", y, (call.T, call.B, call.C), call.dtype, call.like)
     dx = x.empty_like()
     grads = MapList(dout, x)  # held until the launch: a table knows addresses only
     given, piece = table(grads, x, dx)
-    states, dstates = r.saved("states", states), r.saved("dstates", dstates, may_be_absent=True)
-    y, f = y.contiguous(), r.factors()
-    gradients = WeightGradients(r, f, y, has_refresh=True, has_scan=True)
-    d, dd, dy = (r.rows(r.C) for _ in range(3))
-    r.run(
+    states, dstates = call.saved("states", states), call.saved("dstates", dstates, may_be_absent=True)
+    y, f = y.contiguous(), call.factors()
+    gradients = WeightGradients(call, f, y, has_refresh=True, has_scan=True)
+    d, dd, dy = (call.rows(call.C) for _ in range(3))
+    call.run(
         layer_update_bwd_kernel,
         table=given,
         y=y,
         d=d,
         dd=dd,
         dy=dy,
-        states_h=r.h_of(states),
-        states_c=r.c_of(states),
-        dstates_h=r.h_of(dstates),
-        dstates_c=r.c_of(dstates),
-        h0=r.h0,
-        c0=r.c0,
-        w=r.weights,
+        states_h=call.h_of(states),
+        states_c=call.c_of(states),
+        dstates_h=call.h_of(dstates),
+        dstates_c=call.c_of(dstates),
+        h0=call.h0,
+        c0=call.c0,
+        w=call.weights,
         f=f,
         **gradients.counters,
-        ELEMENT=ELEMENT[r.like.dtype],
+        ELEMENT=ELEMENT[call.like.dtype],
         PIECE=piece,
     )
-    return dx.as_given(x), gradients.compute(), r.dstate(f)
+    return dx.as_given(x), gradients.compute(), call.dstate(f)

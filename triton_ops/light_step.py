@@ -16,9 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .cell_call import CellCall, NoCell, from_row
 from .checks import check_filters, check_light_maps, check_like_maps, check_tensor, require
 from .heads import channel_gates, channel_gates_bwd
-from .launch import NoRecurrence, Recurrence, from_row
 from .maps import ELEMENT, MapList, map_of, pixels_of, pool, row_of, table, tile_of
 from .moments import Moments, observe, store_plane
 from .operator import operator
@@ -349,13 +349,13 @@ class Step:
         B, C, H, W = self.like.shape
         self.x = MapList(maps[:1])
         self.maps = MapList(maps, self.x)
-        self.r: NoRecurrence
+        self.call: NoCell
         if rule or weights:
-            self.r = Recurrence(op, rule, weights, state, 1, B, C, self.like, H * W, len(maps))
+            self.call = CellCall(op, rule, weights, state, 1, B, C, self.like, H * W, len(maps))
         else:
             require(not state, "state: expected none without a cell")
-            self.r = NoRecurrence(op, 1, B, C, self.like, H * W)
-        check_filters(filters, C, self.r.dtype, self.like)
+            self.call = NoCell(op, 1, B, C, self.like, H * W)
+        check_filters(filters, C, self.call.dtype, self.like)
         require(heads > 0 and C % heads == 0, f"heads: expected a divisor of {C} channels, got {heads}")
         self.filters = [f.contiguous() for f in filters]
         e = self.filters[4] if len(filters) == 5 and len(maps) == 2 else None
@@ -370,7 +370,7 @@ class Step:
 
     def refreshed(self) -> Tensor | None:
         """Return room for d, None where there is none."""
-        return self.r.empty(self.r.B, self.r.C) if self.r.cell and len(self.maps.held) > 1 else None
+        return self.call.empty(self.call.B, self.call.C) if self.call.cell and len(self.maps.held) > 1 else None
 
 
 @operator()
@@ -379,17 +379,17 @@ def light_step(
     moments: bool,
 ) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:  # fmt: skip
     step = Step("light_step", maps, filters, weights, state, rule, heads)
-    r = step.r
+    call = step.call
     o = step.x.empty_like()
     given, piece = table(step.maps, o)
-    y, gate = r.empty(len(maps), r.B, r.C), r.empty(r.B, r.C)
+    y, gate = call.empty(len(maps), call.B, call.C), call.empty(call.B, call.C)
     of_o = Moments(step.like, moments, y)
     states: list[Tensor] = []
     scratch = of_refresh = None
-    if isinstance(r, Recurrence):
-        states, scratch = [s[0] for s in r.empty_states()], r.scratch()
+    if isinstance(call, CellCall):
+        states, scratch = [s[0] for s in call.empty_states()], call.scratch()
         of_refresh = from_row(scratch, len(maps) - 1)
-    r.run(
+    call.run(
         light_step_kernel,
         table=given,
         **step.given,
@@ -397,18 +397,18 @@ def light_step(
         gate=gate,
         d=step.refreshed(),
         planes=of_o.planes,
-        states_h=r.h_of(states),
-        states_c=r.c_of(states),
-        h0=r.h0,
-        c0=r.c0,
-        w=r.weights,
+        states_h=call.h_of(states),
+        states_c=call.c_of(states),
+        h0=call.h0,
+        c0=call.c0,
+        w=call.weights,
         s=scratch,
         of_refresh=of_refresh,
         ELEMENT=ELEMENT[step.like.dtype],
         PIECE=piece,
         INTERLEAVED=step.x.interleaved[0],
     )
-    return o.as_given(step.x)[0], states, y, of_o.compute(r.tiles)
+    return o.as_given(step.x)[0], states, y, of_o.compute(call.tiles)
 
 
 @operator()
@@ -425,9 +425,9 @@ def light_step_bwd(
     heads: int,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     step = Step("light_step_bwd", maps, filters, weights, state, rule, heads)
-    r = step.r
+    call = step.call
     check_like_maps("dout", [dout], maps[:1])
-    check_tensor("y", y, (len(maps), r.B, r.C), r.dtype, step.like)
+    check_tensor("y", y, (len(maps), call.B, call.C), call.dtype, step.like)
     dmaps, grads = step.maps.empty_like(), MapList([dout], step.x)
     given, piece = table(step.maps, grads, dmaps)
     y = y.flip(0) if len(maps) > 1 else y.contiguous()
@@ -437,17 +437,17 @@ def light_step_bwd(
         unused.zero_()
     work = _work(step, sum(f.numel() for f in used))
     factors = of_scan = gradients = None
-    dy = torch.zeros_like(y) if r.cell is None else torch.empty_like(y)
+    dy = torch.zeros_like(y) if call.cell is None else torch.empty_like(y)
     dweights: list[Tensor] = []
     dstate: list[Tensor] = []
-    if isinstance(r, Recurrence):
-        states = r.saved("states", _rows(states))
-        dstates = r.saved("dstates", _rows(dstates), may_be_absent=True)
-        factors = r.factors()
+    if isinstance(call, CellCall):
+        states = call.saved("states", _rows(states))
+        dstates = call.saved("dstates", _rows(dstates), may_be_absent=True)
+        factors = call.factors()
         of_scan = from_row(factors, len(maps) - 1)
-        gradients = WeightGradients(r, factors, y, has_refresh=len(maps) > 1, has_scan=True)
-        dstate = r.dstate(factors)
-    r.run(
+        gradients = WeightGradients(call, factors, y, has_refresh=len(maps) > 1, has_scan=True)
+        dstate = call.dstate(factors)
+    call.run(
         light_step_bwd_kernel,
         table=given,
         **step.given,
@@ -455,13 +455,13 @@ def light_step_bwd(
         dy=dy,
         work=work,
         P=work.parts.shape[1],
-        states_h=r.h_of(states),
-        states_c=r.c_of(states),
-        dstates_h=r.h_of(dstates),
-        dstates_c=r.c_of(dstates),
-        h0=r.h0,
-        c0=r.c0,
-        w=r.weights,
+        states_h=call.h_of(states),
+        states_c=call.c_of(states),
+        dstates_h=call.h_of(dstates),
+        dstates_c=call.c_of(dstates),
+        h0=call.h0,
+        c0=call.c0,
+        w=call.weights,
         factors=factors,
         of_scan=of_scan,
         **(gradients.counters if gradients else NO_COUNTERS),
@@ -469,7 +469,7 @@ def light_step_bwd(
         PIECE=piece,
         INTERLEAVED=step.x.interleaved[0],
     )
-    sum_samples(work.parts, used, r.tiles)
+    sum_samples(work.parts, used, call.tiles)
     if gradients:
         dweights = gradients.compute()
     return dmaps.as_given(step.maps), dfilters, dweights, dstate
@@ -482,17 +482,17 @@ def _rows(states: Sequence[Tensor]) -> list[Tensor]:
 
 def _work(step: Step, numbers: int) -> Work:
     """Return what the backward pass writes for itself, with parts of so many numbers a sample."""
-    r, before = step.r, len(step.maps.held) > 1
-    B, C = r.B, r.C
+    call, before = step.call, len(step.maps.held) > 1
+    B, C = call.B, call.C
     d = step.refreshed()
     return Work(
-        gate=r.empty(B, C),
+        gate=call.empty(B, C),
         d=d,
-        dgate=r.empty(B, C),
-        dd=None if d is None else r.empty(B, C),
-        dq_row=r.empty(B, C),
-        dk_row=r.empty(B, C),
-        on_x=r.empty(B, C, 9),
-        on_o=r.empty(B, C, 9) if before else None,
-        parts=r.empty(B, numbers),
+        dgate=call.empty(B, C),
+        dd=None if d is None else call.empty(B, C),
+        dq_row=call.empty(B, C),
+        dk_row=call.empty(B, C),
+        on_x=call.empty(B, C, 9),
+        on_o=call.empty(B, C, 9) if before else None,
+        parts=call.empty(B, numbers),
     )

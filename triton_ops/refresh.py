@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .cell_call import CellCall
 from .checks import check_rows, check_tensor
-from .launch import Recurrence
 from .operator import operator
 from .recurrence import hoist, load_start, refresh_layers
 from .recurrence_bwd import begin, finish, keep_start, refresh_bwd_layers
@@ -68,9 +68,9 @@ def refresh_bwd_kernel(
 def refresh(y: Tensor, state: list[Tensor], weights: list[Tensor], rule: str) -> Tensor:
     check_rows("y", y)
     y = y.contiguous()
-    r = Recurrence("refresh", rule, weights, state, *y.shape, y)
+    call = CellCall("refresh", rule, weights, state, *y.shape, y)
     d = y.new_empty(y.shape)
-    r.run(refresh_kernel, y=y, h=r.h0, c=r.c0, d=d, w=r.weights, s=r.scratch())
+    call.run(refresh_kernel, y=y, h=call.h0, c=call.c0, d=d, w=call.weights, s=call.scratch())
     return d
 
 
@@ -81,18 +81,18 @@ def refresh_bwd(
     check_rows("y", y)
     check_tensor("dd", dd, y.shape, y.dtype, y)
     y = y.contiguous()
-    r = Recurrence("refresh_bwd", rule, weights, state, *y.shape, y)
-    f, dy = r.factors(), y.new_empty(y.shape)
-    gradients = WeightGradients(r, f, y, has_refresh=True, has_scan=False)
-    r.run(
+    call = CellCall("refresh_bwd", rule, weights, state, *y.shape, y)
+    f, dy = call.factors(), y.new_empty(y.shape)
+    gradients = WeightGradients(call, f, y, has_refresh=True, has_scan=False)
+    call.run(
         refresh_bwd_kernel,
         y=y,
-        h=r.h0,
-        c=r.c0,
+        h=call.h0,
+        c=call.c0,
         dd=dd.contiguous(),
         dy=dy,
-        w=r.weights,
+        w=call.weights,
         f=f,
         **gradients.counters,
     )
-    return dy, r.dstate(f), gradients.compute()
+    return dy, call.dstate(f), gradients.compute()

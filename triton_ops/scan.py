@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .cell_call import CellCall
 from .checks import check_rows
-from .launch import Recurrence
 from .operator import operator
 from .recurrence import hoist, load_start, scan_layers
 from .recurrence_bwd import begin, finish, keep_start, scan_bwd_layers
@@ -72,17 +72,17 @@ def scan_bwd_kernel(
 def scan(y: Tensor, weights: list[Tensor], state: list[Tensor], rule: str) -> list[Tensor]:
     check_rows("y", y)
     y = y.contiguous()
-    r = Recurrence("scan", rule, weights, state, *y.shape, y)
-    states = r.empty_states()
-    r.run(
+    call = CellCall("scan", rule, weights, state, *y.shape, y)
+    states = call.empty_states()
+    call.run(
         scan_kernel,
         y=y,
-        states_h=r.h_of(states),
-        states_c=r.c_of(states),
-        h0=r.h0,
-        c0=r.c0,
-        w=r.weights,
-        s=r.scratch(),
+        states_h=call.h_of(states),
+        states_c=call.c_of(states),
+        h0=call.h0,
+        c0=call.c0,
+        w=call.weights,
+        s=call.scratch(),
     )
     return states
 
@@ -93,22 +93,22 @@ def scan_bwd(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     check_rows("y", y)
     y = y.contiguous()
-    r = Recurrence("scan_bwd", rule, weights, state, *y.shape, y)
-    states, dstates = r.saved("states", states), r.saved("dstates", dstates)
-    f, dy = r.factors(), y.new_empty(y.shape)
-    gradients = WeightGradients(r, f, y, has_refresh=False, has_scan=True)
-    r.run(
+    call = CellCall("scan_bwd", rule, weights, state, *y.shape, y)
+    states, dstates = call.saved("states", states), call.saved("dstates", dstates)
+    f, dy = call.factors(), y.new_empty(y.shape)
+    gradients = WeightGradients(call, f, y, has_refresh=False, has_scan=True)
+    call.run(
         scan_bwd_kernel,
         y=y,
-        states_h=r.h_of(states),
-        states_c=r.c_of(states),
-        dstates_h=r.h_of(dstates),
-        dstates_c=r.c_of(dstates),
-        h0=r.h0,
-        c0=r.c0,
+        states_h=call.h_of(states),
+        states_c=call.c_of(states),
+        dstates_h=call.h_of(dstates),
+        dstates_c=call.c_of(dstates),
+        h0=call.h0,
+        c0=call.c0,
         dy=dy,
-        w=r.weights,
+        w=call.weights,
         f=f,
         **gradients.counters,
     )
-    return dy, gradients.compute(), r.dstate(f)
+    return dy, gradients.compute(), call.dstate(f)

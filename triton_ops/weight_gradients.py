@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Recurrence, precision, run
+from .cell_call import CellCall
+from .launch import precision, run
 from .maps import ELEMENT, Words, entry, tagged
 from .recurrence_bwd import Factors
 from .tiles import between
@@ -131,7 +132,7 @@ def store_result(p, which, sums, of_bias, n, k, N, K, leftmost, A: tl.constexpr)
 
 
 def products_of(
-    r: Recurrence, f: Factors, y: Tensor, dw: list[Tensor], has_refresh: bool, has_scan: bool
+    r: CellCall, f: Factors, y: Tensor, dw: list[Tensor], has_refresh: bool, has_scan: bool
 ) -> list[Product]:
     """Return the products of each weight's gradient. Factors hold the refresh's rows, the scan's, and then what the
     refresh sent to W1h h_T."""
@@ -162,7 +163,7 @@ class WeightGradients:
     """The gradients of all weights of a backward pass. Made before its kernel runs, which clears the counters; computed
     after it."""
 
-    def __init__(self, r: Recurrence, f: Factors, y: Tensor, *, has_refresh: bool, has_scan: bool) -> None:
+    def __init__(self, r: CellCall, f: Factors, y: Tensor, *, has_refresh: bool, has_scan: bool) -> None:
         self.how, self.like = r.tiles, y
         self.dweights = [torch.empty_like(w) for w in r.given]
         self.products = products_of(r, f, y, self.dweights, has_refresh, has_scan)
