@@ -59,6 +59,7 @@ def test_the_public_ops_are_those_of_the_schema():
     [
         "csrc/cpu/{}.cpp",
         "csrc/cuda/{}.cuh",
+        "csrc/cuda/{}_args.h",
         "csrc/cuda/{}.cu",
         "csrc/cuda/{}.cpp",
         "triton_ops/{}.py",
@@ -136,6 +137,24 @@ def test_kernels_reach_the_machine_through_one_header():
     """Otherwise the SIMT shim could not stand in for the machine."""
     for file in (ROOT / "csrc/cuda").glob("*.cuh"):
         assert not re.search(r"__\w+|threadIdx|blockIdx|blockDim|gridDim|cuda_\w+\.h", file.read_text()), file.name
+
+
+# A comment, and the function or the kernel that it is of.
+FUNCTION = re.compile(
+    r"((?:^ *//[^\n]*\n)*)(?:^ *template [^\n]*\n)?^ *(?:DLA_KERNEL\(|DLA_DEVICE (?:explicit )?[\w:<>*& ]*?(\w+)\()",
+    re.MULTILINE,
+)
+
+
+def test_every_device_function_with_a_barrier_says_how_it_is_entered_and_left():
+    """Kernels need not: a launch enters them."""
+    for file in (ROOT / "csrc/cuda").glob("*.cuh"):
+        text = file.read_text()
+        found = list(FUNCTION.finditer(text))
+        for match, following in zip(found, [*found[1:], None]):
+            body = text[match.end() : following.start() if following else len(text)]
+            if match[2] and re.search(r"\b(block|group)_barrier\(\)", body):
+                assert "Barriers" in match[1], f"{file.name}: {match[2]}"
 
 
 def test_no_source_file_has_more_than_500_lines():

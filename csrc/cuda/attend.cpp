@@ -1,5 +1,6 @@
 #include <tuple>
 
+#include "attend_args.h"
 #include "host.h"
 #include "weight_gradients.h"
 

@@ -2,6 +2,7 @@
 // scales were refreshed; and its gradients. A block takes one sample; none of it is a map.
 #pragma once
 
+#include "attend_args.h"
 #include "heads.cuh"
 
 namespace dla {
@@ -32,7 +33,7 @@ struct AttendedSample {
   DLA_DEVICE A key(int m, int c) const { return m < M ? in.keys[at(m, c)] * refresh(m, c) : y.filtered(in.k, in.K, c); }
   DLA_DEVICE A scale(int m, int c) const { return m < M ? in.scale[at(m, c)] * refresh(M + m, c) : A(1); }
 
-  // Fills shares; ends with all threads knowing them.
+  // Fills shares. Barriers: these are known on return, and so is all that was written before.
   DLA_DEVICE void softmax() const {
     sums_of_heads<A>(
         0, rows(), D,
@@ -84,7 +85,7 @@ DLA_KERNEL(attend_bwd_kernel, A, AttendBwdArgs<A>) {
       [&](int n, A sum, int lane, int) {
         if (lane == 0) dshares[n] = sum;
       });
-  sample.softmax();                                              // its barriers serve dshares too
+  sample.softmax();                                              // which makes dshares known too
   for (int g = thread_index(); g < heads; g += num_threads()) {  // from those of shares to those of scores
     A mean = A(0);
     for (int n = g; n < sample.rows(); n += heads) mean = fma(sample.shares[n], dshares[n], mean);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../cells/cells.h"
+#include "cell_args.h"
 #include "host.h"
 
 namespace dla {

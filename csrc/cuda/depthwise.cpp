@@ -1,5 +1,6 @@
 #include <tuple>
 
+#include "depthwise_args.h"
 #include "map_arguments.h"
 #include "weight_gradients.h"
 

@@ -1,7 +1,8 @@
 // depthwise: value = dwconv(x; v), and the means of both; and its gradients.
 #pragma once
 
-#include "gap.cuh"
+#include "depthwise_args.h"
+#include "pieces.cuh"
 #include "stencil.cuh"
 
 namespace dla {

@@ -139,6 +139,9 @@ using Words4 = uint4;
 namespace dla {
 namespace cuda {
 
+// What a function with barriers says of them, at "Barriers:". All threads of a block call it, where it exchanges all
+// blocks of the group. Known: written before a barrier that everyone who reads it has passed, so that it may be read.
+// Free: read by everyone before such a barrier, so that it may be written.
 DLA_DEVICE void group_barrier() {
   if (cluster_size() > 1)
     cluster_barrier();

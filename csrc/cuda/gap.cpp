@@ -1,3 +1,4 @@
+#include "gap_args.h"
 #include "map_arguments.h"
 
 namespace dla {

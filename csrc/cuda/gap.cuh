@@ -1,18 +1,12 @@
 // gap: y_t = mean over HW of x_t. A block takes some channels of one sample of one layer.
 #pragma once
 
+#include "gap_args.h"
+#include "pieces.cuh"
 #include "stacks.cuh"
 
 namespace dla {
 namespace cuda {
-
-// f(t, b, c0, cs)
-template <class F>
-DLA_DEVICE void my_piece(const Pieces& p, F f) {
-  const int64_t pieces = (p.C + p.channels - 1) / p.channels, i = block_index();
-  const int64_t c0 = i % pieces * p.channels, tb = i / pieces;
-  f(int(tb / p.B), tb % p.B, c0, int(p.C - c0 < p.channels ? p.C - c0 : p.channels));
-}
 
 template <class T>
 DLA_KERNEL(gap_kernel, T, GapArgs<T>) {

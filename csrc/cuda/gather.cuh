@@ -92,7 +92,8 @@ struct Team {
     }
   }
 
-  // All parts in one, for the thread of part 0; all threads must come. scratch: kSize values for every two threads.
+  // All parts in one, for the thread of part 0. scratch: kSize values for every two threads. Barriers: scratch is free
+  // when it is called, and on return.
   template <class S, class A>
   DLA_DEVICE S together(S mine, A* scratch) const {
     if constexpr (S::kSize == 0) return mine;

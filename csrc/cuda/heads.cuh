@@ -3,8 +3,8 @@
 // a filter even more so, may reach into the channels of other blocks.
 #pragma once
 
-#include "args.h"
 #include "device.h"
+#include "light_step_args.h"
 
 namespace dla {
 namespace cuda {

@@ -15,7 +15,7 @@
 #endif
 
 #include "../tensors.h"
-#include "args.h"
+#include "launching.h"
 
 namespace dla {
 namespace cuda {

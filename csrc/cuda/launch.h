@@ -1,8 +1,8 @@
 // Launching a kernel, on a device or through the SIMT shim. Included by the <op>.cu alone.
 #pragma once
 
-#include "args.h"
 #include "device.h"
+#include "launching.h"
 
 #if defined(DLA_SIMT)
 #include <stdexcept>

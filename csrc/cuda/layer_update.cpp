@@ -1,6 +1,7 @@
 #include <tuple>
 
 #include "gradients.h"
+#include "layer_update_args.h"
 #include "map_arguments.h"
 
 namespace dla {

@@ -2,6 +2,7 @@
 // then read again while they are still in the second-level cache.
 #pragma once
 
+#include "layer_update_args.h"
 #include "recurrence_bwd.cuh"
 #include "stacks.cuh"
 

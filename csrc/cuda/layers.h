@@ -1,5 +1,5 @@
 // The table of feature maps that a kernel is given, and how a map is entered there. Host code without CUDA and without
-// torch, as args.h, so that the harness of the tests enters maps by the same rules as the operators.
+// torch, so that the harness of the tests enters maps by the same rules as the operators.
 #pragma once
 
 #include <cstdint>

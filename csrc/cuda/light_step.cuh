@@ -4,6 +4,7 @@
 #pragma once
 
 #include "heads.cuh"
+#include "light_step_args.h"
 #include "recurrence_bwd.cuh"
 #include "stacks.cuh"
 #include "stencil.cuh"

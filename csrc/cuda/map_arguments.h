@@ -6,6 +6,9 @@
 
 #include "../maps.h"
 #include "host.h"
+#include "layers.h"
+#include "moments_args.h"
+#include "pieces.h"
 
 namespace dla {
 namespace cuda {

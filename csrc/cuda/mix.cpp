@@ -1,6 +1,7 @@
 #include <tuple>
 
 #include "map_arguments.h"
+#include "mix_args.h"
 
 namespace dla {
 namespace cuda {

@@ -1,7 +1,8 @@
 // mix: o = sum over m of coef_m values_m; and its gradients. Backward, what later layers sent to a value is kGradOut.
 #pragma once
 
-#include "gap.cuh"
+#include "mix_args.h"
+#include "pieces.cuh"
 #include "pixels.cuh"
 
 namespace dla {

@@ -1,8 +1,8 @@
 // Mean and variance of each channel over the batch, from the mean and squared distances of each of its planes.
 #pragma once
 
-#include "args.h"
 #include "gather.cuh"
+#include "moments_args.h"
 
 namespace dla {
 namespace cuda {

@@ -1,6 +1,7 @@
 #include <tuple>
 
 #include "map_arguments.h"
+#include "norm_add_args.h"
 #include "weight_gradients.h"
 
 namespace dla {

@@ -1,7 +1,8 @@
 // norm_add: x + keep f(norm), where norm = (o - mean) / sqrt(var + eps) gamma + beta; and its gradients.
 #pragma once
 
-#include "gap.cuh"
+#include "norm_add_args.h"
+#include "pieces.cuh"
 #include "pixels.cuh"
 
 namespace dla {
@@ -52,35 +53,46 @@ DLA_KERNEL(norm_add_kernel, T, NormAddArgs<T>) {
   });
 }
 
-// The gradient of the norm, where dout arrives at the result.
-template <class A>
-DLA_DEVICE A norm_gradient(const NormArgs<A>& args, const Norm<A>& norm, A keep, A o, A dout) {
-  return args.relu ? relu_grad(norm(o), keep * dout) : keep * dout;
+// What both backward kernels do. body(at, known, o, dz, few) for every vector o of a piece: dz(i, the norm of element
+// i) is the gradient that arrives there. know, known, few and done: as in pixels.cuh.
+template <class T, class S, class Args, class Know, class Body, class Done>
+DLA_DEVICE void norm_gradients(const Args& args, int64_t b, int64_t c0, int cs, Know know, Body body, Done done) {
+  using A = accumulate_t<T>;
+  const Layer& layer = args.layer;
+  const auto o = plane<const T>(layer, kIn, b, c0), dout = plane<const T>(layer, kGradOut, b, c0);
+  const A keep = args.norm.keep ? args.norm.keep[b] : A(1);
+  pixels<T, S>(
+      layer, cs, reinterpret_cast<A*>(shared_memory()), know,
+      [&](const auto& at, const auto& known, int, int, auto* few) {
+        constexpr int kAlong = std::decay_t<decltype(at)>::kAlong;
+        Vector<T> os[kAlong], gs[kAlong];
+#pragma unroll
+        for (int j = 0; j < kAlong; ++j) os[j] = at[j].load(o), gs[j] = at[j].load(dout);
+#pragma unroll
+        for (int j = 0; j < kAlong; ++j) {
+          const auto dz = [&](int i, const Norm<A>& norm) {
+            const A arriving = keep * gs[j][i];
+            return args.norm.relu ? relu_grad(norm(os[j][i]), arriving) : arriving;
+          };
+          body(at[j], known, os[j], dz, few);
+        }
+      },
+      done);
 }
 
-// Its sums over each plane, and those of it times (o - mean) / sqrt(var + eps).
+// The sums of dz over each plane, and those of dz times (o - mean) / sqrt(var + eps).
 template <class T>
 DLA_KERNEL(norm_add_sums_kernel, T, NormAddSumsArgs<T>) {
   using A = accumulate_t<T>;
   my_piece(args.pieces, [&](int, int64_t b, int64_t c0, int cs) {
-    const Layer& layer = args.layer;
-    const auto o = plane<const T>(layer, kIn, b, c0), dout = plane<const T>(layer, kGradOut, b, c0);
-    const A keep = args.norm.keep ? args.norm.keep[b] : A(1);
     const int64_t row = b * args.pieces.C + c0;
-    pixels<T, Sums<A, 2>>(
-        layer, cs, reinterpret_cast<A*>(shared_memory()),
-        [&](int c) { return norm_of(args.norm, args.pieces.C, c0 + c); },
-        [&](const auto& at, const auto& norm, int, int, Sums<A, 2>* few) {
-          constexpr int kAlong = std::decay_t<decltype(at)>::kAlong;
-          Vector<T> os[kAlong], gs[kAlong];
-#pragma unroll
-          for (int j = 0; j < kAlong; ++j) os[j] = at[j].load(o), gs[j] = at[j].load(dout);
-#pragma unroll
-          for (int j = 0; j < kAlong; ++j)
-            at[j].each([&](int i, int of) {
-              const A dz = norm_gradient(args.norm, norm[i], keep, os[j][i], gs[j][i]);
-              few[of].v[0] += dz, few[of].v[1] = fma(dz, os[j][i] - norm[i].mean, few[of].v[1]);
-            });
+    norm_gradients<T, Sums<A, 2>>(
+        args, b, c0, cs, [&](int c) { return norm_of(args.norm, args.pieces.C, c0 + c); },
+        [&](const auto& at, const auto& norm, const Vector<T>& o, const auto& dz_of, Sums<A, 2>* few) {
+          at.each([&](int i, int of) {
+            const A dz = dz_of(i, norm[i]);
+            few[of].v[0] += dz, few[of].v[1] = fma(dz, o[i] - norm[i].mean, few[of].v[1]);
+          });
         },
         [&](int c, const Sums<A, 2>& sums) {
           args.sums[row + c] = sums.v[0];
@@ -102,35 +114,24 @@ template <class T>
 DLA_KERNEL(norm_add_bwd_kernel, T, NormAddBwdArgs<T>) {
   using A = accumulate_t<T>;
   my_piece(args.pieces, [&](int, int64_t b, int64_t c0, int cs) {
-    constexpr int N = Vector<T>::N;
-    const Layer& layer = args.layer;
-    const auto o = plane<const T>(layer, kIn, b, c0), dout = plane<const T>(layer, kGradOut, b, c0);
-    const auto out = plane<T>(layer, kGradIn, b, c0);
-    const A keep = args.norm.keep ? args.norm.keep[b] : A(1);
-    const A share = args.batch_moments ? A(1) / (A(args.pieces.B) * A(layer.HW)) : A(0);
-    pixels<T, Nothing<A>>(
-        layer, cs, reinterpret_cast<A*>(shared_memory()),
+    const auto out = plane<T>(args.layer, kGradIn, b, c0);
+    const A share = args.batch_moments ? A(1) / (A(args.pieces.B) * A(args.layer.HW)) : A(0);
+    norm_gradients<T, Nothing<A>>(
+        args, b, c0, cs,
         [&](int c) {
           const Norm<A> norm = norm_of(args.norm, args.pieces.C, c0 + c);
           return Centred<A>{norm, share * args.dbeta[c0 + c], share * args.dgamma[c0 + c] * norm.scale};
         },
-        [&](const auto& at, const auto& channel, int, int, Nothing<A>*) {
-          constexpr int kAlong = std::decay_t<decltype(at)>::kAlong;
-          Vector<T> os[kAlong], gs[kAlong];
+        [&](const auto& at, const auto& channel, const Vector<T>& o, const auto& dz_of, Nothing<A>*) {
+          Vector<T> to;
 #pragma unroll
-          for (int j = 0; j < kAlong; ++j) os[j] = at[j].load(o), gs[j] = at[j].load(dout);
-#pragma unroll
-          for (int j = 0; j < kAlong; ++j) {
-            Vector<T> to;
-#pragma unroll
-            for (int i = 0; i < N; ++i) {
-              const auto& [norm, mean, slope] = channel[i];
-              const A dz = norm_gradient(args.norm, norm, keep, os[j][i], gs[j][i]);
-              const A centred = dz - fma(os[j][i] - norm.mean, slope, mean);
-              to.v[i] = narrow<T>(norm.slope * (args.batch_moments ? centred : dz));
-            }
-            at[j].store(out, to);
+          for (int i = 0; i < Vector<T>::N; ++i) {
+            const auto& [norm, mean, slope] = channel[i];
+            const A dz = dz_of(i, norm);
+            const A centred = dz - fma(o[i] - norm.mean, slope, mean);
+            to.v[i] = narrow<T>(norm.slope * (args.batch_moments ? centred : dz));
           }
+          at.store(out, to);
         },
         [](int, Nothing<A>) {});
   });

@@ -89,7 +89,7 @@ DLA_DEVICE void pixels_of(int cs, int HW, accumulate_t<T>* scratch, Know know, B
 
 // body(at, known, c, n, few) for the places at, all in channels c .. c + n of the block's cs; few[i]: what gathers
 // channel c + i; known[i]: know(channel) for element i, read before the loop, where its addresses would fill the
-// registers. Then done(c, S) once for each channel. T: of the maps.
+// registers. Then done(c, S) once for each channel. T: of the maps. Barriers: as Team::together.
 template <class T, class S, class Know, class Body, class Done>
 DLA_DEVICE void pixels(const Layer& layer, int cs, accumulate_t<T>* scratch, Know know, Body body, Done done) {
   with_piece(layer.piece, [&](auto piece) {

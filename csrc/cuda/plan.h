@@ -81,6 +81,11 @@ enum Buffer {
   kMiddle,       // [nb, cs] attention, backward: the sum over pixels of dout o_prev
   kNumBuffers
 };
+// What some of them hold later in a pass.
+constexpr Buffer kKept = kY;           // [rows, cs] forward: the states that a scan saves, once y is hoisted
+constexpr Buffer kDaScan = kGates;     // [rows, NG, cs] each once the step that it is of has read its gates
+constexpr Buffer kDaRefresh = kGates;  // [chunk, NG, cs]
+constexpr Buffer kDsScan = kUScan;     // [rows, R]
 
 struct Plan {
   Path path;

@@ -4,8 +4,8 @@
 #pragma once
 
 #include "../half.h"
-#include "args.h"
 #include "device.h"
+#include "layers.h"
 
 namespace dla {
 namespace cuda {
@@ -204,7 +204,8 @@ DLA_DEVICE void planar_sums(const PlaneTeam<T>& team, int planes, int HW, Of pla
   }
 }
 
-// Threads side by side take a vector of channels each; what is left of the block shares out the pixels.
+// Threads side by side take a vector of channels each; what is left of the block shares out the pixels. Barriers:
+// scratch is free when it is called and on return, and what f wrote is known.
 template <int kPiece, bool kProduct, class T, class F>
 DLA_DEVICE void interleaved_sums(Plane<const T> x, Plane<const T> g, int cs, int HW, accumulate_t<T>* scratch, F f) {
   using A = accumulate_t<T>;

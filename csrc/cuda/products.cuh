@@ -126,6 +126,7 @@ DLA_DEVICE void dots(int M, int N, int K, const A* x, int ldx, const WeightRows<
     dots_of<A, kRows, V, 1>(M, N, K, x, ldx, w, f);
 }
 
+// Barriers: as axpys.
 template <class A, int M_TILE, class F>
 DLA_DEVICE void axpys_of(int M, int N, int K, const A* x, int ldx, const WeightRows<A>& w, A* scratch, F f) {
   constexpr int kAhead = 4;  // rows of weights in flight
@@ -171,7 +172,8 @@ DLA_DEVICE void axpys_of(int M, int N, int K, const A* x, int ldx, const WeightR
   }
 }
 
-// f(m, n, sum over k of x[m][k] * w(k)[n]): the transposed product. scratch: kRows values per thread.
+// f(m, n, sum over k of x[m][k] * w(k)[n]): the transposed product. scratch: kRows values per thread. Barriers: x is
+// known when it is called, and scratch free, as it is again on return; what f wrote last is not yet known.
 template <class A, class F>
 DLA_DEVICE void axpys(int M, int N, int K, const A* x, int ldx, const WeightRows<A>& w, A* scratch, F f) {
   M == 1 ? axpys_of<A, 1>(M, N, K, x, ldx, w, scratch, f) : axpys_of<A, kRows>(M, N, K, x, ldx, w, scratch, f);

@@ -5,7 +5,7 @@
 #pragma once
 
 #include "../cells/cells.h"
-#include "args.h"
+#include "cell_args.h"
 #include "products.cuh"
 
 namespace dla {
@@ -46,7 +46,8 @@ class Recurrence {
   }
 
   // Moves on to the group's next tile, its first at the first call; false when there is none. All blocks of a
-  // group take the same ones.
+  // group take the same ones. Barriers: called at any time; on return all buffers are free, and after the last tile
+  // no block will be asked for what it had to exchange.
   DLA_DEVICE bool next() {
     const int per_tile = args.plan.samples_per_tile;
     const int log_ranks = floor_log2(not_before(ranks));
@@ -119,6 +120,9 @@ class Recurrence {
   DLA_DEVICE void load_rows(const A* from, A* to) const {  // [T, B, C] to [rows, cs]
     for_each(rows(), cs, [&](int m, int c) { to[m * cs + c] = from[at(m, c)]; });
   }
+  DLA_DEVICE void store_rows(const A* from, int m0, int M, A* to) const {  // [M, cs] to rows m0 .. of [T, B, C]
+    for_each(M, cs, [&](int m, int c) { to[at(m0 + m, c)] = from[m * cs + c]; });
+  }
   DLA_DEVICE A start_c(int64_t at) const { return args.c0 ? args.c0[at] : A(0); }
   template <class Rule>
   DLA_DEVICE A start_h(int64_t at) const {
@@ -143,6 +147,7 @@ class Recurrence {
   }
   // f(m, r, sum over the group's blocks, in their order), in every block alike. Two buffers take turns, so that
   // one barrier is enough: who writes a buffer again has passed the next one, and so has everyone who read it.
+  // Barriers, of the group: called with partials() just written; on return what f wrote is known.
   template <bool kHot = false, class F>
   DLA_DEVICE void exchange(int M, F f) {
     A* const mine = partials<kHot>();
@@ -177,7 +182,8 @@ class Recurrence {
 
   // ---- what y alone decides ----
 
-  // From kY: kP, this block's part of p, or kQ. Keeps uy [rows, R] where it is wanted.
+  // From kY: kP, this block's part of p, or kQ. Keeps uy [rows, R] where it is wanted. Barriers: kY is known when it
+  // is called; on return kP, kQ and uy are.
   DLA_DEVICE void hoist(A* uy_kept) {
     const A* const y = buffer(kY);
     const bool joint = args.projection == Projection::kJoint;
@@ -209,14 +215,16 @@ class Recurrence {
   DLA_DEVICE A relu_p(int r, A sum) const {  // u from the whole sum
     return relu_of(args.projection == Projection::kSplit ? sum + args.b1h[r] : sum);
   }
-  // W1h h for the state h [nb, cs] that all layers share, once: then gates(..., h = nullptr, ...) by chunks.
+  // W1h h for the state h [nb, cs] that all layers share, once: then gates_of(..., h = nullptr, ...) by chunks.
+  // Barriers: h is known when it is called, kLastProduct on return.
   DLA_DEVICE void share_last(const A* h) const {
     A* const shared = buffer(kLastProduct);
     dots(nb, w1_rows(), cs, h, cs, w1h(), [&](int i, int n, A sum) { shared[i * w1_rows() + n] = sum; });
     block_barrier();
   }
   // a for rows m0 .. m0 + M, and u on the way: from h [M, cs], each row with its own, or from the shared one. u and
-  // a hold just these rows.
+  // a hold just these rows. Barriers: h, or kLastProduct, and what hoist made are known, and u and a free, when it is
+  // called; on return u and a are known.
   template <bool kHot = false>
   DLA_DEVICE void gates_of(int m0, int M, const A* h, A* u, A* a) {
     const A* const shared = buffer(kLastProduct);
@@ -241,7 +249,7 @@ class Recurrence {
     }
     block_barrier();
   }
-  // From kH, or the shared state, to kU and kGates.
+  // From kH, or the shared state, to kU and kGates. Barriers: as gates_of.
   DLA_DEVICE void gates_in_place(int m0, int M, bool own_h) {
     if (args.plan.hot)
       gates_of<true>(m0, M, own_h ? buffer<true>(kH) : nullptr, buffer<true>(kU), buffer<true>(kGates));
@@ -257,10 +265,11 @@ class Recurrence {
   // ---- forward ----
 
   // From kH, kC to the state after the scan's last layer; states_h and states_c are filled where they are saved.
+  // Barriers: kH, kC and what hoist made are known when it is called; on return kH and kC are, and kKept is still read.
   DLA_DEVICE void scan(A* states_h, A* states_c) {
     A *const h = buffer(kH), *const c = buffer(kC);
     const A* const a = buffer(kGates);
-    A* const kept = buffer(kY);  // y has been hoisted. A barrier would wait for writes to global memory at every step.
+    A* const kept = buffer(kKept);  // A barrier would wait for writes to global memory at every step.
     for (int t = 0; t < args.scan_end; ++t) {
       gates_in_place(t * nb, nb, /*own_h=*/true);
       with_rule(args.rule, [&](auto rule) {
@@ -282,7 +291,8 @@ class Recurrence {
   }
 
   // From the state in kH, kC: f(m0, M, d [M, cs]) for chunks of rows, the last layers first, since these were
-  // read last and are nearest.
+  // read last and are nearest. Barriers: kH, kC and what hoist made are known when it is called; so is d when f is,
+  // and when f returns d may still be read.
   template <class F>
   DLA_DEVICE void refresh(F f) {
     const A *const h = buffer(kH), *const c = buffer(kC), *const a = buffer(kGates);

@@ -24,7 +24,8 @@ class RecurrenceBwd : public Recurrence<A> {
 
   DLA_DEVICE RecurrenceBwd(const CellArgs<A>& args, const RecurrenceGrads<A>& grads) : Base(args), grads(grads) {}
 
-  // From kY: all that follows needs of y; and gradients of the state that are still zero.
+  // From kY: all that follows needs of y; and gradients of the state that are still zero. Barriers: kY is known when
+  // it is called; on return what hoist made, kDH and kDC are.
   DLA_DEVICE void begin() {
     A* const uy = args.projection == Projection::kSplit ? buffer(kUY) : nullptr;
     this->hoist(uy);
@@ -34,7 +35,7 @@ class RecurrenceBwd : public Recurrence<A> {
     block_barrier();
   }
 
-  // The state after the scan's last layer, to kH, kC.
+  // The state after the scan's last layer, to kH, kC. Barriers: these are free when it is called, and known on return.
   DLA_DEVICE void load_last() const {
     A *const h = buffer(kH), *const c = buffer(kC);
     with_rule(args.rule, [&](auto rule) {
@@ -48,10 +49,12 @@ class RecurrenceBwd : public Recurrence<A> {
     block_barrier();
   }
 
-  // From kDD and the state in kH, kC: da, and the gradient of that state in kDH, kDC; d itself to kD.
+  // From kDD and the state in kH, kC: da, and the gradient of that state in kDH, kDC; d itself to kD. Barriers: all of
+  // these but kD, and what hoist made, are known when it is called; on return kDH, kDC, kDP, kDQ and kD are.
   DLA_DEVICE void refresh() {
     A *const h = buffer(kH), *const c = buffer(kC), *const dc = buffer(kDC), *const a = buffer(kGates);
     A *const dd = buffer(kDD), *const d = buffer(kD);
+    A* const da_refresh = a;  // kDaRefresh: a row is read before it is written
     const Factors<A>& factors = grads.factors;
     this->share_last(h);
     for_each(nb, cs, [&](int i, int j) { factors.h_last[at_sample(i, j)] = h[i * cs + j]; });
@@ -67,7 +70,7 @@ class RecurrenceBwd : public Recurrence<A> {
             this->template read_gates<Rule>(a, m, j, of);
             d[(m0 + m) * cs + j] = Rule::output(Rule::step(of, s));
             dc[i * cs + j] += Rule::output_bwd(of, s, dd[(m0 + m) * cs + j], da);
-            write_gates<Rule>(a, m, j, da);
+            write_gates<Rule>(da_refresh, m, j, da);
             keep_gates<Rule>(m0 + m, j, da, factors.da_refresh, /*add=*/false);
           }
         });
@@ -75,7 +78,7 @@ class RecurrenceBwd : public Recurrence<A> {
       block_barrier();
       if (bottleneck()) {
         A* const ds = buffer(kDP) + m0 * R;
-        through_bottleneck(M, a, u, ds);
+        through_bottleneck(M, da_refresh, u, ds);
         keep(M, m0, u, factors.u_refresh);
         keep(M, m0, ds, factors.ds_refresh);
       }
@@ -94,7 +97,8 @@ class RecurrenceBwd : public Recurrence<A> {
     back_to_h(sum);
   }
 
-  // From kDH, kDC and the gradients of all states to the gradient of the state before layer 1.
+  // From kDH, kDC and the gradients of all states to the gradient of the state before layer 1. Barriers: kDH, kDC, kDP,
+  // kDQ and what hoist made are known when it is called; on return kDH and kDC are, kDP and kDQ are still written.
   DLA_DEVICE void scan() {
     A *const before = buffer(kHBefore), *const a = buffer(kGates);
     A *const dh = buffer(kDH), *const dc = buffer(kDC);
@@ -113,13 +117,14 @@ class RecurrenceBwd : public Recurrence<A> {
       A* const u = bottleneck() ? buffer(kUScan) + m0 * R : nullptr;
       this->gates_of(m0, M, before + m0 * cs, u, a + m0 * gates());
     });
-    // What the steps leave behind stays in their rows of u and a till all are done: a barrier would wait for
+    A* const u_scan = bottleneck() ? buffer(kUScan) : nullptr;
+    if (bottleneck()) keep(scanned(), 0, u_scan, factors.u_scan);
+    // What the steps leave behind stays, in the rows of what they read, till all are done: a barrier would wait for
     // writes to global memory at every step.
-    A* const u = bottleneck() ? buffer(kUScan) : nullptr;
-    if (bottleneck()) keep(scanned(), 0, u, factors.u_scan);
+    A *const da_scan = a, *const ds_scan = u_scan;  // kDaScan, kDsScan
     for (int t = args.scan_end - 1; t >= 0; --t) {
       const int m0 = t * nb;
-      A* const a_t = a + m0 * gates();
+      A *const gates_t = a + m0 * gates(), *const da_t = gates_t;  // a row is read before it is written
       with_rule(args.rule, [&](auto rule) {
         using Rule = decltype(rule);
         for_each(nb, cs, [&](int i, int j) {
@@ -129,27 +134,28 @@ class RecurrenceBwd : public Recurrence<A> {
           if (grads.dstates_h) ds.h += grads.dstates_h[at(m, j)];
           if (grads.dstates_c) ds.c += grads.dstates_c[at(m, j)];
           A of[Rule::NG], da[Rule::NG];
-          this->template read_gates<Rule>(a_t, i, j, of);
+          this->template read_gates<Rule>(gates_t, i, j, of);
           dc[at_ij] = Rule::step_bwd(of, s, ds, da);
-          write_gates<Rule>(a_t, i, j, da);
+          write_gates<Rule>(da_t, i, j, da);
         });
       });
       block_barrier();
-      A* const ds = bottleneck() ? u + m0 * R : a_t;
-      if (bottleneck()) through_bottleneck(nb, a_t, ds, ds);
+      A* const ds = bottleneck() ? ds_scan + m0 * R : da_t;
+      if (bottleneck()) through_bottleneck(nb, da_t, /*u=*/ds, ds);
       back_to_h(ds);
     }
     if (bottleneck()) {
-      keep(scanned(), 0, u, factors.ds_scan);
+      keep(scanned(), 0, ds_scan, factors.ds_scan);
       A* const dp = buffer(kDP);
-      for_each(scanned(), R,
-               [&](int m, int r) { dp[m * R + r] = m >= refreshed() ? dp[m * R + r] + u[m * R + r] : u[m * R + r]; });
+      for_each(scanned(), R, [&](int m, int r) {
+        dp[m * R + r] = m >= refreshed() ? dp[m * R + r] + ds_scan[m * R + r] : ds_scan[m * R + r];
+      });
     }
     with_rule(args.rule, [&](auto rule) {
       using Rule = decltype(rule);
       for_each(scanned(), cs, [&](int m, int j) {
         A da[Rule::NG];
-        this->template read_gates<Rule>(a, m, j, da);
+        this->template read_gates<Rule>(da_scan, m, j, da);
         keep_gates<Rule>(m, j, da, factors.da_scan, /*add=*/m >= refreshed());
       });
     });
@@ -169,7 +175,7 @@ class RecurrenceBwd : public Recurrence<A> {
     });
   }
 
-  // f(m, the gradient of a y of row m) to kDY.
+  // f(m, the gradient of a y of row m) to kDY. Barriers: called at any time after the scan; on return kDY is known.
   template <class F>
   DLA_DEVICE void finish(F f) {
     A *const dy = buffer(kDY), *const scratch = buffer(kScratch);
@@ -221,13 +227,14 @@ class RecurrenceBwd : public Recurrence<A> {
         factor[(int64_t(this->layer_of(row)) * B + b0 + this->sample_of(row)) * R + r] = from[m * R + r];
     });
   }
-  // ds = (W2h^T da) where u > 0, in every block of the group; ds may be u itself.
+  // ds = (W2h^T da) where u > 0, in every block of the group; ds may be u itself. Barriers, of the group: da and u are
+  // known when it is called, ds on return.
   DLA_DEVICE void through_bottleneck(int M, const A* da, const A* u, A* ds) {
     A* const part = partials();
     axpys(M, R, gates(), da, gates(), w2h(), buffer(kScratch), [&](int m, int r, A sum) { part[m * R + r] = sum; });
     exchange(M, [&](int m, int r, A sum) { ds[m * R + r] = relu_grad(u[m * R + r], sum); });
   }
-  // dh from ds [nb, R]; dense: from da.
+  // dh from ds [nb, R]; dense: from da. Barriers: ds is known, and kDH free, when it is called; on return kDH is known.
   DLA_DEVICE void back_to_h(const A* ds) const {
     A* const dh = buffer(kDH);
     axpys(nb, cs, w1_rows(), ds, w1_rows(), w1h(), buffer(kScratch),

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "recurrence_bwd.cuh"
+#include "refresh_args.h"
 
 namespace dla {
 namespace cuda {
@@ -14,9 +15,7 @@ DLA_KERNEL(refresh_kernel, A, RefreshArgs<A>) {
     tile.load_start(tile.buffer(kH), tile.buffer(kC));
     block_barrier();
     tile.hoist(nullptr);
-    tile.refresh([&](int m0, int M, const A* d) {
-      tile.for_each(M, tile.cs, [&](int m, int c) { args.d[tile.at(m0 + m, c)] = d[m * tile.cs + c]; });
-    });
+    tile.refresh([&](int m0, int M, const A* d) { tile.store_rows(d, m0, M, args.d); });
   }
 }
 
@@ -33,7 +32,7 @@ DLA_KERNEL(refresh_bwd_kernel, A, RefreshBwdArgs<A>) {
     tile.refresh();
     tile.keep_start();
     tile.finish();
-    tile.for_each(tile.rows(), tile.cs, [&](int m, int c) { args.dy[tile.at(m, c)] = dy[m * tile.cs + c]; });
+    tile.store_rows(dy, 0, tile.rows(), args.dy);
   }
 }
 

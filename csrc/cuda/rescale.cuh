@@ -1,7 +1,9 @@
 // rescale: x_t * d_t, broadcast over HW; and its gradients.
 #pragma once
 
-#include "gap.cuh"
+#include "pieces.cuh"
+#include "rescale_args.h"
+#include "stacks.cuh"
 
 namespace dla {
 namespace cuda {

@@ -1,6 +1,7 @@
 #include <tuple>
 
 #include "gradients.h"
+#include "scan_args.h"
 
 namespace dla {
 namespace cuda {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "recurrence_bwd.cuh"
+#include "scan_args.h"
 
 namespace dla {
 namespace cuda {
@@ -29,7 +30,7 @@ DLA_KERNEL(scan_bwd_kernel, A, ScanBwdArgs<A>) {
     tile.scan();
     tile.keep_start();
     tile.finish();
-    tile.for_each(tile.rows(), tile.cs, [&](int m, int c) { args.dy[tile.at(m, c)] = dy[m * tile.cs + c]; });
+    tile.store_rows(dy, 0, tile.rows(), args.dy);
   }
 }
 

@@ -39,7 +39,8 @@ struct Stack {
 };
 
 // For layers t0 on of a launch, one of them or several that are alike: f(t, c, sum) once for each of the cs channels of
-// each, of map x, or of the product of maps x and g. scratch: a vector for each thread.
+// each, of map x, or of the product of maps x and g. scratch: a vector for each thread. Barriers: scratch is free when
+// it is called and on return; what f wrote is not known, as planar maps need no barrier.
 template <bool kProduct, class T, class F>
 DLA_DEVICE void sums(const Layer* all, int t0, int layers, int64_t b, int64_t c0, int cs, int x, int g,
                      accumulate_t<T>* scratch, F f) {

@@ -213,7 +213,7 @@ DLA_DEVICE bool is_packed(const Channel<T>& of) {
 
 // For each of the block's cs channels: each = begin(c, maps), which fills in the maps; each(few, pixel) for every
 // pixel; then done(c, S). kAhead: rows in flight, as many as there are registers for. scratch: as Team::together
-// wants it. `planar`: whether all maps are.
+// wants it. `planar`: whether all maps are. Barriers: as Team::together.
 template <class T, class S, int kNear, int kHere, int kWritten, int kAhead, bool kPlus = false, class Begin, class Done>
 DLA_DEVICE void stencil(const Layer& layer, bool planar, int W, int cs, accumulate_t<T>* scratch, Begin begin,
                         Done done) {

@@ -2,8 +2,8 @@
 // blocks, which share the rows out and add up in order of rank: every sum is taken in one fixed order.
 #pragma once
 
-#include "args.h"
 #include "device.h"
+#include "weight_gradients_args.h"
 
 namespace dla {
 namespace cuda {

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "host.h"
+#include "weight_gradients_args.h"
 
 namespace dla {
 namespace cuda {
