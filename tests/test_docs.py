@@ -138,3 +138,18 @@ def test_bench_without_the_repository_says_where_it_is(capsys, monkeypatch, tmp_
     monkeypatch.setattr(cli, "BENCH", tmp_path / "bench" / "run.py")
     assert cli.main(["bench"]) == 1
     assert "part of the repository, not of the installed package" in capsys.readouterr().err
+
+
+def test_the_version_is_the_same_wherever_it_stands():
+    version = dla_kernels.__version__
+    assert re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1] == version
+    assert f"\n## {version}\n" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_the_citation_names_the_three_papers():
+    yaml = pytest.importorskip("yaml")
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["cff-version"] == "1.2.0"
+    assert [paper["year"] for paper in cited["references"]] == [2024, 2023, 2020]
+    assert all(paper["title"] and paper["authors"] for paper in cited["references"])
