@@ -18,6 +18,9 @@ from functools import cached_property
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))  # from where the tests import too
+
 import records
 
 LONGEST_SECONDS = 3600

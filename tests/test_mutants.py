@@ -78,7 +78,7 @@ def test_every_area_has_more_sites_than_are_tried(area):
         ("csrc/cuda/scan.cuh", {"scan", "base_step"}),
         ("csrc/cuda/plan.h", set(affected.OPS)),
         ("triton_ops/norm_add.py", {"norm_add"}),
-        ("dla_kernels/ops/differentiable.py", set(affected.OPS)),
+        ("dla_kernels/ops/autograd.py", set(affected.OPS)),
     ],
 )
 def test_a_source_is_traced_to_the_ops_made_of_it(file, ops):
