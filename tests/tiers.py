@@ -76,6 +76,8 @@ LEFT = (
     "test_cuda_mutations::test_",
     "test_examples::test_a_network_learns_digits",
     "test_examples::test_swap_cell_trains_with_each_cell_asked_for",
+    "test_install::test_a_wheel_without_kernels_serves_every_machine_and_says_why",
+    "test_install::test_without_cmake_the_build_fails_with_what_to_do",
     "test_isa::test_verify_passes_on_every_instruction_set",
     "test_model::test_pytest_benchmark_compares_two_runs",
     "test_model::test_scaling_draws_what_it_measures",
