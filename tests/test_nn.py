@@ -428,3 +428,20 @@ def test_attention_in_float32_is_as_exact_as_its_formula():
     plain = (formula(copy.deepcopy(stage).attention, x) - truth).abs().max()
     assert (stage(x) - truth).abs().max() <= 2 * plain + 1e-6
     assert F.mse_loss(stage.eval()(x).double(), formula(copy.deepcopy(stage).double().attention, x.double())) < 1e-9
+
+
+def test_a_cell_with_a_forward_of_its_own_is_called_or_refused():
+    class Halved(DSUCell):
+        def forward(self, y, state=None):
+            return tuple(s / 2 for s in super().forward(y, state))
+
+    torch.manual_seed(0)
+    cell, plain = Halved(8), DSUCell(8)
+    plain.load_state_dict(cell.state_dict())
+    for made in (ContextScan, LayerUpdate, lambda cell: DLALight(8, 2, cell), lambda cell: DLABase(8, 2, cell)):
+        with pytest.raises(TypeError, match="got a Halved with a forward of its own, which would not be called"):
+            made(cell)
+        made(plain)
+    x, a = torch.randn(2, 8, 3, 3), torch.randn(2, 8, 3, 3)
+    ours, theirs = (LayerwiseIntegration(one)(x, a)[1] for one in (cell, plain))
+    assert all(torch.equal(2 * half, whole) for half, whole in zip(ours, theirs))

@@ -15,7 +15,7 @@ from ..attention import Attention, BaseStage, filter_width
 from ..backends import check_backend
 from ..cells import Cell, accumulate_dtype
 from ..ops import base_step, light_step, norm_add
-from .cells import CellModule, make_cell
+from .cells import CellModule, check_cell_module, make_cell
 
 State = tuple[Tensor, ...]
 
@@ -82,6 +82,8 @@ class StageAttention(nn.Module):
             cell = None
         if cell is not None and not isinstance(cell, CellModule):
             cell = make_cell(cell, channels, reduction, backend=backend)
+        if cell is not None:
+            cell = check_cell_module(cell)
         if cell is not None and cell.channels != channels:
             raise ValueError(f"cell: expected one of {channels} channels, got {cell.channels}")
         self.channels, self.heads, self.drop_path, self.backend = channels, heads, drop_path, backend

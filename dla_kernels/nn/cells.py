@@ -184,7 +184,15 @@ def make_cell(
     return CellModule(channels, cell, reduction, start=start, backend=backend)
 
 
-def check_cell_module(cell: object) -> CellModule:
+def check_cell_module(cell: object, *, is_called: bool = False) -> CellModule:
+    """Return the cell. Unless the module itself is called, ops run its rule, whatever its methods do: it is to have no
+    ``forward`` and no ``output`` of its own, which would be passed over in silence."""
     if not isinstance(cell, CellModule):
         raise TypeError(f"cell: expected a CellModule, such as DSUCell(channels), got {type(cell).__name__}")
+    for name in () if is_called else ("forward", "output"):
+        if getattr(type(cell), name) is not getattr(CellModule, name):
+            raise TypeError(
+                f"cell: expected one that the ops run by its rule, got a {type(cell).__name__} with a {name} of its "
+                "own, which would not be called; LayerwiseIntegration calls it"
+            )
     return cell

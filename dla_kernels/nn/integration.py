@@ -22,7 +22,7 @@ class LayerwiseIntegration(nn.Module):
 
     def __init__(self, cell: CellModule) -> None:
         super().__init__()
-        self.cell = check_cell_module(cell)
+        self.cell = check_cell_module(cell, is_called=True)
 
     def forward(
         self, x: Tensor, a: Tensor, state: tuple[Tensor, ...] | None = None
