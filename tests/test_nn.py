@@ -445,3 +445,12 @@ def test_a_cell_with_a_forward_of_its_own_is_called_or_refused():
     x, a = torch.randn(2, 8, 3, 3), torch.randn(2, 8, 3, 3)
     ours, theirs = (LayerwiseIntegration(one)(x, a)[1] for one in (cell, plain))
     assert all(torch.equal(2 * half, whole) for half, whole in zip(ours, theirs))
+
+
+def test_a_layer_of_base_that_is_skipped_or_run_again_is_an_error():
+    attention, x = DLABase(8, 3), torch.randn(2, 8, 3, 3)
+    x, stage = attention(0, x)
+    for t in (0, 2):
+        with pytest.raises(ValueError, match=f"t: expected 1, as the stage has gone through so many layers, got {t}"):
+            attention(t, x, None, stage)
+    attention(1, x, None, stage)

@@ -270,6 +270,8 @@ class DLABase(StageAttention):
         """Run layer t: x [B, C, H, W] -> the map that the network goes on with, and the stage for layer t + 1.
         ``o_prev`` is not looked at: it stands where ``DLALight`` has it."""
         layer = self._layer(t, x, stage, True)
+        if stage is not None and len(stage.values) != t:
+            raise ValueError(f"t: expected {len(stage.values)}, as the stage has gone through so many layers, got {t}")
         state = {"state": self.cell.initial_state(x)} if self.cell is not None and stage is None else {}
         o, stage, moments = base_step(
             x, stage, layer.filters, moments=self._wants_moments(layer.norm), **state, **self._with_cell()
