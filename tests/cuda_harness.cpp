@@ -24,6 +24,7 @@ inline int64_t sized(int buffer, int64_t bytes, int element) {
 
 #include "cuda/attend.cuh"
 #include "cuda/depthwise.cuh"
+#include "cuda/launching.h"
 #include "cuda/layer_update.cuh"
 #include "cuda/light_step.cuh"
 #include "cuda/mix.cuh"
