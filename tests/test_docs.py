@@ -73,7 +73,8 @@ def test_the_site_builds_without_a_warning(tmp_path):
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "DLABase" in (tmp_path / "api/index.html").read_text()  # the reference is there
+    assert "DLABase" in (tmp_path / "api.html").read_text()  # the reference is there
+    assert (tmp_path / "search" / "search_index.js").exists(), "search would need a server"
 
 
 def test_the_performance_page_follows_from_the_results():

@@ -1,4 +1,6 @@
-"""Write docs/performance.md and the README's table from bench/results: `python -m dla_kernels bench render`.
+"""Write docs/performance.md, and the tables of the README and of Home, from bench/results.
+
+`python -m dla_kernels bench render`
 
 A block between `<!-- from NAME -->` and `<!-- end -->` is what the function of that name makes of the results; all
 else on the page is written by hand. Pictures carry a digest of their results.
@@ -231,6 +233,7 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
         "targets": targets,
     },
     HERE.parent / "README.md": {"highlights": highlights, "gpu_highlights": gpu_highlights},
+    HERE.parent / "docs" / "index.md": {"highlights": highlights, "gpu_highlights": gpu_highlights},
 }
 # Picture -> the results it is made from, and the function that draws it.
 PICTURES: dict[str, tuple[str, Callable[[dict, Path, dict], None]]] = {
