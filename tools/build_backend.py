@@ -1,7 +1,7 @@
 """What pip asks to build the package: setuptools, and before it one line on what setuptools cannot say itself."""
 
 OLDEST = 77  # reads the licence of pyproject.toml
-MEND = "pip install -U 'setuptools>=77' cmake"
+MEND = f"pip install -U 'setuptools>={OLDEST}' cmake"
 
 try:
     import setuptools

@@ -80,12 +80,11 @@ class StageAttention(nn.Module):
             raise ValueError(f"layers: expected at least 1, got {layers}")
         if layers <= self.first_refreshed:
             cell = None
-        if cell is not None and not isinstance(cell, CellModule):
-            cell = make_cell(cell, channels, reduction, backend=backend)
         if cell is not None:
-            cell = check_cell_module(cell)
-        if cell is not None and cell.channels != channels:
-            raise ValueError(f"cell: expected one of {channels} channels, got {cell.channels}")
+            if not isinstance(cell, CellModule):
+                cell = make_cell(cell, channels, reduction, backend=backend)
+            if check_cell_module(cell).channels != channels:
+                raise ValueError(f"cell: expected one of {channels} channels, got {cell.channels}")
         self.channels, self.heads, self.drop_path, self.backend = channels, heads, drop_path, backend
         self.cell = cell
         self.layers = nn.ModuleList(AttentionLayer(channels, self.with_lam) for _ in range(layers))
