@@ -32,8 +32,9 @@ OF_ONE_BACKEND = {
     r"test_(isa|nn|models|convert|bench\w*|traffic|model|examples|reference|docs|soak)": "cpu",
 }
 CALLED_BY = {"base_step": {"depthwise", "attend", "mix", "scan", "refresh"}}  # ops that are calls of others
-# A case that takes so many seconds hangs: a loop has lost its end.
+# A case that computes, or that waits, for so many seconds hangs: a loop has lost its end.
 LONGEST, LONGEST_SLOW = 40, 600
+LONGEST_WAIT = 6  # times as long: others may have the cores
 
 
 def backends_of(file):
@@ -122,11 +123,20 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_runtest_setup(item):
-    """Set an alarm whose signal ends the process, whatever it is in, and write which test that is into a file."""
+    """Set two alarms whose signals end the process, whatever it is in, and write which test that is into a file."""
     Path(UNDER_WAY).write_text(item.nodeid)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(LONGEST_SLOW if item.get_closest_marker("slow") else LONGEST)
+    set_alarms(LONGEST_SLOW if item.get_closest_marker("slow") else LONGEST)
 
 
 def pytest_sessionfinish():
-    signal.alarm(0)
+    set_alarms(0)
+
+
+def set_alarms(seconds):
+    """Set alarms for when this process has computed for so long, and for when it seems to wait for what never comes."""
+    for timer, alarm, after in (
+        (signal.ITIMER_PROF, signal.SIGPROF, seconds),
+        (signal.ITIMER_REAL, signal.SIGALRM, seconds * LONGEST_WAIT),
+    ):
+        signal.signal(alarm, signal.SIG_DFL)
+        signal.setitimer(timer, after)

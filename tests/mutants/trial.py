@@ -21,7 +21,8 @@ CELLS_ALONE = "tests/test_cells_cpp.py"  # compiles a header of csrc/cells by it
 MEMORY = 12 << 30  # bytes of addresses; a changed size may ask for all there is
 NOTHING_COLLECTED = 5  # pytest's exit status
 # Signals that a change of memory, arithmetic or a loop's end can bring; others come from outside.
-CRASHES = [-n for n in (signal.SIGABRT, signal.SIGALRM, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV)]
+FATAL = ["SIGABRT", "SIGALRM", "SIGBUS", "SIGFPE", "SIGILL", "SIGPROF", "SIGSEGV"]
+CRASHES = [-getattr(signal, name) for name in FATAL]
 
 
 class Tree:
