@@ -73,6 +73,155 @@ def timms():
     return imported("timm").create_model("resnet18", num_classes=10)
 
 
+class OwnStage(nn.Module):
+    """This stage is no nn.Sequential, and its first block reduces the map without a shortcut."""
+
+    def __init__(self):
+        super().__init__()
+        for t in range(3):
+            reduce = nn.Conv2d(48 if t else 16, 48, 3, 1 if t else 2, padding=1)
+            self.add_module(f"b{t}", nn.Sequential(reduce, nn.BatchNorm2d(48), nn.ReLU(inplace=True)))
+
+    def forward(self, x):
+        for block in self.children():
+            x = block(x)
+        return x
+
+
+def own():
+    ends = [nn.Conv2d(3, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 10)]
+    return nn.Sequential(ends[0], OwnStage(), *ends[1:])
+
+
+def of_torchvision(name):
+    return lambda: getattr(imported("torchvision.models"), name)(num_classes=10)
+
+
+def of_timm(name):
+    return lambda: imported("timm").create_model(name, num_classes=10)
+
+
+BLOCKS_OF_STAGES = [f"stages.{s}.blocks" for s in range(4)]
+# Networks, and where their stages are; of some how many blocks have a shortcut with a module of its own.
+OTHERS = {
+    "own": (own, ["1"], 0),
+    "torchvision's RegNet": (of_torchvision("regnet_y_400mf"), [f"trunk_output.block{s}" for s in range(1, 5)], 4),
+    "torchvision's ConvNeXt": (of_torchvision("convnext_tiny"), [f"features.{s}" for s in (1, 3, 5, 7)], 0),
+    "timm's RegNet": (of_timm("regnety_002"), [f"s{s}" for s in range(1, 5)], 13),
+    "timm's ConvNeXt": (of_timm("convnext_atto"), BLOCKS_OF_STAGES, 12),
+    "timm's ResNetV2": (of_timm("resnetv2_18"), BLOCKS_OF_STAGES, 3),
+    "timm's CSP": (of_timm("cspresnet50"), BLOCKS_OF_STAGES, 0),
+}
+
+
+@pytest.mark.parametrize("attention", ["dla_light", "mrla_base"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_any_network_of_stages_can_be_converted(name, attention):
+    make, stages, shortcuts = OTHERS[name]
+    net = make().double().eval()
+    before = copy.deepcopy(net)
+    assert dla.convert(net, attention, stages=stages) is net
+    converted = [net.get_submodule(stage) for stage in stages]
+    assert sum(kept is not None for stage in converted for kept in stage.shortcuts) == shortcuts
+    assert {*before.state_dict()} == {key for key in net.state_dict() if ".attention." not in key}
+    for norm in (m for stage in converted for n, m in stage.attention.named_modules() if n.endswith(".norm")):
+        nn.init.zeros_(norm.weight)
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        assert_equal_to_rounding([net(x)], [before(x)], factor=100)
+    net(x).square().mean().backward()
+    assert all(p.grad is not None for p in net.parameters())  # else DistributedDataParallel would wait for some
+
+
+def test_a_first_block_without_a_shortcut_starts_alone():
+    """Its input has another size: light attention has no layer before it."""
+    net = dla.convert(own(), "dla_light", stages=["1"])
+    seen = []
+    net[1].attention.register_forward_pre_hook(lambda module, args: seen.append(args[2]))
+    net(torch.randn(1, 3, 16, 16))
+    assert seen[0] is None and [list(o_prev.shape) for o_prev in seen[1:]] == [[1, 48, 7, 7]] * 2
+
+
+def test_channels_that_32_does_not_divide_have_heads_of_a_divisor():
+    net = dla.convert(of_timm("regnety_002")(), stages=[f"s{s}" for s in range(1, 5)])
+    attentions = [stage.attention for stage in (net.s1, net.s2, net.s3, net.s4)]
+    assert [(a.channels, a.channels // a.heads) for a in attentions] == [(24, 24), (56, 28), (152, 19), (368, 23)]
+
+
+def test_the_survey_of_a_network_leaves_no_trace():
+    net = TheirNet()
+    state = {name: x.clone() for name, x in net.state_dict().items()}
+    dla.convert(net)
+    assert all(torch.equal(x, net.state_dict()[name]) for name, x in state.items())
+    assert not any(m._forward_hooks for n, m in net.named_modules() if not n.endswith("downsample"))
+    assert [block.calls for stage in (net.layer1, net.layer4) for block in stage.blocks] == [0] * 4
+
+
+class Between(nn.Module):
+    """This stage does something to its map between its two blocks, or after them."""
+
+    def __init__(self, between=False, after=False):
+        super().__init__()
+        self.a, self.b, self.between, self.after = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1), between, after
+
+    def forward(self, x):
+        x = self.a(x)
+        x = self.b(2 * x if self.between else x)
+        return 2 * x if self.after else x
+
+
+class Unlike(nn.Sequential):
+    def __init__(self, *stages):
+        super().__init__(nn.Conv2d(3, 16, 1), *stages)
+
+
+@pytest.mark.parametrize(
+    "net, stages, error, message",
+    [
+        (own, "1", TypeError, r"stages: expected a sequence of names, got '1'; \['1'\] is one"),
+        (own, ["trunk"], ValueError, "Sequential has no such 'trunk'; it has none"),
+        (TheirNet, ["layer5"], ValueError, "TheirNet has no such 'layer5'; it has layer1, layer2, layer3, layer4"),
+        (
+            lambda: Unlike(Between(between=True)),
+            ["1"],
+            TypeError,
+            "each block of 1 to be given what the one before made",
+        ),
+        (lambda: Unlike(Between(after=True)), ["1"], TypeError, "1 to return what its last block made"),
+        (
+            lambda: Unlike(nn.Sequential(*[nn.ReLU()] * 2)),
+            ["1"],
+            TypeError,
+            "1 and each of its blocks to be called once",
+        ),
+        (
+            lambda: Unlike(nn.Sequential(nn.Conv2d(16, 16, 1), nn.Conv2d(16, 8, 1))),
+            ["1"],
+            ValueError,
+            r"all blocks of 1 to make maps \[B, C, H, W\] of one size, got \[1, 16, 224, 224\], \[1, 8, 224, 224\]",
+        ),
+        (
+            lambda: nn.Sequential(nn.Conv2d(4, 16, 1), OwnStage()),
+            ["1"],
+            ValueError,
+            r"example: expected what Sequential can be called with, but with \[\[1, 3, 224, 224\]\] it fails",
+        ),
+    ],
+)
+def test_what_is_no_stage_is_refused(net, stages, error, message):
+    net = net()
+    before = copy.deepcopy(net)
+    with pytest.raises(error, match=message):
+        dla.convert(net, stages=stages)
+    assert str(net) == str(before)
+
+
+def test_an_example_stands_for_an_image():
+    net = nn.Sequential(nn.Conv2d(4, 16, 1), OwnStage())
+    dla.convert(net, stages=["1"], example=torch.zeros(1, 4, 8, 8))
+    net(torch.randn(2, 4, 8, 8))
+
+
 @pytest.mark.parametrize("make", [TheirNet, torchvisions, timms], ids=["alike", "torchvision", "timm"])
 @pytest.mark.parametrize("attention", ["dla_light", "dla_base", "mrla_light", "mrla_base"])
 def test_a_converted_network_computes_as_before_until_it_is_trained(make, attention):
@@ -143,7 +292,7 @@ def test_threads_have_shortcuts_of_their_own():
 def test_a_block_that_does_without_its_shortcut_is_an_error():
     net = dla.convert(TheirNet())
     net.layer1[0] = nn.Conv2d(16, 64, 1)
-    with pytest.raises(RuntimeError, match="a block did not call its downsample"):
+    with pytest.raises(RuntimeError, match="a block did not call its downsample, proj or shortcut"):
         net(torch.randn(2, 3, 16, 16))
 
 
@@ -201,7 +350,7 @@ def test_added_attention_has_the_dtype_and_mode_of_the_network():
 
 
 def test_mistakes_are_explained():
-    with pytest.raises(TypeError, match=r"model: expected a ResNet whose layer1 is a sequence of blocks.*, got Linear"):
+    with pytest.raises(ValueError, match=r"stages: expected names of modules .* Linear has no such 'layer1'"):
         dla.convert(nn.Linear(3, 3))
     net = TheirNet()
     with pytest.raises(ValueError, match=r"attention: expected one of dla_light, .*, got 'se'"):

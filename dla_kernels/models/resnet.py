@@ -19,7 +19,7 @@ from .blocks import ECA, SE, BasicBlock, Block, Bottleneck
 ATTENTIONS = ("none", "se", "eca", "dia", "mrla_light", "mrla_base", "dla_light", "dla_base")
 # The attention that runs between whole blocks.
 BETWEEN = {"dla_light": DLALight, "dla_base": DLABase, "mrla_light": MRLALight, "mrla_base": MRLABase}
-D = 32  # channels per head, unless given
+D = 32  # channels per head, unless given or no divisor of C
 WITH_CELL = {"dia": "dia", "dla_light": "dsu", "dla_base": "dsu"}  # attention with a cell -> its usual kind
 
 
@@ -68,7 +68,9 @@ def stage_attention(
     if attention not in BETWEEN:
         return None
     options = {"cell": cell, "reduction": reduction} if attention in WITH_CELL else {}
-    options["head_channels"] = D if head_channels is None else head_channels
+    if head_channels is None:
+        head_channels = next(divisor for divisor in range(min(D, channels), 0, -1) if channels % divisor == 0)
+    options["head_channels"] = head_channels
     return BETWEEN[attention](channels, layers, drop_path=drop_path, backend=backend, **options)
 
 

@@ -208,9 +208,11 @@ class DLALight(StageAttention):
         if self.e is not None:
             nn.init.uniform_(self.e, -1 / 3, 1 / 3)
 
-    def forward(self, t: int, x: Tensor, o_prev: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
+    def forward(
+        self, t: int, x: Tensor, o_prev: Tensor | None, state: State | None = None
+    ) -> tuple[Tensor, State | None]:
         """Run layer t: x and the layer before, in networks the block's shortcut, [B, C, H, W] -> the map that the
-        network goes on with, and the cell's state for layer t + 1."""
+        network goes on with, and the cell's state for layer t + 1. ``o_prev`` may be None for the first layer."""
         layer = self._layer(t, x, state, self.cell is not None)
         if self.cell is not None and state is None:
             state = self.cell.initial_state(x)
