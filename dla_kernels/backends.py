@@ -20,16 +20,22 @@ from typing import Any
 import torch
 
 _HERE = Path(__file__).parent
+_described: set[str] = set()
 
 
 class Unavailable(Exception):
     """An error that says why a backend cannot serve, and what to do about it."""
 
 
-def _register_shapes(namespace: str) -> None:
-    from .ops import shapes  # here, since it imports this module
+def _describe(namespace: str) -> None:
+    """Tell torch what it cannot see of operators: the shapes of their results, and what they cost."""
+    from .ops import flops, shapes  # here, since they import this module
 
+    if namespace in _described:
+        return
+    _described.add(namespace)
     shapes.register(namespace)
+    flops.register(namespace)
 
 
 def find_library(name: str) -> Path | None:
@@ -59,7 +65,7 @@ def _load_library(name: str, mend: str, namespace: str = "dla") -> Any:
         torch.ops.load_library(path)
     except (OSError, RuntimeError) as error:
         raise Unavailable(f"{path.name} does not load with torch {torch.__version__}: {error}") from error
-    _register_shapes(namespace)
+    _describe(namespace)
     return getattr(torch.ops, namespace)
 
 
@@ -97,7 +103,7 @@ def _load_triton() -> Any:
         triton_ops = importlib.import_module("triton_ops")
     except ImportError as error:
         raise Unavailable(f"{error}; run: pip install triton") from error
-    _register_shapes(triton_ops.NAMESPACE)
+    _describe(triton_ops.NAMESPACE)
     return triton_ops.ops
 
 
@@ -149,6 +155,9 @@ NAMES = (REFERENCE, *BACKENDS)
 
 def select(backend: str | None, device: torch.device) -> str:
     """Return the name of the backend that serves ``device``: the one asked for, or the best there is."""
+    if torch.compiler.is_exporting() and (torch.is_grad_enabled() or torch.onnx.is_in_onnx_export()):
+        _warn_of_export()
+        return REFERENCE
     if backend is None:
         for candidate in BACKENDS.values():
             if candidate.serves(device.type) and candidate.available:
@@ -175,6 +184,17 @@ def check_backend(backend: str | None) -> None:
 
 
 _warned: set[str] = set()
+
+
+def _warn_of_export() -> None:
+    if torch.is_grad_enabled() and "export" not in _warned and not torch.compiler.is_dynamo_compiling():
+        _warned.add("export")
+        warnings.warn(
+            "dla_kernels: exported with gradients, by the reference's formulas; exported under torch.no_grad(), the "
+            "program calls the kernels, for inference",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
 def _warn_once(device_type: str) -> None:

@@ -2,7 +2,7 @@
 
 torchvision comes from the package index with a library for CUDA, which does not load beside a torch without it. Its
 Python files are all that is needed here, but at their import they describe operators that only that library declares.
-They are declared here in its place, and have no kernels.
+They are declared here in its place; the one that detectors cannot do without has a kernel, in Python.
 """
 
 import importlib
@@ -46,3 +46,27 @@ def imported(name):
         library.define(schema)
     declared.append(library)
     return importlib.import_module(name)
+
+
+def nms(boxes, scores, iou_threshold):
+    """Return which boxes stay, from the best on: none of them overlaps a better one by more."""
+    overlaps = imported("torchvision.ops").box_iou(boxes, boxes) > iou_threshold
+    kept = []
+    for box in scores.argsort(descending=True).tolist():
+        if not overlaps[box, kept].any():
+            kept.append(box)
+    return torch.tensor(kept, dtype=torch.int64)
+
+
+def with_detection():
+    """Return torchvision's detectors, which can run here."""
+    detection = imported("torchvision.models.detection")
+    boxes = imported("torchvision.ops.boxes")
+    if declared and boxes._assert_has_ops is not has_nms:
+        declared[0].impl("nms", nms, "CPU")
+        boxes._assert_has_ops = has_nms
+    return detection
+
+
+def has_nms():
+    """Stand where torchvision looks for its library."""

@@ -107,8 +107,8 @@ OTHERS = {
     "own": (own, ["1"], 0),
     "torchvision's RegNet": (of_torchvision("regnet_y_400mf"), [f"trunk_output.block{s}" for s in range(1, 5)], 4),
     "torchvision's ConvNeXt": (of_torchvision("convnext_tiny"), [f"features.{s}" for s in (1, 3, 5, 7)], 0),
-    "timm's RegNet": (of_timm("regnety_002"), [f"s{s}" for s in range(1, 5)], 13),
-    "timm's ConvNeXt": (of_timm("convnext_atto"), BLOCKS_OF_STAGES, 12),
+    "timm's RegNet": (of_timm("regnety_002"), [f"s{s}" for s in range(1, 5)], 4),
+    "timm's ConvNeXt": (of_timm("convnext_atto"), BLOCKS_OF_STAGES, 0),
     "timm's ResNetV2": (of_timm("resnetv2_18"), BLOCKS_OF_STAGES, 3),
     "timm's CSP": (of_timm("cspresnet50"), BLOCKS_OF_STAGES, 0),
 }

@@ -179,7 +179,7 @@ def test_timm_makes_our_networks_by_name():
 
 def test_imagenet_branches_begin_at_zero():
     net = dla.create_model("resnet18")
-    assert all((block.last_norm.weight == 0).all() for stage in net.stages for block in stage.layers)
+    assert all((block.last_norm.weight == 0).all() for stage in net.stages for block in stage.blocks)
 
 
 def test_convolutions_begin_as_published():
@@ -261,8 +261,8 @@ def test_mistakes_are_explained():
 
 def test_reduction_sets_the_width_of_se():
     narrow, usual = small("se", reduction=64), small("se")
-    assert narrow.stages[0].layers[0].recalibrate.squeeze.out_features == 1
-    assert usual.stages[0].layers[0].recalibrate.squeeze.out_features == 4
+    assert narrow.layer1[0].recalibrate.squeeze.out_features == 1
+    assert usual.layer1[0].recalibrate.squeeze.out_features == 4
 
 
 # ---- results ----
@@ -351,6 +351,18 @@ def test_own_checkpoints_load_whole_and_in_part(tmp_path):
     features = ResNet(**SMALL, attention="dla_light", features_only=True)
     load(features, to_published(net))
     assert torch.equal(features.conv1.weight, net.conv1.weight)
+
+
+@pytest.mark.parametrize("prefix", ["", "inner."])
+def test_checkpoints_with_names_of_the_first_version_load(prefix):
+    net, other = small(), small()
+    older = {
+        re.sub(r"^layer(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.", name): x for name, x in other.state_dict().items()
+    }
+    older = {prefix + re.sub(r"^(stages\.\d)\.(\d)", r"\1.layers.\2", name): x for name, x in older.items()}
+    assert f"{prefix}stages.1.layers.0.conv1.weight" in older and f"{prefix}stages.0.attention.layers.0.q" in older
+    (torch.nn.ModuleDict({"inner": net}) if prefix else net).load_state_dict(older)
+    assert all(torch.equal(x, net.state_dict()[name]) for name, x in other.state_dict().items())
 
 
 def test_checkpoints_that_do_not_fit_are_refused():

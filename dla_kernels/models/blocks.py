@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attention import filter_width
+from ..nn.leaf import leaf
 from ..ops import gap, rescale
 
 
@@ -21,6 +22,7 @@ class SE(nn.Module):
         self.excite = nn.Linear(max(1, channels // reduction), channels, bias=False)
         self.backend = backend
 
+    @leaf
     def forward(self, x: Tensor) -> Tensor:
         y = gap([x], backend=self.backend)
         gate = torch.sigmoid(self.excite(self.squeeze(y.to(self.squeeze.weight.dtype)).relu()))
@@ -39,6 +41,7 @@ class ECA(nn.Module):
     def reset_parameters(self) -> None:
         nn.init.uniform_(self.taps, -(len(self.taps) ** -0.5), len(self.taps) ** -0.5)
 
+    @leaf
     def forward(self, x: Tensor) -> Tensor:
         y = gap([x], backend=self.backend)
         gate = torch.sigmoid(

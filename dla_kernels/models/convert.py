@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy, Tracer
 
 from ..cells import Cell
 from .resnet import BETWEEN, ResNet, check_options, stage_attention
+from .stage import Stage
 from .survey import Survey, survey
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -37,53 +40,36 @@ class Kept:
         return self.outputs.pop(COMPILED)
 
 
-def take_old_names(stage: ConvertedStage, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Rename what a checkpoint of 0.1 has at ``layer1.layers.0``, where the blocks were then."""
-    old = f"{prefix}layers."
-    for name in [name for name in state_dict if name.startswith(old) and "layers" not in stage.names]:
-        state_dict[prefix + name.removeprefix(old)] = state_dict.pop(name)
+class ConvertedStage(Stage):
+    """A stage whose blocks add their shortcuts themselves, so that these are looked for. Iterated, as by those who
+    checkpoint a sequence of modules, it is one module."""
 
-
-class ConvertedStage(nn.Module):
-    """A stage that has attention after each of its blocks, which keep their names. Indexed, it is the sequence of
-    blocks that it was; iterated, as by those who checkpoint a sequence of modules, it is one module."""
+    attention: nn.Module
 
     def __init__(self, blocks: nn.Module, attention: nn.Module, found: Survey) -> None:
-        super().__init__()
-        self.names = [name for name, _ in blocks.named_children()]
-        for name, block in blocks.named_children():
-            self.add_module(name, block)
-        self.attention = attention
+        super().__init__(blocks.named_children(), attention)
         self.training = blocks.training
-        self.starts_alone = found.starts_alone
+        self.found = found
         self.shortcuts = [Kept() if name else None for name in found.shortcuts]
-        for block, name, kept in zip(blocks.children(), found.shortcuts, self.shortcuts):
+        for block, name, kept in zip(self.blocks, found.shortcuts, self.shortcuts):
             if kept is not None:
                 block.get_submodule(name).register_forward_hook(kept)
-        self.register_load_state_dict_pre_hook(take_old_names)
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        return [getattr(self, name) for name in self.names]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, t: int) -> nn.Module:
-        return self.blocks[t]
-
-    def __setitem__(self, t: int, block: nn.Module) -> None:
-        setattr(self, self.names[t], block)
 
     def __iter__(self) -> Iterator[nn.Module]:
         return iter((self,))
 
-    def forward(self, x: Tensor) -> Tensor:
-        memory = None
-        for t, (block, kept) in enumerate(zip(self.blocks, self.shortcuts)):
-            identity, x = None if t == 0 and self.starts_alone else x, block(x)
-            x, memory = self.attention(t, x, identity if kept is None else kept.take(), memory)
-        return x
+    def layer(self, t: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        before = None if t == 0 and self.found.starts_alone else x
+        x = self[t](x)
+        return self.attention(t, x, self.shortcut(t, x) if self.shortcuts[t] else before, memory)
+
+    def shortcut(self, t: int, x: Tensor | Proxy) -> Tensor | Proxy:
+        """Return what the shortcut of block t made on the way to x."""
+        if isinstance(x, Proxy):  # where a module of torch's own is one node, and its hook is not called
+            path = cast(Tracer, x.tracer).path_of_module(self[t].get_submodule(self.found.shortcuts[t]))
+            if nodes := x.tracer.graph.find_nodes(op="call_module", target=path):
+                return Proxy(nodes[-1], x.tracer)
+        return self.shortcuts[t].take()
 
 
 def convert(

@@ -30,18 +30,20 @@ CELL = {
 def published_name(key: str, imagenet: bool) -> str:
     """Return the published key for one of ours.
 
-    >>> published_name("stages.0.attention.layers.1.q", imagenet=False)
+    >>> published_name("layer1.attention.layers.1.q", imagenet=False)
     'stages.0.attention.1.layer_attention.layer_attention.Wq.weight'
-    >>> published_name("stages.0.attention.cell.w2h", imagenet=True)
+    >>> published_name("layer1.attention.cell.w2h", imagenet=True)
     'layer1.lstm.w_hh.0.seq.2.weight'
     """
-    found = re.fullmatch(r"stages\.(\d+)\.(.*)", key)
+    found = re.fullmatch(r"(layer(\d+))\.(.*)", key)
     if found is None:
         return key
-    stage = f"layer{int(found[1]) + 1}" if imagenet else f"stages.{found[1]}"
-    rest, inner = found[2], "mrla" if imagenet else "layer_attention"
+    stage = found[1] if imagenet else f"stages.{int(found[2]) - 1}"
+    rest, inner = found[3], "mrla" if imagenet else "layer_attention"
     if name := re.fullmatch(r"attention\.cell\.(\w+)", rest):
         rest = CELL[name[1]]
+    elif re.match(r"\d", rest):
+        rest = f"layers.{rest}"
     elif rest == "attention.e":
         rest = "extict.weight" if imagenet else "excite.weight"
     elif name := re.fullmatch(r"attention\.layers\.(\d+)\.(q|k|v|lam|norm\.\w+)", rest):

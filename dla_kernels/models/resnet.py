@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..backends import check_backend
 from ..cells import Cell
 from ..nn import DLABase, DLALight, LayerwiseIntegration, MRLABase, MRLALight, make_cell
 from ..nn.attention import StageAttention
-from .blocks import ECA, SE, BasicBlock, Block, Bottleneck
+from .blocks import ECA, SE, BasicBlock, Bottleneck
+from .stage import Stage
 
 ATTENTIONS = ("none", "se", "eca", "dia", "mrla_light", "mrla_base", "dla_light", "dla_base")
 # The attention that runs between whole blocks.
@@ -74,32 +74,30 @@ def stage_attention(
     return BETWEEN[attention](channels, layers, drop_path=drop_path, backend=backend, **options)
 
 
-class Stage(nn.Module):
-    """A stage that runs its blocks one after the other and, after each, its attention."""
-
-    def __init__(self, blocks: Sequence[Block], attention: nn.Module | None) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(blocks)
-        self.attention = attention
-        self.grad_checkpointing = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        memory = None  # what the attention remembers from layer to layer
-        for t in range(len(self.layers)):
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x, memory = checkpoint(self.layer, t, x, memory, use_reentrant=False)
-            else:
-                x, memory = self.layer(t, x, memory)
-        return x
+class ResNetStage(Stage):
+    """A stage of blocks that hand over branch and shortcut: their sum follows, or layer-wise integration."""
 
     def layer(self, t: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
-        """Run block t and its attention: the map before it -> the one after it, and what layer t + 1 has to know."""
-        a, identity = self.layers[t](x)
+        a, identity = self[t](x)
         if isinstance(self.attention, LayerwiseIntegration):
             x, memory = self.attention(identity, a, memory)
             return F.relu(x, inplace=True), memory
         x = F.relu(a + identity, inplace=True)
         return (x, None) if self.attention is None else self.attention(t, x, identity, memory)
+
+
+OLD_STAGE = re.compile(r"stages\.(\d+)\.")  # in a checkpoint of 0.1
+
+
+def take_old_names(net: ResNet, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Rename what a checkpoint of 0.1 has at ``stages.0``, which is ``layer1`` now; its blocks the stage renames."""
+    for name in [name for name in state_dict if OLD_STAGE.match(name.removeprefix(prefix))]:
+        new = OLD_STAGE.sub(lambda found: f"{stage_name(int(found[1]))}.", name.removeprefix(prefix), count=1)
+        state_dict[prefix + new] = state_dict.pop(name)
+
+
+def stage_name(s: int) -> str:
+    return f"layer{s + 1}"
 
 
 class ResNet(nn.Module):
@@ -154,8 +152,11 @@ class ResNet(nn.Module):
         else:
             self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.imagenet = imagenet
-        channels, stages, self.channels, self.strides = width, [], [], []
+        self.relu = nn.ReLU(inplace=True)
+        if imagenet:
+            self.maxpool = nn.MaxPool2d(3, 2, padding=1)
+        self.imagenet, self.depths = imagenet, tuple(depths)
+        channels, self.channels, self.strides = width, [], []
         for s, depth in enumerate(depths):
             blocks = []
             for t in range(depth):
@@ -177,12 +178,16 @@ class ResNet(nn.Module):
                 drop_path=drop_path,
                 backend=backend,
             )
-            stages.append(Stage(blocks, between))
+            self.add_module(stage_name(s), ResNetStage(((str(t), block) for t, block in enumerate(blocks)), between))
             self.channels.append(channels)
             self.strides.append(stride)
             width, stride = 2 * width, 2 * stride
-        self.stages = nn.ModuleList(stages)
         self.num_features = channels
+        # timm's words for what its tools ask of a network.
+        self.feature_info: Any = [
+            {"num_chs": C, "reduction": reduction, "module": stage_name(s)}
+            for s, (C, reduction) in enumerate(zip(self.channels, self.strides))
+        ]
         self.features_only = features_only
         if out_indices is not None and not features_only:
             raise ValueError(f"out_indices: expected None without features_only=True, got {out_indices!r}")
@@ -194,6 +199,12 @@ class ResNet(nn.Module):
         self.strides = [self.strides[s] for s in self.out_indices]
         self.reset_classifier((1000 if imagenet else 10) if num_classes is None else num_classes)
         self.reset_parameters()
+        self.register_load_state_dict_pre_hook(take_old_names)
+
+    @property
+    def stages(self) -> list[ResNetStage]:
+        """The stages, which are the modules ``layer1``, ``layer2`` ..., as in torchvision."""
+        return [getattr(self, stage_name(s)) for s in range(len(self.depths))]
 
     def reset_classifier(self, num_classes: int) -> None:
         """Put a new classifier in place of the one that is there; with 0 classes there is none."""
@@ -213,7 +224,6 @@ class ResNet(nn.Module):
         """Keep, of what each layer computes, only its results for the backward pass, and compute the rest again there.
         As everywhere, norms then see each batch twice."""
         for stage in self.stages:
-            assert isinstance(stage, Stage)
             stage.grad_checkpointing = enable
 
     def reset_parameters(self) -> None:
@@ -225,7 +235,7 @@ class ResNet(nn.Module):
             elif isinstance(module, nn.BatchNorm2d):
                 module.reset_parameters()
         for stage in self.stages:
-            for block in stage.layers if self.imagenet else ():
+            for block in stage.blocks if self.imagenet else ():
                 nn.init.zeros_(block.last_norm.weight)
             if isinstance(stage.attention, StageAttention):
                 for filters in (*(layer.v for layer in stage.attention.layers), getattr(stage.attention, "e", None)):
@@ -249,9 +259,9 @@ class ResNet(nn.Module):
         return x if pre_logits or self.fc is None else self.fc(x)
 
     def _maps(self, x: Tensor) -> list[Tensor]:
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = self.relu(self.bn1(self.conv1(x)))
         if self.imagenet:
-            x = F.max_pool2d(x, 3, 2, padding=1)
+            x = self.maxpool(x)
         maps = []
         for stage in self.stages:
             x = stage(x)

@@ -108,10 +108,12 @@ def surveyed(name: str, stage: nn.Module, calls: dict[str, list[Call]]) -> Surve
         raise ValueError(f"stages: expected all blocks of {name} to make maps [B, C, H, W] of one size, got {found}")
     assert isinstance(given, Tensor) and shape is not None
     shortcuts = [
-        next(
-            (own for own in SHORTCUTS if [shape] == [getattr(m.made, "shape", None) for m in calls[f"{block}.{own}"]]),
-            "",
-        )
+        next((own for own in SHORTCUTS if makes_another(calls[f"{block}.{own}"], calls[block][0].given, shape)), "")
         for block in blocks
     ]
     return Survey(shape[1], shortcuts, starts_alone=not shortcuts[0] and given.shape != shape)
+
+
+def makes_another(calls: list[Call], given: object, shape: torch.Size) -> bool:
+    """Return whether a module was called once and made a map of this shape, other than the block was given."""
+    return [getattr(call.made, "shape", None) for call in calls] == [shape] and calls[0].made is not given

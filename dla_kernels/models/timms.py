@@ -21,7 +21,12 @@ def entrypoint(name: str) -> Callable[..., ResNet]:
         for option in UNUSED:
             if options.pop(option, None) and option == "drop_rate":
                 raise ValueError("drop_rate: expected 0, these networks have no dropout; drop_path_rate is there")
-        return create_model(name, pretrained=pretrained, **options)
+        net = create_model(name, pretrained=pretrained, **options)
+        if net.features_only:
+            from timm.models import FeatureInfo
+
+            net.feature_info = FeatureInfo(net.feature_info, tuple(net.out_indices))
+        return net
 
     make.__name__ = make.__qualname__ = name
     make.__module__ = __name__

@@ -16,6 +16,7 @@ from ..backends import check_backend
 from ..cells import Cell, accumulate_dtype
 from ..ops import base_step, light_step, norm_add
 from .cells import CellModule, check_cell_module, make_cell
+from .leaf import leaf
 
 State = tuple[Tensor, ...]
 
@@ -208,6 +209,7 @@ class DLALight(StageAttention):
         if self.e is not None:
             nn.init.uniform_(self.e, -1 / 3, 1 / 3)
 
+    @leaf
     def forward(
         self, t: int, x: Tensor, o_prev: Tensor | None, state: State | None = None
     ) -> tuple[Tensor, State | None]:
@@ -265,6 +267,7 @@ class DLABase(StageAttention):
 
     relu, with_lam, first_refreshed = True, False, 1
 
+    @leaf
     def forward(
         self, t: int, x: Tensor, o_prev: Tensor | None = None, stage: BaseStage | None = None
     ) -> tuple[Tensor, BaseStage]:

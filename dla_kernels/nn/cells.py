@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..backends import check_backend
 from ..cells import PROJECTIONS, Cell, Weights, accumulate_dtype, weight_shapes
 from ..ops import scan
+from .leaf import leaf
 
 STARTS = ("zeros", "random", "learned")
 
@@ -91,6 +92,7 @@ class CellModule(nn.Module):
             return torch.sigmoid(c) if self.cell.output == "sigmoid" else c
         return state[0]
 
+    @leaf
     def forward(self, y: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
         """Run one step: y [B, C] and a state, each [B, C] (None: the start) -> the new state."""
         if y.dim() != 2 or y.shape[1] != self.channels:

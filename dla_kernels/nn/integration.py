@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ..ops import gap, rescale
 from .cells import CellModule, check_cell_module
+from .leaf import leaf
 
 
 class LayerwiseIntegration(nn.Module):
@@ -24,6 +25,7 @@ class LayerwiseIntegration(nn.Module):
         super().__init__()
         self.cell = check_cell_module(cell, is_called=True)
 
+    @leaf
     def forward(
         self, x: Tensor, a: Tensor, state: tuple[Tensor, ...] | None = None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:

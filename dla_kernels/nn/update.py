@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..ops import layer_update, scan
 from .cells import CellModule, check_cell_module
+from .leaf import leaf
 
 
 class ContextScan(nn.Module):
@@ -22,6 +23,7 @@ class ContextScan(nn.Module):
         super().__init__()
         self.cell = check_cell_module(cell)
 
+    @leaf
     def forward(self, y: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
         """Run the cell: y [T, B, C] -> the states after each layer, [T, B, C] each."""
         cell = self.cell
@@ -42,6 +44,7 @@ class LayerUpdate(nn.Module):
         super().__init__()
         self.cell, self.inplace = check_cell_module(cell), inplace
 
+    @leaf
     def forward(self, xs: Sequence[Tensor], state: tuple[Tensor, ...] | None = None) -> list[Tensor]:
         """Refresh T maps [B, C, H, W], H and W of each its own -> as many refreshed ones."""
         cell = self.cell

@@ -9,6 +9,7 @@ from ..backends import REFERENCE, select
 from .autograd import accumulated, without_autocast
 from .checks import check_heads, check_past, check_tensor, shape_of
 from .differentiable import Differentiable
+from .flops import across_channels
 
 
 def attend(
@@ -52,4 +53,5 @@ _run = Differentiable(
     ),
     reference=reference.attend,
     shapes=_shapes,
+    flops=lambda y, q, k: across_channels(y, q) + across_channels(y, k),
 )

@@ -8,6 +8,7 @@ from ..backends import REFERENCE, select
 from .autograd import accumulated, without_autocast
 from .checks import check_alike, check_weight
 from .differentiable import Differentiable
+from .flops import convolution
 from .shapes import rows
 
 
@@ -37,5 +38,6 @@ _run = Differentiable(
     backward=lambda ops, dvalue, dy, x, v: ops.depthwise_bwd(dvalue, dy, x, v),
     reference=reference.depthwise,
     shapes=lambda x, v: (torch.empty_like(x), rows([x, x])),
+    flops=convolution,
     maps="x",
 )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .autograd import double_backward, kernels, needs_grad, with_signature
+from .flops import declare as declare_flops
 from .shapes import declare, declare_gradients
 
 # Tensors that belong together: one, or a list of them.
@@ -37,6 +38,7 @@ class Differentiable:
         backward: Callable[..., tuple[Group, ...]],
         reference: Callable[..., tuple[Group, ...]],
         shapes: Callable[..., Any],
+        flops: Callable[..., int] | None = None,
         maps: str = "",
         constants: str = "",
         passed: str = "",
@@ -51,6 +53,8 @@ class Differentiable:
         reference: takes the inputs that ``backward`` takes and the options, by name, and returns, differentiable, each
             result that has a gradient.
         shapes: takes what the operator ``name`` takes, as its schema has it, and returns results with nothing in them.
+        flops: takes shapes of inputs, by name, and returns what its products and convolutions are in
+            operations; without it there are none.
         maps: names of inputs whose gradients have their layout; all other gradients are contiguous.
         constants: names of inputs that are constants to autograd.
         passed: the name of an input whose gradient is the first result's, as it is.
@@ -73,6 +77,8 @@ class Differentiable:
         self.backward_options = [x for x in options if x in asked]
         self.reference_options = [x for x in options if x in names(reference)]
         declare(name, shapes)
+        if flops is not None:
+            declare_flops(name, flops)
         declare_gradients(f"{name}_bwd", [inputs[i] for i in self.variables], maps.split())
 
     def __call__(self, backend: str, *inputs: Group, sizes: tuple[Count, ...], **options: Any) -> Sequence[Any]:

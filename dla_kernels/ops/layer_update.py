@@ -10,6 +10,7 @@ from ..cells import PAPER_DSU, PROJECTIONS, Cell, Weights, accumulate_dtype
 from .autograd import accumulated, kernels, start_state, without_autocast
 from .checks import check_cell, check_maps, check_state
 from .differentiable import Differentiable
+from .flops import projection
 from .inplace import check_inplace, mark_written
 from .shapes import like, rows, states
 
@@ -70,5 +71,6 @@ _run = Differentiable(
     ),
     reference=_by_reference,
     shapes=lambda xs, weights, state, rule: (like(xs), states(rows(xs), rule), rows(xs)),
+    flops=lambda xs, weights: 2 * projection(len(xs) * xs[0][0], weights),  # scan and refresh
     maps="xs",
 )

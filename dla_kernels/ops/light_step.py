@@ -10,6 +10,7 @@ from ..cells import PAPER_DSU, PROJECTIONS, Cell, Weights
 from .autograd import accumulated, start_state, without_autocast
 from .checks import check_alike, check_attention, check_cell, check_state, check_weight
 from .differentiable import Differentiable
+from .flops import Shape, across_channels, convolution, projection
 from .shapes import moments as moments_of
 from .shapes import rows, states
 
@@ -108,6 +109,13 @@ def _shapes(
     return torch.empty_like(maps[0]), states(y[0], rule), y, moments_of(maps[0], moments)
 
 
+def _flops(maps: list[Shape], filters: list[Shape], weights: list[Shape]) -> int:
+    (x, *before), (q, k, *_) = maps, filters
+    convolutions = 2 if before and len(filters) == 5 else 1
+    of_means = across_channels(x[:2], q) + across_channels(x[:2], k) + projection(len(maps) * x[0], weights)
+    return of_means + convolutions * convolution(x)
+
+
 def _rule(cell: Cell | None) -> str:
     return cell.rule if cell else ""
 
@@ -123,5 +131,6 @@ _run = Differentiable(
     ),
     reference=_by_reference,
     shapes=_shapes,
+    flops=_flops,
     maps="maps",
 )

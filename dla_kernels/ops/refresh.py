@@ -8,6 +8,7 @@ from ..cells import PAPER_DSU, PROJECTIONS, Cell, Weights
 from .autograd import accumulated, start_state, without_autocast
 from .checks import check_cell, check_rows, check_state
 from .differentiable import Differentiable
+from .flops import projection
 
 
 def refresh(
@@ -50,4 +51,5 @@ _run = Differentiable(
     backward=lambda ops, dd, y, state, weights, cell: ops.refresh_bwd(dd, y, state, weights, cell.rule),
     reference=_by_reference,
     shapes=lambda y, state, weights, rule: y.new_empty(y.shape),
+    flops=lambda y, weights: projection(y[0] * y[1], weights),
 )

@@ -8,6 +8,7 @@ from ..cells import PAPER_DSU, PROJECTIONS, Cell, Weights
 from .autograd import accumulated, start_state, without_autocast
 from .checks import check_cell, check_rows, check_state
 from .differentiable import Differentiable
+from .flops import projection
 from .shapes import states
 
 
@@ -56,4 +57,5 @@ _run = Differentiable(
     ),
     reference=_by_reference,
     shapes=lambda y, weights, state, rule: states(y, rule),
+    flops=lambda y, weights: projection(y[0] * y[1], weights),
 )

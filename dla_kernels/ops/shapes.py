@@ -12,7 +12,6 @@ from ..cells import ALL_RULES, accumulate_dtype
 
 # Operator -> a function that takes its arguments, by name, and returns results like its own with nothing in them.
 _SHAPES: dict[str, Callable] = {}
-_registered: set[str] = set()
 _STATES = {cell.rule: len(cell.state_names) for cell in ALL_RULES}
 
 
@@ -34,9 +33,6 @@ def declare_gradients(op: str, variables: Sequence[str], maps: Collection[str]) 
 
 def register(namespace: str) -> None:
     """Tell torch the shapes of the operators of ``csrc/bindings.cpp`` under this name."""
-    if namespace in _registered:
-        return
-    _registered.add(namespace)
     for op, shapes in _SHAPES.items():
         _register(namespace, op, shapes)
         if hasattr(getattr(torch.ops, namespace), f"{op}_"):  # which works in place
