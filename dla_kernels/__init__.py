@@ -6,6 +6,7 @@ from .backends import BACKENDS
 from .cells import PAPER_DSU, RELEASED_DSU, Cell, Dense, Joint, Split, Weights
 from .models import convert, create_model, list_models, register_timm
 from .ops import *  # noqa: F403 - only ops/__init__.py lists the ops
+from .register import register_cell
 
 __version__ = "0.1.0"
 
@@ -28,6 +29,7 @@ __all__ = [
     "models",
     "nn",
     "reference",
+    "register_cell",
     "register_timm",
 ]
 __all__ += ops.__all__

@@ -15,6 +15,7 @@ import torch
 
 from . import __version__, verify
 from .backends import BACKENDS, REFERENCE, find_library
+from .cells import KINDS
 from .cuda_plan import DEVICES, cuda_plan
 from .terminal import progress, table
 
@@ -22,9 +23,11 @@ BENCH = Path(__file__).parent.parent / "bench" / "run.py"
 
 
 def backend_status() -> list[dict[str, Any]]:
-    rows = [{"backend": REFERENCE, "available": True, "why": "plain PyTorch, any device"}]
+    rows = [{"backend": REFERENCE, "available": True, "why": "plain PyTorch, for any device and any cell"}]
     for backend in BACKENDS.values():
-        why = backend.reason if not backend.available else f"serves {' and '.join(backend.device_types)} tensors"
+        served = " and ".join(backend.device_types)
+        when = "when asked for by name" if backend.only_by_name else "unless another is asked for"
+        why = f"serves {served} tensors, {when}" if backend.available else backend.reason
         path = find_library(backend.library) if backend.available and backend.library else None
         if path and path.parent != Path(__file__).parent:
             why += f" with the kernels installed in {path.parent}"
@@ -45,6 +48,7 @@ def system() -> dict[str, Any]:
         "python": platform.python_version(),
         "cuda": torch.version.cuda,
         "devices": devices,
+        "cells": f"{', '.join(KINDS)}; those of dla.register_cell have no kernels and run by the reference",
     }
 
 

@@ -15,9 +15,13 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
+
+from .cells import Cell
+
+BackendName = Literal["reference", "cpu", "cuda", "triton"]
 
 _HERE = Path(__file__).parent
 _described: set[str] = set()
@@ -60,7 +64,7 @@ def _load_library(name: str, mend: str, namespace: str = "dla") -> Any:
     if path is None:
         told = _HERE / "without_kernels.txt"  # by setup.py
         why = f" ({told.read_text().strip()})" if told.exists() else ""
-        raise Unavailable(f"{name}.so is not built{why}; {mend}")
+        raise Unavailable(f"its kernels, {name}.so, are not built{why}; {mend}")
     try:
         torch.ops.load_library(path)
     except (OSError, RuntimeError) as error:
@@ -71,7 +75,7 @@ def _load_library(name: str, mend: str, namespace: str = "dla") -> Any:
 
 def _load_cpu() -> Any:
     return _load_library(
-        "_C_cpu", "with torch >= 2.11 and a C++17 compiler, run: pip install --no-build-isolation -e ."
+        "_C_cpu", "with torch >= 2.11, CMake and a C++17 compiler, run: pip install --no-build-isolation -e ."
     )
 
 
@@ -150,11 +154,19 @@ BACKENDS = {
     )
 }
 REFERENCE = "reference"
-NAMES = (REFERENCE, *BACKENDS)
+NAMES = get_args(BackendName)
 
 
-def select(backend: str | None, device: torch.device) -> str:
-    """Return the name of the backend that serves ``device``: the one asked for, or the best there is."""
+def select(backend: str | None, device: torch.device, cell: Cell | None = None) -> str:
+    """Return the name of the backend that serves ``device``, and has the rule of the cell where there is one: the one
+    asked for, or the best there is."""
+    if cell is not None and not cell.compiled:
+        if backend not in (None, REFERENCE):
+            raise ValueError(
+                f"backend: expected None or {REFERENCE!r} with the cell {cell.kind!r}, which was registered in Python "
+                f"and has no kernels, got {backend!r}"
+            )
+        return REFERENCE
     if torch.compiler.is_exporting() and (torch.is_grad_enabled() or torch.onnx.is_in_onnx_export()):
         _warn_of_export()
         return REFERENCE

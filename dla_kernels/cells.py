@@ -7,7 +7,7 @@ A cell is a *projection* (how ``y`` and ``h`` become gate pre-activations ``a``)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -51,43 +51,72 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
-PROJECTIONS = {"joint": Joint, "split": Split, "dense": Dense}
-NUM_GATES = {"rnn": 1, "lstm": 4, "dia": 4, "dsu": 3}  # NG
-ACTIVATIONS = ("sigmoid", "tanh", "relu", "identity")
-OUTPUTS = ("context", "sigmoid")
+KindName = Literal["rnn", "lstm", "dia", "dsu", "dsu-paper"]
+ActName = Literal["sigmoid", "tanh", "relu", "identity"]
+OutputName = Literal["context", "sigmoid"]
+ProjectionName = Literal["joint", "split", "dense"]
 
-_USUAL_PROJECTION = {"rnn": "dense", "lstm": "dense", "dia": "split", "dsu": "joint"}
-_STATE_NAMES = {"rnn": ("h",), "lstm": ("h", "c"), "dia": ("h", "c"), "dsu": ("c",)}
+
+class Kind(NamedTuple):
+    """What there is to know of a kind of cell, beside its rule."""
+
+    num_gates: int  # NG
+    state_names: tuple[str, ...]  # of what scan returns: ("h",), ("h", "c"), or ("c",), where h follows from c
+    projection: str  # the usual one
+    compiled: bool = True  # whether backends have its rule; else it runs by the reference
+
+
+KINDS: dict[str, Kind] = {
+    "rnn": Kind(1, ("h",), "dense"),
+    "lstm": Kind(4, ("h", "c"), "dense"),
+    "dia": Kind(4, ("h", "c"), "split"),
+    "dsu": Kind(3, ("c",), "split"),
+}
+PROJECTIONS = {"joint": Joint, "split": Split, "dense": Dense}
+ACTIVATIONS = get_args(ActName)
+OUTPUTS = get_args(OutputName)
+_FORMS = {"dsu": "sigmoid", "dsu-paper": "context"}  # of the DSU -> its output
 
 
 @dataclass(frozen=True)
 class Cell:
     """A cell says which recurrence runs over the layers.
 
-    kind: ``"rnn" | "lstm" | "dia" | "dsu"``.
+    kind: ``"rnn" | "lstm" | "dia" | "dsu" | "dsu-paper"``, or a name given to ``register_cell``. ``"dsu"`` is the
+        released form; ``"dsu-paper"`` stands for ``kind="dsu", output="context"``.
     act: DSU only, ``h = act(c)``: ``"sigmoid" | "tanh" | "relu" | "identity"``.
-    output: DSU only, what the refresh gate is: ``"context"`` (c itself, as in the paper) or
-        ``"sigmoid"`` (sig(c), as in the released code). The latter also starts from h = 0 where no
-        state is given, the former from h = act(0).
-    projection: ``"joint" | "split" | "dense"``, the type of the weights; left out, the usual one
-        of the kind (rnn, lstm: dense; dia: split; dsu: joint).
+    output: DSU only, what the refresh gate is: ``"sigmoid"`` (sig(c), as in the released code, and without it given) or
+        ``"context"`` (c itself, as in the paper). The former also starts from h = 0 where no state is given, the latter
+        from h = act(0).
+    projection: ``"joint" | "split" | "dense"``, the type of the weights; left out, the usual one of the kind (rnn,
+        lstm: dense; dia, dsu: split; dsu with output context: joint).
 
     >>> Cell("lstm")
     Cell(kind='lstm', act='sigmoid', output='context', projection='dense')
+    >>> Cell("dsu-paper") == PAPER_DSU, Cell("dsu") == RELEASED_DSU
+    (True, True)
     >>> PAPER_DSU.rule, RELEASED_DSU.rule
     ('dsu-sigmoid-context', 'dsu-sigmoid-sigmoid')
     """
 
-    kind: str = "dsu"
-    act: str = "sigmoid"
-    output: str = "context"
-    projection: str = ""
+    kind: KindName | str = "dsu"
+    act: ActName = "sigmoid"
+    output: OutputName | Literal[""] = ""
+    projection: ProjectionName | Literal[""] = ""
 
     def __post_init__(self) -> None:
-        if not self.projection and self.kind in _USUAL_PROJECTION:
-            object.__setattr__(self, "projection", _USUAL_PROJECTION[self.kind])
+        form = self.kind
+        if form == "dsu-paper":
+            if self.output not in ("", "context"):
+                raise ValueError(f"Cell.output: expected context with kind='dsu-paper', got {self.output!r}")
+            self._set("kind", "dsu")
+        if not self.output:
+            self._set("output", _FORMS.get(form, "context"))
+        if not self.projection and self.kind in KINDS:
+            is_paper = self.kind == "dsu" and self.output == "context"
+            self._set("projection", "joint" if is_paper else KINDS[self.kind].projection)
         for field, allowed in (
-            ("kind", NUM_GATES),
+            ("kind", KINDS),
             ("act", ACTIVATIONS),
             ("output", OUTPUTS),
             ("projection", PROJECTIONS),
@@ -101,25 +130,33 @@ class Cell:
                 f"output={self.output!r} with kind={self.kind!r}; leave them out"
             )
 
+    def _set(self, field: str, value: str) -> None:
+        object.__setattr__(self, field, value)
+
     @property
     def num_gates(self) -> int:
         """Return NG, how many gates the rule has."""
-        return NUM_GATES[self.kind]
+        return KINDS[self.kind].num_gates
 
     @property
     def state_names(self) -> tuple[str, ...]:
         """Return the names of what ``scan`` returns, one tensor [T, B, C] each."""
-        return _STATE_NAMES[self.kind]
+        return KINDS[self.kind].state_names
 
     @property
     def state_forms(self) -> tuple[tuple[str, ...], ...]:
-        """Return the names of the tensors in which a state may be given: all of it, or without an h = act(c)."""
-        return (("c",), ("h", "c")) if self.h_is_act_of_c else (self.state_names,)
+        """Return the names of the tensors in which a state may be given: all of it, or without an h that follows."""
+        return (("c",), ("h", "c")) if self.h_follows_from_c else (self.state_names,)
 
     @property
-    def h_is_act_of_c(self) -> bool:
-        """Return whether h follows from c, so that ``scan`` returns c alone."""
+    def h_follows_from_c(self) -> bool:
+        """Return whether h is a function of c, so that ``scan`` returns c alone."""
         return self.state_names == ("c",)
+
+    @property
+    def compiled(self) -> bool:
+        """Return whether backends have kernels for the rule."""
+        return KINDS[self.kind].compiled
 
     @property
     def rule(self) -> str:
@@ -127,14 +164,23 @@ class Cell:
         return f"dsu-{self.act}-{self.output}" if self.kind == "dsu" else self.kind
 
 
+def as_cell(cell: Cell | KindName | str) -> Cell:
+    """Return the cell of that name; a cell is one already."""
+    if isinstance(cell, str):
+        return Cell(cell)
+    if not isinstance(cell, Cell):
+        raise TypeError(f"cell: expected a dla_kernels.Cell or the name of a kind, got {type(cell).__name__}")
+    return cell
+
+
 PAPER_DSU = Cell("dsu", output="context", projection="joint")
 """The DSU as the DLA paper has it: one joint bottleneck; its output is the context c."""
 RELEASED_DSU = Cell("dsu", output="sigmoid", projection="split")
 """The DSU as the published code has it: two bottlenecks, all biased; its output is sigmoid(c)."""
 
-# Every rule once, for tests, verify and docs.
+# Every rule that is compiled, once, in the order of csrc/cells/cells.h: for tests, verify and docs.
 ALL_RULES = tuple(
-    [Cell(kind) for kind in ("rnn", "lstm", "dia")]
+    [Cell(kind) for kind in KINDS if kind != "dsu"]
     + [Cell("dsu", act, output) for output in OUTPUTS for act in ACTIVATIONS]
 )
 

@@ -8,17 +8,17 @@ happens to be exact).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from . import ops, reference
 from .attention import Attention, filter_width
-from .cells import ALL_RULES, PROJECTIONS, Cell, accumulate_dtype, weight_shapes
+from .cells import ALL_RULES, PROJECTIONS, Cell, ProjectionName, accumulate_dtype, weight_shapes
 from .reference.heads import moments_of
 
 Outputs = Sequence[Tensor]
@@ -234,8 +234,8 @@ def plan(backends: Sequence[tuple[str, str]]) -> list[tuple[str, Case, str]]:
         cases = make_plain_cases(sizes, 5, 33, device)
         tiny = make_plain_cases(small, 2, 3, device)
         for rule in ALL_RULES:
-            for projection in PROJECTIONS:
-                cell = Cell(rule.kind, rule.act, rule.output, projection)
+            for projection in get_args(ProjectionName):
+                cell = replace(rule, projection=projection)
                 cases += make_cases(cell, sizes, 5, 33, 9, device)
             tiny += make_cases(rule, small, 2, 3, 2, device)
         todo += [(backend, case, check) for case in cases for check in DTYPES]

@@ -13,7 +13,7 @@ from examples.digits import plot, train
 CELLS = {
     "dsu-released": "dsu",
     "dsu-paper": dla.PAPER_DSU,
-    "dsu-tanh": dla.Cell("dsu", "tanh"),
+    "dsu-tanh": dla.Cell("dsu-paper", "tanh"),
     "lstm": "lstm",
     "dia": "dia",
     "rnn": "rnn",

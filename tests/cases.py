@@ -151,8 +151,8 @@ def lay_out(xs, layout):
 CELLS = [replace(rule, projection=projection) for rule in ALL_RULES for projection in PROJECTIONS]
 # One cell for each projection; together they have every kind of state and output.
 FEW_CELLS = [
-    Cell("dsu", projection="joint"),
-    Cell("dsu", output="sigmoid", projection="split"),
+    Cell("dsu-paper"),
+    Cell("dsu"),
     Cell("lstm", projection="dense"),
 ]
 
@@ -179,8 +179,8 @@ def case_name(value):
 
 
 def state_forms(cell):
-    """Return the forms in which a state may be given, by its tensors' names. A DSU may leave out h = act(c)."""
-    return {"rnn": ("h",), "dsu": ("c", "hc")}.get(cell.kind, ("hc",))
+    """Return the forms in which a state may be given, by its tensors' names."""
+    return tuple("".join(form) for form in cell.state_forms)
 
 
 # ---- inputs ----

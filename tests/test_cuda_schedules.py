@@ -20,7 +20,7 @@ pytestmark = [
 ]
 
 SEEDS = range(1, 21)
-CELLS = [*FEW_CELLS, Cell("dsu", projection="split")]
+CELLS = [*FEW_CELLS, Cell("dsu-paper", projection="split")]
 # A device (processors, shared bytes, L2, largest cluster, threads), and a shape that meets on it:
 PLACES = {
     # clusters of four; one group takes six tiles in turn; layers are exchanged one or two at a time

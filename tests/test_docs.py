@@ -28,7 +28,7 @@ def python_blocks(page):
 
 
 def files_named(page):
-    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^```.*?^```$|^New file .*?:$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     named = re.findall(r"`((?:csrc|docs|dla_kernels|bench|tests|tools)/[\w/.]+\.\w+)`", text)
     return [page.parent / link for link in re.findall(r"\]\(([^)#:]+)\)", text)] + [ROOT / name for name in named]
 

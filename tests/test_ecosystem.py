@@ -116,7 +116,7 @@ def test_timms_features_only_has_timms_feature_info():
 # ---- operations counted ----
 
 SIZES = [(3, 4)] * 2
-FLOP_CELLS = [dla.Cell("dsu", projection=projection) for projection in PROJECTIONS]
+FLOP_CELLS = [dla.Cell("dsu-paper", projection=projection) for projection in PROJECTIONS]
 FLOP_CASES = [
     *make_plain_cases(SIZES, 2, 6, "cpu"),
     *(case for cell in FLOP_CELLS for case in make_cases(cell, SIZES, 2, 6, 5, "cpu")),

@@ -74,7 +74,7 @@ WRONG = {
     "y of two dimensions": (lambda: dla.scan(Y[0], joint()), ValueError, "y", "[T, B, C]", "[2, 6]"),
     "no layers": (lambda: dla.scan(Y[:0], joint()), ValueError, "y", "at least 1", "[0, 2, 6]"),
     "integer y": (lambda: dla.scan(Y.int(), joint()), TypeError, "y", "float32", "torch.int32"),
-    "not a cell": (lambda: dla.scan(Y, joint(), cell="dsu"), TypeError, "cell", "Cell", "str"),
+    "not a cell": (lambda: dla.scan(Y, joint(), cell=3), TypeError, "cell", "Cell", "int"),
     "weights of another projection": (
         lambda: dla.scan(Y, split(), cell=dla.PAPER_DSU),
         TypeError,

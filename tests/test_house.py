@@ -12,7 +12,7 @@ import torch
 import dla_kernels as dla
 from dla_kernels import ops, reference
 from dla_kernels.backends import BACKENDS
-from dla_kernels.cells import ALL_RULES, NUM_GATES
+from dla_kernels.cells import ALL_RULES, KINDS
 
 ROOT = Path(__file__).parent.parent
 BINDINGS = (ROOT / "csrc/bindings.cpp").read_text()
@@ -27,7 +27,7 @@ def test_python_and_cpp_list_the_same_rules():
     assert listed == [cell.rule for cell in ALL_RULES]
 
 
-@pytest.mark.parametrize("kind", NUM_GATES)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if KINDS[kind].compiled])
 def test_a_cell_is_one_file_per_language(kind):
     assert (ROOT / f"csrc/cells/{kind}.h").exists()
     assert (ROOT / f"triton_ops/cells/{kind}.py").exists()
@@ -96,6 +96,7 @@ def imported_by(path):
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
+RULES_OF_CELLS = "dla_kernels.reference.cells"  # by which a module shows a state; they run no op
 # Folder or file: what it may not import.
 ARROWS = {
     "dla_kernels/reference": ("dla_kernels.ops", "dla_kernels.backends", "dla_kernels.verify", "triton_ops"),
@@ -119,7 +120,8 @@ def test_no_module_imports_what_its_folder_may_not(where):
     path = ROOT / where
     for file in [path] if path.suffix else sorted(path.rglob("*.py")):
         for module in imported_by(file):
-            assert not module.startswith(ARROWS[where]), f"{file.name} imports {module}"
+            if where != "dla_kernels/nn" or not module.startswith(RULES_OF_CELLS):
+                assert not module.startswith(ARROWS[where]), f"{file.name} imports {module}"
 
 
 def test_the_reference_never_calls_an_operator():

@@ -5,11 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 
 import pytest
 
 from dla_kernels import __version__
 
+from .mutants.trial import Tree
 from .test_house import ROOT
 
 pytestmark = pytest.mark.slow
@@ -61,7 +63,7 @@ def test_kernels_of_another_version_are_not_taken(checkout, installed):
     file = installed / "dla_kernels" / "__init__.py"
     file.write_text(file.read_text().replace(__version__, "0.0.1"))
     cpu = cpu_backend(checkout, installed)
-    assert not cpu["available"] and cpu["why"].startswith("_C_cpu.so is not built")
+    assert not cpu["available"] and cpu["why"].startswith("its kernels, _C_cpu.so, are not built")
 
 
 def test_what_is_installed_works_from_any_folder(installed, tmp_path):
@@ -98,7 +100,7 @@ def test_a_wheel_without_kernels_serves_every_machine_and_says_why(sources):
     shutil.unpack_archive(built, sources / "site", "zip")
     assert "Root-Is-Purelib: true" in next((sources / "site").glob("*.dist-info/WHEEL")).read_text()
     why = cpu_backend(sources / "wheels", sources / "site")["why"]
-    assert why.startswith("_C_cpu.so is not built (it was installed with DLA_KERNELS_BUILD=none); ")
+    assert why.startswith("its kernels, _C_cpu.so, are not built (it was installed with DLA_KERNELS_BUILD=none); ")
 
 
 def test_without_cmake_the_build_fails_with_what_to_do(sources):
@@ -123,3 +125,33 @@ def test_setuptools_that_cannot_build_it_are_told_in_one_line(there):
     assert done.returncode != 0
     (line,) = done.stderr.splitlines()
     assert line.startswith("dla-kernels: setuptools ") and line.endswith("run: pip install -U 'setuptools>=77' cmake")
+
+
+def test_an_sdist_has_what_a_wheel_is_built_of(tmp_path):
+    tree = Tree(tmp_path)
+    tree.copy()
+    with (tmp_path / "log").open("w") as log:
+        tree.run(sys.executable, "setup.py", "-q", "sdist", log=log).check_returncode()
+    (sdist,) = (tree.folder / "dist").iterdir()
+    with tarfile.open(sdist) as tar:
+        held = {name.partition("/")[2] for name in tar.getnames()}
+    folders = ("csrc", "dla_kernels", "triton_ops", "tools")
+    sources = {path.relative_to(tree.folder).as_posix() for f in folders for path in (tree.folder / f).rglob("*.*")}
+    sources = {path for path in sources if not path.endswith((".json", ".so", ".pyc"))}
+    assert sources | {"CMakeLists.txt", "setup.py", "LICENSE"} <= held
+    assert not any(path.startswith(("tests/", "bench/", "docs/")) for path in held)
+
+
+# ---- all of it ----
+
+
+def test_the_first_hour_of_a_newcomer():
+    """README's lines work in a fresh clone and a fresh venv, with a torch of its own."""
+    command, environment = [ROOT / "tests/first_hour.sh"], os.environ | {"PYTHON": sys.executable}
+    done = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    for line in ("pip install --no-build-isolation .", "python -m dla_kernels verify", "python example_2.py"):
+        assert f"$ {line}" in done.stdout
+    assert "0 failed" in done.stdout

@@ -108,7 +108,7 @@ def test_nan_and_inf_spread_as_in_the_reference(backend, op, cell, carrier, valu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_relu_passes_nan_on(backend, act, dtype):
     """max(x, 0) by a comparison that NaN loses would turn it into 0."""
-    cell = Cell("dsu", act)
+    cell = Cell("dsu-paper", act)
     inputs = inputs_of("scan", SHAPE, cell, dtype, device=backend.device)
     inputs["y"][0, SICK, 3] = torch.nan
     (c,) = dla.scan(**inputs, cell=cell, backend=backend.name)
@@ -117,7 +117,7 @@ def test_relu_passes_nan_on(backend, act, dtype):
 
 def test_a_nan_context_stays_out_of_its_own_gradient(backend):
     """dc = dd * sig(f) knows nothing of c; 0 * act'(c), for an h that no output is read off, would."""
-    cell = Cell("dsu")
+    cell = Cell("dsu-paper")
     inputs = inputs_of("refresh", SHAPE, cell, torch.float64, device=backend.device)
     inputs["state"][1][SICK, 3] = torch.nan
     cotangents = cotangents_for("refresh", inputs, cell=cell)

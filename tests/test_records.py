@@ -16,7 +16,7 @@ from .compilers import FOLDER, Build
 
 SOURCES = {
     cuda_resources: ("csrc/cuda/scan.cuh", "csrc/cuda/scan.cu", "csrc/cells/dsu.h", "csrc/half.h"),
-    triton_resources: ("triton_ops/scan.py", "triton_ops/cells/dsu.py", "dla_kernels/cells.py"),
+    triton_resources: ("triton_ops/scan.py", "triton_ops/cells/dsu.py", "triton_ops/launch.py"),
 }
 FINE = {
     cuda_resources: cuda_resources.Resources("scan", "fp32", 90, 64, 0, 0),

@@ -54,7 +54,7 @@ def dyn(cell, w, y, h, c):
     if cell.kind == "rnn":
         h = [tanh(v) for v in gate[0]]
         return h, c, h
-    i, f, g = gate[:3]
+    i, f, g, *_ = gate
     c = [sig(f[k]) * c[k] + sig(i[k]) * tanh(g[k]) for k in range(C)]
     if cell.kind == "dsu":
         return [ACT[cell.act](v) for v in c], c, ([sig(v) for v in c] if cell.output == "sigmoid" else c)
@@ -71,7 +71,7 @@ def start(cell, state, b, C):
     *h, c = (s[b].tolist() for s in state)
     if h:
         return h[0], c
-    return ([ACT[cell.act](v) for v in c], c) if cell.kind == "dsu" else (c, c)
+    return ([ACT[cell.act](v) for v in c], c) if cell.kind == "dsu" else (c, c)  # another that keeps c alone feeds it
 
 
 def by_hand(xs, weights, state, cell):

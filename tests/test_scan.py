@@ -37,7 +37,7 @@ def test_no_state_means_c_is_zero_and_h_as_documented(any_backend, cell, h0):
 
 @pytest.mark.parametrize("act", [torch.sigmoid, torch.tanh, torch.relu])
 def test_a_dsu_state_without_h_means_h_is_act_of_c(any_backend, act):
-    cell = Cell("dsu", act.__name__)
+    cell = Cell("dsu-paper", act.__name__)
     inputs = inputs_of("scan", MIDDLE, cell, torch.float32, form="c", device=any_backend.device)
     (c,) = inputs["state"]
     (short,) = dla.scan(**inputs, cell=cell, backend=any_backend.name)

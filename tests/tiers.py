@@ -68,6 +68,7 @@ PYTHON_LAYER = ("test_integration", "test_errors", "test_inplace")
 # Tests, by file and name or by their beginnings, that cost more than they find: half a minute and more each, or what
 # another test asks in a smaller way.
 LEFT = (
+    "test_adding_a_cell::test_the_page_adds_a_cell_that_passes_the_tests",
     "test_bench::test_a_peer_that_fails_is_left_out",
     "test_bench::test_a_second_run_adds_to_the_first",
     "test_bench::test_the_runner_measures_everything",
@@ -77,6 +78,7 @@ LEFT = (
     "test_examples::test_a_network_learns_digits",
     "test_examples::test_swap_cell_trains_with_each_cell_asked_for",
     "test_install::test_a_wheel_without_kernels_serves_every_machine_and_says_why",
+    "test_install::test_the_first_hour_of_a_newcomer",
     "test_install::test_without_cmake_the_build_fails_with_what_to_do",
     "test_isa::test_verify_passes_on_every_instruction_set",
     "test_model::test_pytest_benchmark_compares_two_runs",

@@ -120,7 +120,6 @@ def compile_op(work: Work) -> list[Resources]:
     import torch
     from triton.runtime import driver
 
-    from dla_kernels.cells import NUM_GATES
     from triton_ops import FUNCTIONS, launch
     from triton_ops.cells import RULES
 
@@ -168,7 +167,7 @@ def compile_op(work: Work) -> list[Resources]:
         functions["norm_add_bwd"](xs[0], xs[0], moments, *moments, keep, 1e-5, True, True)
     else:
         rule, projection = work.cell.split()
-        N = NUM_GATES[rule.split("-")[0]] * C
+        N = RULES[rule].NG * C
         half = [(R, C), (R,), (N, R), (N,)]
         shapes = {"joint": [(R, 2 * C), (N, R), (N,)], "split": [*half, *half], "dense": [(N, C), (N,)] * 2}[projection]
         w = [torch.empty(shape, **rows) for shape in shapes]
@@ -194,7 +193,7 @@ def compile_op(work: Work) -> list[Resources]:
 
 def digest(root: Path = ROOT) -> str:
     """Return the digest of the sources, and of what is compiled of them and how."""
-    files = [*root.glob("triton_ops/**/*.py"), root / "dla_kernels" / "cells.py"]
+    files = root.glob("triton_ops/**/*.py")
     how = [inspect.getsource(function) for function in (compile_op, usage)]
     return records.digest(root, files, TARGETS, SHAPES, list(todo("few")), how)
 

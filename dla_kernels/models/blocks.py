@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attention import filter_width
+from ..backends import BackendName
 from ..nn.leaf import leaf
 from ..ops import gap, rescale
 
@@ -14,7 +15,7 @@ from ..ops import gap, rescale
 class SE(nn.Module):
     """Squeeze and excitation: channels are rescaled by a gate behind a bottleneck of C // reduction."""
 
-    def __init__(self, channels: int, reduction: int = 16, backend: str | None = None) -> None:
+    def __init__(self, channels: int, reduction: int = 16, backend: BackendName | None = None) -> None:
         super().__init__()
         if reduction < 1:
             raise ValueError(f"reduction: expected at least 1, got {reduction}")
@@ -32,7 +33,7 @@ class SE(nn.Module):
 class ECA(nn.Module):
     """Efficient channel attention: the gate is a filter over neighbouring channels."""
 
-    def __init__(self, channels: int, backend: str | None = None) -> None:
+    def __init__(self, channels: int, backend: BackendName | None = None) -> None:
         super().__init__()
         self.taps = nn.Parameter(torch.empty(filter_width(channels)))
         self.backend = backend

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy, Tracer
 
-from ..cells import Cell
-from .resnet import BETWEEN, ResNet, check_options, stage_attention
+from ..backends import BackendName
+from ..cells import Cell, KindName
+from .resnet import BETWEEN, BetweenName, ResNet, check_options, stage_attention
 from .stage import Stage
 from .survey import Survey, survey
 
@@ -74,15 +75,15 @@ class ConvertedStage(Stage):
 
 def convert(
     model: nn.Module,
-    attention: str = "dla_light",
+    attention: BetweenName = "dla_light",
     *,
     stages: Sequence[str] = STAGES,
     example: Tensor | tuple | None = None,
-    cell: Cell | str | None = None,
+    cell: Cell | KindName | str | None = None,
     reduction: int | None = None,
     head_channels: int | None = None,
     drop_path: float = 0.0,
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> nn.Module:
     """Add layer attention to a network, in place, and return it; its own weights stay as they are.
 

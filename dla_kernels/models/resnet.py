@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backends import check_backend
-from ..cells import Cell
+from ..backends import BackendName, check_backend
+from ..cells import Cell, KindName
 from ..nn import DLABase, DLALight, LayerwiseIntegration, MRLABase, MRLALight, make_cell
 from ..nn.attention import StageAttention
 from .blocks import ECA, SE, BasicBlock, Bottleneck
 from .stage import Stage
 
-ATTENTIONS = ("none", "se", "eca", "dia", "mrla_light", "mrla_base", "dla_light", "dla_base")
+AttentionName = Literal["none", "se", "eca", "dia", "mrla_light", "mrla_base", "dla_light", "dla_base"]
+BetweenName = Literal["mrla_light", "mrla_base", "dla_light", "dla_base"]
+ATTENTIONS = get_args(AttentionName)
 # The attention that runs between whole blocks.
 BETWEEN = {"dla_light": DLALight, "dla_base": DLABase, "mrla_light": MRLALight, "mrla_base": MRLABase}
 D = 32  # channels per head, unless given or no divisor of C
@@ -25,11 +27,11 @@ WITH_CELL = {"dia": "dia", "dla_light": "dsu", "dla_base": "dsu"}  # attention w
 
 def check_options(
     attention: str,
-    cell: Cell | str | None,
+    cell: Cell | KindName | str | None,
     reduction: int | None,
     head_channels: int | None,
     drop_path: float,
-    backend: str | None,
+    backend: BackendName | None,
 ) -> None:
     """Raise an error on an option that is wrong or would have no effect."""
     if attention not in ATTENTIONS:
@@ -51,12 +53,12 @@ def stage_attention(
     attention: str,
     channels: int,
     layers: int,
-    cell: Cell | str | None,
+    cell: Cell | KindName | str | None,
     reduction: int,
     *,
     head_channels: int | None = None,
     drop_path: float = 0.0,
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> StageAttention | LayerwiseIntegration | None:
     """Return what runs between the layers of a stage; None where nothing does."""
     cell = cell or WITH_CELL.get(attention)
@@ -130,14 +132,14 @@ class ResNet(nn.Module):
         imagenet: bool = False,
         num_classes: int | None = None,
         in_channels: int = 3,
-        attention: str = "none",
-        cell: Cell | str | None = None,
+        attention: AttentionName = "none",
+        cell: Cell | KindName | str | None = None,
         reduction: int | None = None,
         head_channels: int | None = None,
         drop_path: float = 0.0,
         features_only: bool = False,
         out_indices: Sequence[int] | None = None,
-        backend: str | None = None,
+        backend: BackendName | None = None,
     ) -> None:
         super().__init__()
         check_options(attention, cell, reduction, head_channels, drop_path, backend)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import Attention, BaseStage, filter_width
-from ..backends import check_backend
-from ..cells import Cell, accumulate_dtype
+from ..backends import BackendName, check_backend
+from ..cells import Cell, KindName, accumulate_dtype
 from ..ops import base_step, light_step, norm_add
 from .cells import CellModule, check_cell_module, make_cell
 from .leaf import leaf
@@ -65,12 +65,12 @@ class StageAttention(nn.Module):
         self,
         channels: int,
         layers: int,
-        cell: CellModule | Cell | str | None = "dsu",
+        cell: CellModule | Cell | KindName | str | None = "dsu",
         *,
         reduction: int = 4,
         head_channels: int = 32,
         drop_path: float = 0.0,
-        backend: str | None = None,
+        backend: BackendName | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= drop_path < 1:
@@ -184,13 +184,13 @@ class DLALight(StageAttention):
         self,
         channels: int,
         layers: int,
-        cell: CellModule | Cell | str | None = "dsu",
+        cell: CellModule | Cell | KindName | str | None = "dsu",
         *,
         reduction: int = 4,
         head_channels: int = 32,
         conv: bool = True,
         drop_path: float = 0.0,
-        backend: str | None = None,
+        backend: BackendName | None = None,
     ) -> None:
         super().__init__(
             channels,
@@ -244,7 +244,7 @@ class MRLALight(DLALight):
         *,
         head_channels: int = 32,
         drop_path: float = 0.0,
-        backend: str | None = None,
+        backend: BackendName | None = None,
     ) -> None:
         super().__init__(
             channels, layers, None, head_channels=head_channels, conv=False, drop_path=drop_path, backend=backend
@@ -296,6 +296,6 @@ class MRLABase(DLABase):
         *,
         head_channels: int = 32,
         drop_path: float = 0.0,
-        backend: str | None = None,
+        backend: BackendName | None = None,
     ) -> None:
         super().__init__(channels, layers, None, head_channels=head_channels, drop_path=drop_path, backend=backend)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..backends import check_backend
-from ..cells import PROJECTIONS, Cell, Weights, accumulate_dtype, weight_shapes
+from ..backends import BackendName, check_backend
+from ..cells import PROJECTIONS, Cell, KindName, Weights, accumulate_dtype, as_cell, weight_shapes
 from ..ops import scan
+from ..reference.cells import output_of
 from .leaf import leaf
 
 STARTS = ("zeros", "random", "learned")
@@ -31,7 +32,13 @@ class CellModule(nn.Module):
     """
 
     def __init__(
-        self, channels: int, cell: Cell, reduction: int = 4, *, start: str = "zeros", backend: str | None = None
+        self,
+        channels: int,
+        cell: Cell | KindName | str,
+        reduction: int = 4,
+        *,
+        start: str = "zeros",
+        backend: BackendName | None = None,
     ) -> None:
         super().__init__()
         if start not in STARTS:
@@ -39,9 +46,9 @@ class CellModule(nn.Module):
         if channels < 1 or reduction < 1:
             raise ValueError(f"channels, reduction: expected at least 1, got {channels}, {reduction}")
         check_backend(backend)
-        self.channels, self.cell, self.reduction = channels, cell, reduction
+        self.channels, self.cell, self.reduction = channels, as_cell(cell), reduction
         self.start, self.backend = start, backend
-        for name, shape in weight_shapes(cell, channels, self.R).items():
+        for name, shape in weight_shapes(self.cell, channels, self.R).items():
             setattr(self, name, nn.Parameter(torch.empty(shape)))
         if start == "learned":
             self.memory0 = nn.Parameter(torch.empty(channels))
@@ -87,10 +94,7 @@ class CellModule(nn.Module):
 
     def output(self, state: tuple[Tensor, ...]) -> Tensor:
         """Return what the cell shows of a state: [B, C], or whatever shape that has."""
-        if self.cell.kind == "dsu":
-            c = state[-1]
-            return torch.sigmoid(c) if self.cell.output == "sigmoid" else c
-        return state[0]
+        return output_of(state, self.cell)
 
     @leaf
     def forward(self, y: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
@@ -113,7 +117,7 @@ class RNNCell(CellModule):
     >>> (h,) = RNNCell(64)(torch.randn(8, 64))
     """
 
-    def __init__(self, channels: int, *, start: str = "zeros", backend: str | None = None) -> None:
+    def __init__(self, channels: int, *, start: str = "zeros", backend: BackendName | None = None) -> None:
         super().__init__(channels, Cell("rnn"), start=start, backend=backend)
 
 
@@ -130,7 +134,7 @@ class LSTMCell(CellModule):
         *,
         projection: str = "dense",
         start: str = "zeros",
-        backend: str | None = None,
+        backend: BackendName | None = None,
     ) -> None:
         super().__init__(channels, Cell("lstm", projection=projection), reduction, start=start, backend=backend)
 
@@ -141,7 +145,9 @@ class DIACell(CellModule):
     >>> h, c = DIACell(64)(torch.randn(8, 64))
     """
 
-    def __init__(self, channels: int, reduction: int = 4, *, start: str = "zeros", backend: str | None = None) -> None:
+    def __init__(
+        self, channels: int, reduction: int = 4, *, start: str = "zeros", backend: BackendName | None = None
+    ) -> None:
         super().__init__(channels, Cell("dia"), reduction, start=start, backend=backend)
 
 
@@ -162,7 +168,7 @@ class DSUCell(CellModule):
         form: str = "paper",
         act: str = "sigmoid",
         start: str = "zeros",
-        backend: str | None = None,
+        backend: BackendName | None = None,
     ) -> None:
         forms = {"paper": ("context", "joint"), "released": ("sigmoid", "split")}
         if form not in forms:
@@ -172,17 +178,19 @@ class DSUCell(CellModule):
 
 
 def make_cell(
-    cell: Cell | str, channels: int, reduction: int = 4, *, start: str = "zeros", backend: str | None = None
+    cell: Cell | KindName | str,
+    channels: int,
+    reduction: int = 4,
+    *,
+    start: str = "zeros",
+    backend: BackendName | None = None,
 ) -> CellModule:
-    """Make a cell by value or by the name of its kind; ``"dsu"`` is the released one, as in the published networks.
+    """Make a cell by value or by the name of its kind.
 
     >>> make_cell("lstm", 64)
     CellModule(64, lstm, dense)
     """
-    if isinstance(cell, str):
-        cell = Cell("dsu", output="sigmoid", projection="split") if cell == "dsu" else Cell(cell)
-    if not isinstance(cell, Cell):
-        raise TypeError(f"cell: expected a dla_kernels.Cell or the name of a kind, got {type(cell).__name__}")
+    cell = as_cell(cell)
     return CellModule(channels, cell, reduction, start=start, backend=backend)
 
 

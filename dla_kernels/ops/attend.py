@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .. import reference
-from ..backends import REFERENCE, select
+from ..backends import REFERENCE, BackendName, select
 from .autograd import accumulated, without_autocast
 from .checks import check_heads, check_past, check_tensor, shape_of
 from .differentiable import Differentiable
@@ -13,7 +13,7 @@ from .flops import across_channels
 
 
 def attend(
-    y: Tensor, q: Tensor, k: Tensor, past: Sequence[Tensor] = (), *, heads: int, backend: str | None = None
+    y: Tensor, q: Tensor, k: Tensor, past: Sequence[Tensor] = (), *, heads: int, backend: BackendName | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what a layer has of each layer before it and of itself: ``coef_m = softmax_m(q . k_m / sqrt(D)) scale_m``.
 

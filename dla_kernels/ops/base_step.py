@@ -5,8 +5,8 @@ from functools import partial
 from torch import Tensor
 
 from ..attention import Attention, BaseStage
-from ..backends import REFERENCE, select
-from ..cells import PAPER_DSU, Cell, Weights
+from ..backends import REFERENCE, BackendName, select
+from ..cells import PAPER_DSU, Cell, KindName, Weights, as_cell
 from ..reference.base_step import PARTS, Parts, from_parts
 from .attend import attend
 from .autograd import without_autocast
@@ -24,10 +24,10 @@ def base_step(
     weights: Weights | None = None,
     *,
     heads: int,
-    cell: Cell = PAPER_DSU,
+    cell: Cell | KindName | str = PAPER_DSU,
     state: tuple[Tensor, ...] | None = None,
     moments: bool = False,
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> tuple[Tensor, BaseStage, Tensor | None]:
     """Compute one layer of DLA-B inside a network (Eq. 2), of MRLA-B without weights.
 
@@ -52,7 +52,8 @@ def base_step(
     if state is not None and (stage is not None or weights is None):
         found = "a stage" if stage is not None else "no weights"
         raise ValueError(f"state: expected None but for the first layer of a cell with weights, got one with {found}")
-    chosen = select(backend, x.device)
+    cell = as_cell(cell)
+    chosen = select(backend, x.device, cell if weights else None)
     parts = PARTS if chosen == REFERENCE else Parts(*(partial(f, backend=chosen) for f in _OURS))
     with without_autocast(x.device):
         return from_parts(parts, x, stage, attention, weights, heads=heads, cell=cell, state=state, moments=moments)

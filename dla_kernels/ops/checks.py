@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..attention import Attention
-from ..cells import PROJECTIONS, Cell, Weights, accumulate_dtype, weight_shapes
+from ..cells import PROJECTIONS, Cell, Weights, accumulate_dtype, as_cell, weight_shapes
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _FLOAT_NAMES = "float32, float64, bfloat16 or float16"
@@ -137,10 +137,9 @@ def check_past(past: Sequence[Tensor], y: Tensor) -> None:
         check_weight(f"past[{i}]", p, (len(past[0]) * (1 + i // 2), *y.shape), "y", y)
 
 
-def check_cell(weights: Weights, cell: Cell, C: int, like_name: str, like: Tensor) -> None:
-    """Raise an error unless the weights fit the cell and C channels."""
-    if not isinstance(cell, Cell):
-        raise TypeError(f"cell: expected a dla_kernels.Cell, got {type(cell).__name__}")
+def check_cell(weights: Weights, cell: Cell | str, C: int, like_name: str, like: Tensor) -> Cell:
+    """Return the cell, which may be given by name; raise an error unless the weights fit it and C channels."""
+    cell = as_cell(cell)
     expected = PROJECTIONS[cell.projection]
     if not isinstance(weights, expected):
         got = type(weights).__name__
@@ -163,6 +162,7 @@ def check_cell(weights: Weights, cell: Cell, C: int, like_name: str, like: Tenso
                 f"weights.{name}: expected {list(shapes[name])} for C={C} and NG={cell.num_gates} gates, "
                 f"got {shape_of(w)}"
             )
+    return cell
 
 
 def check_state(state: tuple[Tensor, ...], cell: Cell, B: int, C: int, like_name: str, like: Tensor) -> None:

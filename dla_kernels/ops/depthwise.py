@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import REFERENCE, select
+from ..backends import REFERENCE, BackendName, select
 from .autograd import accumulated, without_autocast
 from .checks import check_alike, check_weight
 from .differentiable import Differentiable
@@ -12,7 +12,7 @@ from .flops import convolution
 from .shapes import rows
 
 
-def depthwise(x: Tensor, v: Tensor, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
+def depthwise(x: Tensor, v: Tensor, *, backend: BackendName | None = None) -> tuple[Tensor, Tensor]:
     """Compute the value of layer attention: each channel under its own 3x3 filter, zeros around it, and both means.
 
     x: a map [B, C, H, W].

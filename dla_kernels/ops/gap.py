@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import REFERENCE, select
+from ..backends import REFERENCE, BackendName, select
 from .autograd import kernels, needs_grad, with_signature
 from .checks import check_maps
 from .shapes import declare, rows
 
 
-def gap(xs: Sequence[Tensor], *, backend: str | None = None) -> Tensor:
+def gap(xs: Sequence[Tensor], *, backend: BackendName | None = None) -> Tensor:
     """Pool maps globally (Eq. 4): ``y_t = mean over HW of x_t``.
 
     xs: T maps [B, C, H, W] that share dtype, device, B and C.

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .. import reference
-from ..backends import REFERENCE, select
-from ..cells import PAPER_DSU, PROJECTIONS, Cell, Weights, accumulate_dtype
+from ..backends import REFERENCE, BackendName, select
+from ..cells import PAPER_DSU, PROJECTIONS, Cell, KindName, Weights, accumulate_dtype
 from .autograd import accumulated, kernels, start_state, without_autocast
 from .checks import check_cell, check_maps, check_state
 from .differentiable import Differentiable
@@ -19,10 +19,10 @@ def layer_update(
     xs: Sequence[Tensor],
     weights: Weights,
     *,
-    cell: Cell = PAPER_DSU,
+    cell: Cell | KindName | str = PAPER_DSU,
     state: tuple[Tensor, ...] | None = None,
     inplace: bool = False,
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
     """Run one stage of dynamic layer attention (Eq. 4-6): pool, scan, refresh and rescale in one launch.
 
@@ -36,12 +36,12 @@ def layer_update(
     """
     check_maps(xs)
     B, C = xs[0].shape[:2]
-    check_cell(weights, cell, C, "xs[0]", xs[0])
+    cell = check_cell(weights, cell, C, "xs[0]", xs[0])
     if state is not None:
         check_state(state, cell, B, C, "xs[0]", xs[0])
     if inplace:
         check_inplace(xs)
-    chosen = select(backend, xs[0].device)
+    chosen = select(backend, xs[0].device, cell)
     if chosen == REFERENCE:
         with without_autocast(xs[0].device):
             return reference.layer_update(xs, weights, cell=cell, state=state, inplace=inplace)

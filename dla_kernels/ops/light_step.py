@@ -5,8 +5,8 @@ from torch import Tensor
 
 from .. import reference
 from ..attention import Attention
-from ..backends import REFERENCE, select
-from ..cells import PAPER_DSU, PROJECTIONS, Cell, Weights
+from ..backends import REFERENCE, BackendName, select
+from ..cells import PAPER_DSU, PROJECTIONS, Cell, KindName, Weights, as_cell
 from .autograd import accumulated, start_state, without_autocast
 from .checks import check_alike, check_attention, check_cell, check_state, check_weight
 from .differentiable import Differentiable
@@ -23,11 +23,11 @@ def light_step(
     weights: Weights | None = None,
     *,
     heads: int,
-    cell: Cell = PAPER_DSU,
+    cell: Cell | KindName | str = PAPER_DSU,
     state: tuple[Tensor, ...] | None = None,
     e: Tensor | None = None,
     moments: bool = False,
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...] | None, Tensor | None]:
     """Compute one layer of DLA-L inside a network (Eq. 3), of MRLA-L without weights, in one launch.
 
@@ -52,13 +52,14 @@ def light_step(
     check_weight("lam", lam, (C,), "x", x)
     if e is not None:
         check_weight("e", e, (C, 1, 3, 3), "x", x)
+    cell = as_cell(cell)
     if weights is not None:
         check_cell(weights, cell, C, "x", x)
         if state is not None:
             check_state(state, cell, B, C, "x", x)
     elif state is not None:
         raise ValueError("state: expected None without weights, got a state; pass the cell's weights too")
-    chosen = select(backend, x.device)
+    chosen = select(backend, x.device, cell if weights else None)
     if chosen == REFERENCE:
         with without_autocast(x.device):
             return reference.light_step(

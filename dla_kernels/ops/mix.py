@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import REFERENCE, select
+from ..backends import REFERENCE, BackendName, select
 from .autograd import accumulated, without_autocast
 from .checks import check_alike, check_gates
 from .differentiable import Differentiable
@@ -15,7 +15,7 @@ from .shapes import moments as moments_of
 
 
 def mix(
-    values: Sequence[Tensor], coef: Tensor, *, moments: bool = False, backend: str | None = None
+    values: Sequence[Tensor], coef: Tensor, *, moments: bool = False, backend: BackendName | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Compute what a layer attends to (Eq. 2): ``o = sum over m of coef_m v_m``, in one pass over all maps.
 
@@ -29,7 +29,7 @@ def mix(
 
 
 def mix_and_hand_on(
-    values: Sequence[Tensor], coef: Tensor, *, moments: bool, backend: str | None
+    values: Sequence[Tensor], coef: Tensor, *, moments: bool, backend: BackendName | None
 ) -> tuple[Tensor, Sequence[Tensor], Tensor | None]:
     """Mix, and return the values for the next layer too: handed on through it, their gradients are gathered on the way
     back, step by step, each by one pass, and not added up by autograd in two."""

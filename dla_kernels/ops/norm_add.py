@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import REFERENCE, select
+from ..backends import REFERENCE, BackendName, select
 from ..reference.norm_add import move
 from .autograd import accumulated, without_autocast
 from .checks import check_alike, check_weight, shape_of
@@ -25,7 +25,7 @@ def norm_add(
     eps: float = 1e-5,
     relu: bool = False,
     keep: Tensor | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> Tensor:
     """Compute what follows a step of layer attention, in one pass: ``x + keep BN(o)``, or ``x + keep relu(BN(o))``.
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import reference
-from ..backends import REFERENCE, select
-from ..cells import PAPER_DSU, PROJECTIONS, Cell, Weights
+from ..backends import REFERENCE, BackendName, select
+from ..cells import PAPER_DSU, PROJECTIONS, Cell, KindName, Weights
 from .autograd import accumulated, start_state, without_autocast
 from .checks import check_cell, check_rows, check_state
 from .differentiable import Differentiable
@@ -16,8 +16,8 @@ def refresh(
     state: tuple[Tensor, ...],
     weights: Weights,
     *,
-    cell: Cell = PAPER_DSU,
-    backend: str | None = None,
+    cell: Cell | KindName | str = PAPER_DSU,
+    backend: BackendName | None = None,
 ) -> Tensor:
     """Compute the refresh gate (Eq. 6): ``d_t = Dyn(y_t, c_T)`` for all t at once, output only.
 
@@ -29,9 +29,9 @@ def refresh(
     """
     check_rows("y", y)
     _, B, C = y.shape
-    check_cell(weights, cell, C, "y", y)
+    cell = check_cell(weights, cell, C, "y", y)
     check_state(state, cell, B, C, "y", y)
-    chosen = select(backend, y.device)
+    chosen = select(backend, y.device, cell)
     if chosen == REFERENCE:
         with without_autocast(y.device):
             return reference.refresh(y, state, weights, cell=cell)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .. import reference
-from ..backends import REFERENCE, select
+from ..backends import REFERENCE, BackendName, select
 from .autograd import accumulated, kernels
 from .checks import check_gates, check_maps
 from .differentiable import Differentiable
@@ -13,7 +13,9 @@ from .inplace import check_inplace, mark_written
 from .shapes import like
 
 
-def rescale(xs: Sequence[Tensor], d: Tensor, *, inplace: bool = False, backend: str | None = None) -> list[Tensor]:
+def rescale(
+    xs: Sequence[Tensor], d: Tensor, *, inplace: bool = False, backend: BackendName | None = None
+) -> list[Tensor]:
     """Rescale maps by their gates (Eq. 6): ``x_t <- x_t * d_t``, broadcast over HW.
 
     xs: T maps [B, C, H, W] that share dtype, device, B and C.

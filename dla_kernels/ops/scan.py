@@ -3,8 +3,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import reference
-from ..backends import REFERENCE, select
-from ..cells import PAPER_DSU, PROJECTIONS, Cell, Weights
+from ..backends import REFERENCE, BackendName, select
+from ..cells import PAPER_DSU, PROJECTIONS, Cell, KindName, Weights
 from .autograd import accumulated, start_state, without_autocast
 from .checks import check_cell, check_rows, check_state
 from .differentiable import Differentiable
@@ -16,9 +16,9 @@ def scan(
     y: Tensor,
     weights: Weights,
     *,
-    cell: Cell = PAPER_DSU,
+    cell: Cell | KindName | str = PAPER_DSU,
     state: tuple[Tensor, ...] | None = None,
-    backend: str | None = None,
+    backend: BackendName | None = None,
 ) -> tuple[Tensor, ...]:
     """Run the context scan over layers (Eq. 5): ``c_t = Dyn(y_t, c_{t-1})`` for t = 1..T.
 
@@ -31,10 +31,10 @@ def scan(
     """
     check_rows("y", y)
     _, B, C = y.shape
-    check_cell(weights, cell, C, "y", y)
+    cell = check_cell(weights, cell, C, "y", y)
     if state is not None:
         check_state(state, cell, B, C, "y", y)
-    chosen = select(backend, y.device)
+    chosen = select(backend, y.device, cell)
     if chosen == REFERENCE:
         with without_autocast(y.device):
             return reference.scan(y, weights, cell=cell, state=state)

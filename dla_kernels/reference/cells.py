@@ -2,13 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cells import Cell, Dense, Joint, Split, Weights
+from ..cells import ACTIVATIONS, OUTPUTS, Cell, Dense, Joint, Split, Weights
 
 ACT = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu, "identity": lambda c: c}
+
+
+class Rule(NamedTuple):
+    """The pointwise rule of a cell."""
+
+    step: Callable[[Sequence[Tensor], Tensor, Tensor], tuple[Tensor, Tensor]]  # of gates a, h and c -> h, c
+    output: Callable[[Tensor, Tensor], Tensor]  # of h and c
+    feed: Callable[[Tensor], Tensor] = lambda c: c  # h from c, for a cell that keeps c alone
+    starts_fed: bool = True  # whether such a cell starts from feed(0), or from h = 0
+
+
+def memory(a: Sequence[Tensor], c: Tensor) -> Tensor:
+    """Return ``c' = sig(f) c + sig(i) tanh(g)``, which LSTM, DIA and DSU share; a holds i, f, g (, o)."""
+    return torch.sigmoid(a[1]) * c + torch.sigmoid(a[0]) * torch.tanh(a[2])
+
+
+def rnn(a: Sequence[Tensor], h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.tanh(a[0]), c
+
+
+def lstm(a: Sequence[Tensor], h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    c = memory(a, c)
+    return torch.sigmoid(a[3]) * torch.tanh(c), c
+
+
+def dia(a: Sequence[Tensor], h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    c = memory(a, c)
+    return torch.sigmoid(a[3]) * torch.sigmoid(c), c
+
+
+def dsu(act: str, output: str) -> Rule:
+    def step(a: Sequence[Tensor], h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        c = memory(a, c)
+        return ACT[act](c), c
+
+    def read(h: Tensor, c: Tensor) -> Tensor:
+        return torch.sigmoid(c) if output == "sigmoid" else c
+
+    return Rule(step, read, ACT[act], starts_fed=output == "context")
+
+
+def read_h(h: Tensor, c: Tensor) -> Tensor:
+    return h
+
+
+RULES = {"rnn": Rule(rnn, read_h), "lstm": Rule(lstm, read_h), "dia": Rule(dia, read_h)}
+RULES |= {f"dsu-{act}-{output}": dsu(act, output) for output in OUTPUTS for act in ACTIVATIONS}
 
 
 def gates(y: Tensor, h: Tensor, weights: Weights) -> Tensor:
@@ -27,28 +77,25 @@ def gates(y: Tensor, h: Tensor, weights: Weights) -> Tensor:
 def step(y: Tensor, h: Tensor, c: Tensor, weights: Weights, cell: Cell) -> tuple[Tensor, Tensor, Tensor]:
     """Compute ``Dyn``: (what h feeds the next layer, the memory c, the output), each [..., C].
 
-    rnn has no memory and passes ``c`` through.
+    A cell without a memory passes ``c`` through.
     """
-    a = gates(y, h, weights)
-    if cell.kind == "rnn":
-        h = torch.tanh(a)
-        return h, c, h
-    i, f, g, *o = a.chunk(cell.num_gates, -1)
-    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    if cell.kind == "dsu":
-        return ACT[cell.act](c), c, torch.sigmoid(c) if cell.output == "sigmoid" else c
-    squash = torch.tanh if cell.kind == "lstm" else torch.sigmoid
-    h = torch.sigmoid(o[0]) * squash(c)
-    return h, c, h
+    rule = RULES[cell.rule]
+    h, c = rule.step(gates(y, h, weights).chunk(cell.num_gates, -1), h, c)
+    return h, c, rule.output(h, c)
 
 
 def unpack_state(state: tuple[Tensor, ...] | None, like: Tensor, cell: Cell) -> tuple[Tensor, Tensor]:
-    """Return (h, c) from a state as users hold it: (h,) rnn | (h, c) lstm, dia | (c,) or (h, c) dsu."""
+    """Return (h, c) from a state as users hold it, by ``cell.state_forms``: (h,), (h, c), or (c,), where h follows."""
+    rule, fed = RULES[cell.rule], cell.h_follows_from_c
     if state is None:
         c = torch.zeros_like(like)
-        from_c = cell.h_is_act_of_c and cell.output == "context"
-        return (ACT[cell.act](c) if from_c else c), c
+        return (rule.feed(c) if fed and rule.starts_fed else c), c
     state = tuple(s.to(like.dtype) for s in state)
     if len(state) == 2:
         return state[0], state[1]
-    return (ACT[cell.act](state[0]), state[0]) if cell.h_is_act_of_c else (state[0], state[0])
+    return (rule.feed(state[0]) if fed else state[0]), state[0]
+
+
+def output_of(state: tuple[Tensor, ...], cell: Cell) -> Tensor:
+    """Return what a cell shows of a state as users hold it."""
+    return RULES[cell.rule].output(*unpack_state(state, state[0], cell))

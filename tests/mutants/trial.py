@@ -33,7 +33,17 @@ class Tree:
         self.clean = folder / "clean"  # the build of the unchanged sources
 
     def make(self):
-        """Make the copy of the sources as they are now, not as an interrupted run left them, and build it."""
+        """Make the copy and build it, and keep what was built."""
+        self.copy()
+        if self.clean.exists():
+            shutil.copytree(self.clean, self.build)
+        self.build_all()
+        shutil.rmtree(self.clean, ignore_errors=True)
+        shutil.copytree(self.build, self.clean)
+        self.take_clean_libraries()
+
+    def copy(self):
+        """Copy the sources as they are now, not as an interrupted run left them."""
         shutil.rmtree(self.folder, ignore_errors=True)
         listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
@@ -41,8 +51,8 @@ class Tree:
             if (ROOT / name).exists():
                 (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, self.folder / name)
-        if self.clean.exists():
-            shutil.copytree(self.clean, self.build)
+
+    def build_all(self):
         import torch
 
         # What compiles fast: little optimisation, and one instruction set beside the baseline.
@@ -50,9 +60,6 @@ class Tree:
         options = [f"-DTORCH_DIR={torch.__path__[0]}", "-DDLA_SIMT=ON", *fast]
         self.run("cmake", "-G", "Ninja", "-S", ".", "-B", "build/cmake", *options).check_returncode()
         self.run("cmake", "--build", "build/cmake", "--parallel", "1").check_returncode()
-        shutil.rmtree(self.clean, ignore_errors=True)
-        shutil.copytree(self.build, self.clean)
-        self.take_clean_libraries()
 
     def take_clean_libraries(self):
         for library in self.clean.glob("_C_*.so"):
