@@ -1,6 +1,7 @@
 """What stands between the clock and a table is right: order of calls, medians, spreads, ratios, bandwidths, peaks."""
 
 import json
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ from bench.common import Shape
 from bench.devices import Cpu
 from bench.model import scaling
 from bench.ops import timing
-from bench.report import plot
+from bench.report import plot, render
 
 # A copy of S bytes, both ways, in 3 ms: 4 GB/s. Ours: 8 MB in 2.5 ms, 3.2 GB/s.
 ROW = {
@@ -197,9 +198,9 @@ def test_the_picture_draws_the_floor_and_the_times(monkeypatch, tmp_path):
     rows = [{**row, "pass": which} for row in (once, twice) for which in scaling.PASSES]
     scaling.picture(rows, tmp_path / "scaling.png")
     drawn = {line.get_label(): list(line.get_xydata().ravel()) for line in kept[0][1][0][0].lines}
-    assert drawn.keys() == {"cpu", "eager", "compile", "floor: one pass at a copy's bandwidth"}
+    assert drawn.keys() == {"cpu", "eager", "compile", scaling.FLOOR}
     assert drawn["cpu"] == [2, 2.5, 4, 4.0]
-    assert drawn["floor: one pass at a copy's bandwidth"] == pytest.approx([2, 2.0, 4, 4.0])
+    assert drawn[scaling.FLOOR] == pytest.approx([2, 2.0, 4, 4.0])
 
 
 def test_every_committed_run_on_a_gpu_can_be_drawn(tmp_path):
@@ -210,3 +211,47 @@ def test_every_committed_run_on_a_gpu_can_be_drawn(tmp_path):
     assert on_gpus
     for i, rows in enumerate(on_gpus):
         plot.speedups([row for row in rows if row["ms"]], tmp_path / f"{i}.png")
+
+
+def watch_figures(monkeypatch):
+    """Return a list that gets each figure that is drawn, with its panels."""
+    kept, axes_of = [], plot.axes_of
+    monkeypatch.setattr(plot, "axes_of", lambda *a, **o: kept.append(axes_of(*a, **o)) or kept[-1])
+    return kept
+
+
+def legend_of(figure):
+    (legend,) = figure.legends
+    return legend, [text.get_text() for text in legend.get_texts()]
+
+
+def test_pictures_of_the_committed_run_have_every_bar_and_their_legends_cover_none(monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    found, figures = json.loads((common.LATEST.parent / "cpu/bench.json").read_text()), watch_figures(monkeypatch)
+    rows = render.at_a_glance(found)
+    plot.glance(rows, tmp_path / "glance.png")
+    plot.layers(found, tmp_path / "layers.png")
+    plot.speedups(found["rows"], tmp_path / "speedups.png")
+    for figure, panels in figures:
+        figure.canvas.draw()
+        legend, names = legend_of(figure)
+        assert len(names) == len({*names})
+        for axis in panels.ravel():
+            assert not legend.get_window_extent().overlaps(axis.get_window_extent())
+            assert axis.patches
+    bars = figures[0][1].ravel()[0].patches
+    assert len(bars) == sum(len(ms) for _, ms in rows)
+    assert sorted(bar.get_width() for bar in bars) == sorted(t / ms["ours"] for _, ms in rows for t in ms.values())
+    titles = " ".join(title for title, _ in rows)
+    assert all(name in titles for name in ("layer_update", "light_step", "base_step", "resnet56"))
+    assert all({"eager", "ours"} <= ms.keys() for _, ms in rows)
+
+
+def test_bars_stand_side_by_side_without_gaps(monkeypatch):
+    pytest.importorskip("matplotlib")
+    _, ((axis,),) = plot.axes_of(1)
+    rows = [{"eager": 2.0, "ours": 1.0}, {"eager": 3.0, "compile": 2.0, "ours": 1.0}]
+    plot.bars(axis, rows, ["eager", "compile", "ours"])
+    places = sorted((bar.get_y(), bar.get_y() + bar.get_height()) for bar in axis.patches)
+    gaps = [round(begin - end, 6) for (_, end), (begin, _) in pairwise(places)]
+    assert gaps == [0, pytest.approx(1 - 2.5 * 0.8 / 3, abs=1e-6), 0, 0]

@@ -23,6 +23,7 @@ AXES = {
     "C": (16, 32, 64, 128, 256, 512, 1024, 2048),
     "HW": (1, 2, 4, 7, 14, 28, 56),
 }
+FLOOR = "floor: one pass at a copy's bandwidth; below it, ours moves fewer bytes than the copy does"
 OP, PASSES = "layer_update", ("forward", "both")
 
 
@@ -121,11 +122,11 @@ def picture(rows: list[dict], path: Path, tag: dict[str, str] | None = None) -> 
                     there = [row for row in points if name in row["ms"]]
                     where = [row["shape"][axis] for row in there]
                     panel.plot(where, times(there, name), "o-", color=plot.COLOURS.get(name), label=name)
-            panel.plot(at, [floor_ms(row) for row in points], "k:", label="floor: one pass at a copy's bandwidth")
+            panel.plot(at, [floor_ms(row) for row in points], "k:", label=FLOOR)
             panel.set(xscale="log", yscale="log", xlabel=axis, title=f"{OP}, {which}", ylabel="ms")
             panel.set_xticks(at, at)
             panel.minorticks_off()
-    panels[0][0].legend(fontsize="small")
+    plot.legend_below(figure)
     figure.savefig(path, dpi=100, metadata=tag)
 
 

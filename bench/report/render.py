@@ -58,12 +58,47 @@ def machine() -> str:
     return f"Measured on: {machine_line(results('cpu/bench.json'))}.\n"
 
 
+def at_a_glance(found: dict) -> list[tuple[str, dict[str, float]]]:
+    """Return one row of each thing that people run, forward and backward, with its times in ms."""
+
+    def of(rows: list[dict], op: str = "forward+backward") -> dict[str, float]:
+        row = next(row for row in rows if row["name"] in GLANCE_ROWS)
+        times = {key.partition("/")[2]: ms for key, ms in row["ms"].items() if key.partition("/")[0] == op}
+        return {name.replace("eager, ", ""): times[name] for name in times if name != "ours in place"}
+
+    net, steps = found["networks"][0], found["attention"]
+    name, depth = "dla_{}_resnet{}, a training step, B = 32", net["depth"]
+    whole = {kind: {k.partition("/")[2]: ms for k, ms in net["ms"].items() if kind in k} for kind in ("light", "base")}
+    return [
+        ("layer_update: a stage of 6 layers at once", of(found["rows"])),
+        ("light_step: a layer of DLA-L", of(steps["layers"])),
+        ("base_step: a stage of 12 layers of DLA-B", of(steps["stages"])),
+        *((name.format(kind, depth), times) for kind, times in whole.items()),
+    ]
+
+
+GLANCE_ROWS = ("T6-B32-C64-HW32x32-r4", "B32-C64-HW32x32", "T12-B16-C256-HW8x8")
+
+
+def glance() -> str:
+    rows = at_a_glance(results("cpu/bench.json"))
+    lines = [
+        f"| forward and backward, ms | {' | '.join(plot.GLANCE.values())} |",
+        "|---" * (1 + len(plot.GLANCE)) + "|",
+    ]
+    for title, ms in rows:
+        cells = [f"{ms[name]:.1f}" if name in ms else "" for name in plot.GLANCE]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n\n![the same, in multiples of ours](figures/cpu-glance.png)\n"
+
+
 def whole_stages() -> str:
     return fenced(stages.report(results("cpu/bench.json")["rows"]))
 
 
 def layers() -> str:
-    return fenced(steps.report(results("cpu/bench.json")["attention"]))
+    picture = "\n![times over ours](figures/cpu-layers.png)\n"
+    return fenced(steps.report(results("cpu/bench.json")["attention"])) + picture
 
 
 def taxes() -> str:
@@ -221,6 +256,7 @@ def gpu_highlights() -> str:
 # Page -> its blocks, each with the function that makes it.
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     DOCS / "performance.md": {
+        "glance": glance,
         "machine": machine,
         "stages": whole_stages,
         "speedups": speedups,
@@ -237,6 +273,8 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
 }
 # Picture -> the results it is made from, and the function that draws it.
 PICTURES: dict[str, tuple[str, Callable[[dict, Path, dict], None]]] = {
+    "cpu-glance.png": ("cpu/bench.json", lambda found, path, tag: plot.glance(at_a_glance(found), path, tag)),
+    "cpu-layers.png": ("cpu/bench.json", plot.layers),
     "cpu-speedups.png": ("cpu/bench.json", lambda found, path, tag: plot.speedups(found["rows"], path, tag)),
     "cpu-scaling.png": ("cpu/scaling.json", lambda found, path, tag: scaling.picture(found["rows"], path, tag)),
 }
