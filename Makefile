@@ -5,6 +5,7 @@
 # make docs    setup, then the documentation as a site, build/site/index.html; a warning is an error
 # make soak    setup, then the ops under random inputs, threads, interrupts and low memory, for minutes
 # make gpu     on a machine with a GPU: build, test, check and benchmark in under 9 minutes
+# make dist    sdist and wheels, each tried in a fresh environment; DIST_OPTIONS="--kinds cpu --torch 2.13.0"
 # make lint    formatting and static checks
 # make clean   removes what the others made
 
@@ -16,7 +17,7 @@ BIN := $(VENV)/bin
 WORKERS = $$($(BIN)/python -c "import xdist; print('-n 2 --dist loadgroup --no-loadscope-reorder')" 2>/dev/null)
 PYTEST = $(BIN)/python -m pytest $(WORKERS) $(if $(SEED),--tier-seed=$(SEED)) $(if $(K),-k "$(K)")
 
-.PHONY: setup test test-rest test-all bench docs soak gpu lint clean help
+.PHONY: setup test test-rest test-all bench docs soak gpu dist lint clean help
 
 help:
 	@sed -n 's/^# \(make.*\)/\1/p' Makefile
@@ -45,6 +46,11 @@ soak: setup
 
 gpu:
 	@$(PYTHON) tools/gpu.py $(GPU_OPTIONS)
+
+dist: setup
+	$(BIN)/python -m pip install -q "pip>=25.1" # the first that knows --group
+	$(BIN)/python -m pip install -q --group dist
+	$(BIN)/python tools/dist.py $(DIST_OPTIONS)
 
 lint: setup
 	$(BIN)/python -m pip install -q "pip>=25.1" # the first that knows --group
