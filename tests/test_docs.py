@@ -33,6 +33,11 @@ def files_named(page):
     return [page.parent / link for link in re.findall(r"\]\(([^)#:]+)\)", text)] + [ROOT / name for name in named]
 
 
+def names_placed(page):
+    """Return the names that a page says are in a file, as in: `KINDS` in `dla_kernels/cells.py`."""
+    return re.findall(r"`(\w+)`\s+in\s+`([\w/.]+\.\w+)`", page.read_text())
+
+
 def commands(page):
     """Return the lines of a page's blocks that call the Makefile or Python."""
     blocks = re.findall(r"^```\w*\n(.*?)^```$", page.read_text(), re.S | re.M)
@@ -79,6 +84,11 @@ def test_the_site_builds_without_a_warning(tmp_path):
 
 def test_the_performance_page_follows_from_the_results():
     assert render.stale() == [], "run: python -m dla_kernels bench render"
+
+
+@pages_with(names_placed)
+def test_names_are_in_the_files_they_are_said_to_be_in(page):
+    assert [(name, file) for name, file in names_placed(page) if name not in (ROOT / file).read_text()] == []
 
 
 @pages_with(commands)

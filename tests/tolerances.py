@@ -1,4 +1,5 @@
-"""This is the one place for tolerances, and each has its reason.
+"""This is the one place for tolerances of ops, and each has its reason. (Whole networks and compiled programs are
+compared as torch.testing does.)
 
 In float64 an error may be a small multiple of eps for each term of the longest sum, relative to the largest element.
 Where the result is a small difference of large terms, as gradients of q and k are, it may be larger by twice the error
