@@ -24,6 +24,8 @@ if not torch.cuda.is_available():
         os.environ.setdefault("DLA_KERNELS_TRITON_TILES", tiles)
 
 from dla_kernels.backends import BACKENDS, INTERPRETED
+from dla_kernels.cells import KINDS
+from dla_kernels.reference.cells import RULES
 
 from . import compilers, guardian, interpreter, tiers
 
@@ -139,3 +141,11 @@ def poisoned_memory():
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def registered_cells():
+    """Forget the cells that a test has registered; examples of pages do so too."""
+    yield
+    for name in [name for name, kind in KINDS.items() if not kind.compiled]:
+        del KINDS[name], RULES[name]

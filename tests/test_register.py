@@ -12,15 +12,6 @@ from .cases import MIDDLE, OPS_WITH_CELL, SMALL, inputs_of, options_of
 from .tolerances import assert_same_bits
 
 
-@pytest.fixture(autouse=True)
-def forget():
-    """Forget what a test has registered."""
-    before = set(cells.KINDS)
-    yield
-    for name in set(cells.KINDS) - before:
-        del cells.KINDS[name], rules.RULES[name]
-
-
 def minimal(a, h, c):
     f = torch.sigmoid(a[0])
     c = f * c + (1 - f) * torch.tanh(a[1])
