@@ -105,6 +105,9 @@ class Cell:
     projection: ProjectionName | Literal[""] = ""
 
     def __post_init__(self) -> None:
+        for field in ("kind", "act", "output", "projection"):
+            if not isinstance(getattr(self, field), str):
+                raise TypeError(f"Cell.{field}: expected a name, got {type(getattr(self, field)).__name__}")
         form = self.kind
         if form == "dsu-paper":
             if self.output not in ("", "context"):
@@ -134,14 +137,20 @@ class Cell:
         object.__setattr__(self, field, value)
 
     @property
+    def _known(self) -> Kind:
+        if self.kind not in KINDS:  # it comes from another process
+            raise ValueError(f"Cell.kind: {self.kind!r} is not registered here; call dla_kernels.register_cell first")
+        return KINDS[self.kind]
+
+    @property
     def num_gates(self) -> int:
         """Return NG, how many gates the rule has."""
-        return KINDS[self.kind].num_gates
+        return self._known.num_gates
 
     @property
     def state_names(self) -> tuple[str, ...]:
         """Return the names of what ``scan`` returns, one tensor [T, B, C] each."""
-        return KINDS[self.kind].state_names
+        return self._known.state_names
 
     @property
     def state_forms(self) -> tuple[tuple[str, ...], ...]:
@@ -156,7 +165,7 @@ class Cell:
     @property
     def compiled(self) -> bool:
         """Return whether backends have kernels for the rule."""
-        return KINDS[self.kind].compiled
+        return self._known.compiled
 
     @property
     def rule(self) -> str:

@@ -44,7 +44,7 @@ def register_cell(
     compiled = [kind for kind in KINDS if KINDS[kind].compiled]
     if not re.fullmatch(r"[a-z]\w*", str(name)) or name in compiled:
         raise ValueError(f"name: expected a word of small letters that is none of {', '.join(compiled)}, got {name!r}")
-    if not isinstance(gates, int) or gates < 1:
+    if not isinstance(gates, int) or isinstance(gates, bool) or gates < 1:
         raise ValueError(f"gates: expected at least 1, got {gates!r}")
     if tuple(states) not in STATES:
         raise ValueError(f"states: expected one of {', '.join(map(str, STATES))}, got {states!r}")
@@ -67,6 +67,14 @@ def check_rule(rule: Rule, gates: int, states: tuple[str, ...]) -> None:
     new_h, new_c = made
     if getattr(rule.output(new_h, new_c), "shape", None) != shape:
         raise ValueError(f"output: expected a tensor {list(shape)}, got {told(rule.output(new_h, new_c))}")
+    if states == ("h",):
+        h_of_other, c_of_other = rule.step(a, h, c + 1)
+        shown = rule.output(new_h, c), rule.output(new_h, c + 1)
+        if not (torch.equal(h_of_other, new_h) and torch.equal(c_of_other, c + 1) and torch.equal(*shown)):
+            raise ValueError(
+                "step, output: expected h alone to matter, as states=('h',) keeps no c, got a cell that uses c or "
+                "does not hand it on; give states=('h', 'c')"
+            )
     if states == ("c",) and not torch.allclose(rule.feed(new_c), new_h):
         raise ValueError(
             "step: expected h = feed(c), as states=('c',) keeps c alone, got another h; give feed, or states=('h', 'c')"

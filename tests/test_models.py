@@ -224,7 +224,7 @@ def test_mistakes_are_explained():
         small(num_classes=-1)
     with pytest.raises(ValueError, match="out_indices: expected None without features_only=True"):
         small(out_indices=[0])
-    for wrong in ([], [0, 2], [-1]):
+    for wrong in ([], [0, 2], [-3], 3, 0):
         with pytest.raises(ValueError, match=r"out_indices: expected some of \[0, 1\], got"):
             small(out_indices=wrong, features_only=True)
     with pytest.raises(ValueError, match="pretrained: expected False, there are no weights to download"):
@@ -351,6 +351,11 @@ def test_own_checkpoints_load_whole_and_in_part(tmp_path):
     features = ResNet(**SMALL, attention="dla_light", features_only=True)
     load(features, to_published(net))
     assert torch.equal(features.conv1.weight, net.conv1.weight)
+
+
+@pytest.mark.parametrize(("wanted", "strides"), [((-1,), [2]), (1, [2]), (2, [1, 2]), ((0, -1), [1, 2])])
+def test_stages_may_be_counted_from_the_last(wanted, strides):
+    assert small(features_only=True, out_indices=wanted).strides == strides
 
 
 @pytest.mark.parametrize("prefix", ["", "inner."])

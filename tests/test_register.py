@@ -115,6 +115,9 @@ def test_a_name_may_be_registered_again_but_not_that_of_a_kernel():
     ("wrong", "message"),
     [
         ({"gates": 0}, "gates: expected at least 1, got 0"),
+        ({"gates": True}, "gates: expected at least 1, got True"),
+        ({"states": ("h",)}, "step, output: expected h alone to matter"),
+        ({"states": ("h",), "step": lambda a, h, c: (a[0], c)}, "step, output: expected h alone to matter"),
         ({"states": ("c", "h")}, "states: expected one of .*, got"),
         ({"projection": "full"}, "projection: expected one of joint, split, dense, got 'full'"),
         ({"step": lambda a, h, c: c}, r"step: expected h and c .* two tensors \[2, 3\], got a tensor \[2, 3\]"),
@@ -128,3 +131,10 @@ def test_what_is_no_cell_is_refused(wrong, message):
         register_minimal(**wrong)
     with pytest.raises(ValueError, match=r"Cell\.kind: expected one of rnn, lstm, dia, dsu, got 'minimal'"):
         dla.Cell("minimal")
+
+
+def test_a_cell_of_another_process_asks_for_its_registration():
+    cell = register_minimal()
+    del cells.KINDS["minimal"], rules.RULES["minimal"]
+    with pytest.raises(ValueError, match="'minimal' is not registered here"):
+        _ = cell.num_gates

@@ -17,21 +17,33 @@ from .stage import Stage
 from .survey import Survey, survey
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
+# What a module has of hooks.
+HOOKS = [f"_{when}_hooks{how}" for when in ("forward", "forward_pre") for how in ("", "_with_kwargs")]
+HOOKS += ["_forward_hooks_always_called", "_backward_hooks", "_backward_pre_hooks"]
 COMPILED = 0  # stands for the thread's number where torch.compile traces
 
 
 class Kept:
-    """A forward hook that keeps what a block's shortcut made for each thread, until the thread takes it."""
+    """A forward hook that keeps what a block's shortcut made for each thread, until the thread takes it; a copy where
+    the block writes over it."""
 
-    def __init__(self) -> None:
+    def __init__(self, copies: bool) -> None:
+        self.copies = copies
         self.outputs: dict[int, Tensor] = {}
 
     def __call__(self, module: nn.Module, args: tuple, output: Tensor) -> None:
-        self.outputs[COMPILED if torch.compiler.is_compiling() else threading.get_ident()] = output
+        at = COMPILED if torch.compiler.is_compiling() else threading.get_ident()
+        self.outputs[at] = output.clone() if self.copies else output
 
     def __getstate__(self) -> dict:
         """Return a state without outputs, so that a copy has none: a block called by itself has left one here."""
-        return {"outputs": {}}
+        return {"outputs": {}, "copies": self.copies}
+
+    def forget(self) -> None:
+        """Drop what a block has left that was called by itself."""
+        if not torch.compiler.is_compiling():
+            self.outputs.pop(threading.get_ident(), None)
+            self.outputs.pop(COMPILED, None)
 
     def take(self) -> Tensor:
         if not torch.compiler.is_compiling() and threading.get_ident() in self.outputs:
@@ -51,7 +63,9 @@ class ConvertedStage(Stage):
         super().__init__(blocks.named_children(), attention)
         self.training = blocks.training
         self.found = found
-        self.shortcuts = [Kept() if name else None for name in found.shortcuts]
+        for hooks in HOOKS:
+            getattr(self, hooks).update(getattr(blocks, hooks))
+        self.shortcuts = [Kept(copies) if name else None for name, copies in zip(found.shortcuts, found.overwritten)]
         for block, name, kept in zip(self.blocks, found.shortcuts, self.shortcuts):
             if kept is not None:
                 block.get_submodule(name).register_forward_hook(kept)
@@ -60,9 +74,13 @@ class ConvertedStage(Stage):
         return iter((self,))
 
     def layer(self, t: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
-        before = None if t == 0 and self.found.starts_alone else x
+        kept, before = self.shortcuts[t], None
+        if kept is not None:
+            kept.forget()
+        elif t > 0 or not self.found.starts_alone:
+            before = x.clone() if self.found.overwritten[t] else x
         x = self[t](x)
-        return self.attention(t, x, self.shortcut(t, x) if self.shortcuts[t] else before, memory)
+        return self.attention(t, x, before if kept is None else self.shortcut(t, x), memory)
 
     def shortcut(self, t: int, x: Tensor | Proxy) -> Tensor | Proxy:
         """Return what the shortcut of block t made on the way to x."""
@@ -109,9 +127,14 @@ def convert(
     for name, module in model.named_modules():
         if isinstance(module, ConvertedStage):
             raise ValueError(f"model: expected one without layer attention, got one whose {name} was converted before")
-    made = {}
+    if isinstance(stages, str):
+        raise TypeError(f"stages: expected a sequence of names, got {stages!r}; [{stages!r}] is one")
+    stages = tuple(stages)
+    if not stages:
+        raise ValueError("stages: expected at least one name, got none")
+    made = []
     for name, found in survey(model, stages, example).items():
-        stage = model.get_submodule(name)
+        blocks = model.get_submodule(name)
         between = stage_attention(
             attention,
             found.channels,
@@ -124,8 +147,10 @@ def convert(
         )
         for layer in between.layers:
             nn.init.constant_(layer.norm.weight, 0.01 if between.relu else 0.0)
-        like = next(stage.parameters())
-        made[name] = ConvertedStage(stage, between.to(like.device, like.dtype).train(stage.training), found)
-    for name, stage in made.items():
-        model.set_submodule(name, stage)
+        like = next(blocks.parameters(), torch.empty(0))
+        made.append((blocks, between.to(like.device, like.dtype).train(blocks.training), found))
+    for blocks, between, found in made:  # now that nothing can fail any more
+        stage = ConvertedStage(blocks, between, found)
+        for path in [path for path, module in model.named_modules(remove_duplicate=False) if module is blocks]:
+            model.set_submodule(path, stage)
     return model

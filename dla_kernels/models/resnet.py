@@ -61,7 +61,7 @@ def stage_attention(
     backend: BackendName | None = None,
 ) -> StageAttention | LayerwiseIntegration | None:
     """Return what runs between the layers of a stage; None where nothing does."""
-    cell = cell or WITH_CELL.get(attention)
+    cell = WITH_CELL.get(attention) if cell is None else cell
     if attention == "dia":
         assert cell is not None
         if cell == "lstm":  # behind bottlenecks, as DIANet's own cell is
@@ -116,7 +116,7 @@ class ResNet(nn.Module):
     drop_path: of layer attention, the rate at which a sample skips it in training.
     num_classes: with 0 there is no classifier, and the network returns the means of its last maps.
     features_only: returns the maps of stages, of ``channels`` at ``strides``, in place of class scores.
-    out_indices: of ``features_only``, of which stages, counted from 0; all of them unless given.
+    out_indices: of ``features_only``, of which stages, counted from 0, or of how many of the last; else of all.
     backend: of all ops, as for them.
 
     >>> net = ResNet((2, 2, 2), Bottleneck, attention="dla_light", num_classes=10)
@@ -138,7 +138,7 @@ class ResNet(nn.Module):
         head_channels: int | None = None,
         drop_path: float = 0.0,
         features_only: bool = False,
-        out_indices: Sequence[int] | None = None,
+        out_indices: Sequence[int] | int | None = None,
         backend: BackendName | None = None,
     ) -> None:
         super().__init__()
@@ -193,10 +193,11 @@ class ResNet(nn.Module):
         self.features_only = features_only
         if out_indices is not None and not features_only:
             raise ValueError(f"out_indices: expected None without features_only=True, got {out_indices!r}")
-        stages_there = range(len(depths))
-        self.out_indices = sorted(stages_there if out_indices is None else {*out_indices})
-        if not {*self.out_indices} <= {*stages_there} or not self.out_indices:
-            raise ValueError(f"out_indices: expected some of {[*stages_there]}, got {out_indices!r}")
+        count = len(depths)
+        wanted = range(-out_indices, 0) if isinstance(out_indices, int) else out_indices
+        self.out_indices = [*range(count)] if wanted is None else sorted({s + count if s < 0 else s for s in wanted})
+        if not {*self.out_indices} <= {*range(count)} or not self.out_indices:
+            raise ValueError(f"out_indices: expected some of {[*range(count)]}, got {out_indices!r}")
         self.channels = [self.channels[s] for s in self.out_indices]
         self.strides = [self.strides[s] for s in self.out_indices]
         self.reset_classifier((1000 if imagenet else 10) if num_classes is None else num_classes)
@@ -208,8 +209,10 @@ class ResNet(nn.Module):
         """The stages, which are the modules ``layer1``, ``layer2`` ..., as in torchvision."""
         return [getattr(self, stage_name(s)) for s in range(len(self.depths))]
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Put a new classifier in place of the one that is there; with 0 classes there is none."""
+        if global_pool not in (None, "avg"):
+            raise ValueError(f"global_pool: expected 'avg', which these networks have, got {global_pool!r}")
         if num_classes < 0:
             raise ValueError(f"num_classes: expected a number of classes, or 0 for none, got {num_classes}")
         like = self.conv1.weight

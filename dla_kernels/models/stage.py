@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+OTHERS = ("attention", "names", "grad_checkpointing", "found", "shortcuts")  # names of what stages have beside blocks
+
 
 class Stage(nn.Module):
     """A stage that runs its blocks one after the other and, after each, its attention. Blocks have the names that they
@@ -20,8 +22,6 @@ class Stage(nn.Module):
         for name, block in blocks:
             self.add_module(name, block)
             self.names.append(name)
-        if "attention" in self.names:
-            raise ValueError("stages: expected blocks of other names than attention, which stands beside them")
         self.attention = attention
         self.grad_checkpointing = False
         self.register_load_state_dict_pre_hook(take_old_names)

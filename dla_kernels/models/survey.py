@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from .stage import OTHERS, Stage
 
 SHORTCUTS = ("downsample", "proj", "shortcut")  # what the blocks of torchvision and timm call theirs
 
@@ -18,30 +21,60 @@ class Survey(NamedTuple):
 
     channels: int
     shortcuts: list[str]  # of each block, which of SHORTCUTS makes it; empty where it is the block's input
+    overwritten: list[bool]  # of each block, whether it writes over its shortcut, so that a copy has to be kept
     starts_alone: bool  # the first block has no shortcut, and an input of another size
 
 
-class Call(NamedTuple):
-    """One call of a module."""
+@dataclass
+class Call:
+    """One call of a module. Versions tell what is written in place later."""
 
-    given: object
-    made: object
+    args: tuple
+    kwargs: dict[str, Any]
+    versions: list[int]  # of the first argument, and of what was made, when they were handed over
+    made: Any = None
+
+    @property
+    def given(self) -> Any:
+        return self.args[0] if self.args else None
+
+
+def version(x: object) -> int:
+    return x._version if isinstance(x, Tensor) else 0
 
 
 def survey(model: nn.Module, stages: Sequence[str], example: Tensor | tuple | None) -> dict[str, Survey]:
     """Return what there is to know of each stage; raise where one is none."""
-    if isinstance(stages, str):
-        raise TypeError(f"stages: expected a sequence of names, got {stages!r}; [{stages!r}] is one")
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     for name in stages:
-        if name not in modules or not list(modules[name].children()):
+        if not name or name not in modules or not list(modules[name].children()):
             raise ValueError(
                 f"stages: expected names of modules that run their own one after the other, but {type(model).__name__} "
                 f"has no such {name!r}; it has {', '.join(sequences(model)) or 'none'}"
             )
+        outer = [other for other in stages if name.startswith(f"{other}.")]
+        again = [other for other in stages if modules[other] is modules[name]]
+        if outer or len(again) > 1:
+            raise ValueError(
+                f"stages: expected each once and none inside of another, got {', '.join([*outer, *again])}"
+            )
+        check_own(name, modules[name])
     watched = {name: module for stage in stages for name, module in modules_of(stage, modules[stage])}
     calls = calls_of(model, list(watched), example)
     return {name: surveyed(name, modules[name], calls) for name in stages}
+
+
+def check_own(name: str, stage: nn.Module) -> None:
+    """Raise an error unless a stage is no more than its blocks, whose names do not say something else of a stage."""
+    own = [what for what, _ in (*stage.named_parameters(recurse=False), *stage.named_buffers(recurse=False))]
+    if own:
+        raise TypeError(f"stages: expected {name} to have blocks alone, got one with {', '.join(own)} of its own")
+    taken = [block for block, _ in stage.named_children() if block in OTHERS or hasattr(Stage, block)]
+    if taken:
+        raise ValueError(
+            f"stages: expected blocks of {name} with other names than {', '.join(taken)}; perhaps the stage is inside, "
+            f"as {name}.{taken[0]}"
+        )
 
 
 def sequences(model: nn.Module) -> list[str]:
@@ -62,20 +95,35 @@ def modules_of(name: str, stage: nn.Module) -> list[tuple[str, nn.Module]]:
     return found
 
 
-def calls_of(model: nn.Module, watched: Sequence[str], example: Tensor | tuple | None) -> dict[str, list[Call]]:
-    """Return the calls of modules during one of the model, on the meta device."""
-    # Who copies finds these in the place of parameters and buffers: nothing is copied that has numbers.
-    empty: dict[int, Any] = {id(t): t.detach().to("meta") for t in (*model.parameters(), *model.buffers())}
+def empty_copy(model: nn.Module) -> nn.Module:
+    """Return a copy in evaluation that is on the meta device, and has no hooks."""
+    tensors = [*model.parameters(), *model.buffers()]
+    tensors += [x for module in model.modules() for x in vars(module).values() if isinstance(x, Tensor)]
+    # Who copies finds these in the place of tensors: nothing is copied that has numbers.
+    empty: dict[int, Any] = {id(x): x.detach().to("meta") for x in tensors}
     copied = copy.deepcopy(model, empty).eval()
-    calls = defaultdict(list)
+    for module in copied.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return copied
+
+
+def calls_of(model: nn.Module, watched: Sequence[str], example: Tensor | tuple | None) -> dict[str, list[Call]]:
+    """Return the calls of modules during one of the model."""
+    copied, calls = empty_copy(model), defaultdict(list)
     for name in watched:
 
-        def keep(module: nn.Module, args: tuple, made: object, name: str = name) -> None:
-            calls[name].append(Call(args[0] if args else None, made))
+        def begin(module: nn.Module, args: tuple, kwargs: dict[str, Any], name: str = name) -> None:
+            calls[name].append(Call(args, kwargs, [version(args[0] if args else None)]))
 
-        copied.get_submodule(name).register_forward_hook(keep)
+        def end(module: nn.Module, args: tuple, made: object, name: str = name) -> None:
+            calls[name][-1].made = made
+            calls[name][-1].versions.append(version(made))
+
+        copied.get_submodule(name).register_forward_pre_hook(begin, with_kwargs=True)
+        copied.get_submodule(name).register_forward_hook(end)
     if example is None:
-        like = next(model.parameters())
+        like = next(model.parameters(), torch.empty(0))
         example = torch.empty(1, 3, 224, 224, dtype=like.dtype)
     args = example if isinstance(example, tuple) else (example,)
     try:
@@ -84,7 +132,8 @@ def calls_of(model: nn.Module, watched: Sequence[str], example: Tensor | tuple |
     except Exception as error:
         sizes = [list(a.shape) if isinstance(a, Tensor) else a for a in args]
         raise ValueError(
-            f"example: expected what {type(model).__name__} can be called with, but with {sizes} it fails, {error}"
+            f"example: expected what {type(model).__name__} can be called with on the meta device, where tensors have "
+            f"sizes and no numbers, but with {sizes} it fails, {error}"
         ) from error
     return calls
 
@@ -94,11 +143,13 @@ def surveyed(name: str, stage: nn.Module, calls: dict[str, list[Call]]) -> Surve
     blocks = [f"{name}.{own}" for own, _ in stage.named_children()]
     if any(len(calls[at]) != 1 for at in (name, *blocks)):
         raise TypeError(f"stages: expected {name} and each of its blocks to be called once, not so in this network")
+    if any(len(calls[at][0].args) != 1 or calls[at][0].kwargs for at in (name, *blocks)):
+        raise TypeError(f"stages: expected {name} and its blocks to be called with a map and nothing else, not so here")
     x = given = calls[name][0].given
-    for (at,) in (calls[at] for at in blocks):
-        if at.given is not x:
+    for (call,) in (calls[at] for at in blocks):
+        if call.given is not x:
             raise TypeError(f"stages: expected each block of {name} to be given what the one before made, not so here")
-        x = at.made
+        x = call.made
     if calls[name][0].made is not x:
         raise TypeError(f"stages: expected {name} to return what its last block made, not so here")
     maps = [calls[at][0].made for at in blocks]
@@ -107,11 +158,18 @@ def surveyed(name: str, stage: nn.Module, calls: dict[str, list[Call]]) -> Surve
         found = ", ".join(str(list(m.shape)) if isinstance(m, Tensor) else type(m).__name__ for m in maps)
         raise ValueError(f"stages: expected all blocks of {name} to make maps [B, C, H, W] of one size, got {found}")
     assert isinstance(given, Tensor) and shape is not None
-    shortcuts = [
-        next((own for own in SHORTCUTS if makes_another(calls[f"{block}.{own}"], calls[block][0].given, shape)), "")
-        for block in blocks
-    ]
-    return Survey(shape[1], shortcuts, starts_alone=not shortcuts[0] and given.shape != shape)
+    sizes = {n for p in stage.parameters() for n in p.shape}
+    if shape[1] not in sizes and shape[3] in sizes:
+        raise ValueError(f"stages: expected maps [B, C, H, W] from {name}, got {list(shape)}, whose channels seem last")
+    shortcuts, overwritten = [], []
+    for at in blocks:
+        block = calls[at][0]
+        made = {own: calls[f"{at}.{own}"] for own in SHORTCUTS}
+        own = next((own for own, found in made.items() if makes_another(found, block.given, shape)), "")
+        x, before = (made[own][0].made, made[own][0].versions[1]) if own else (block.given, block.versions[0])
+        shortcuts.append(own)
+        overwritten.append(version(x) != before)
+    return Survey(shape[1], shortcuts, overwritten, starts_alone=not shortcuts[0] and given.shape != shape)
 
 
 def makes_another(calls: list[Call], given: object, shape: torch.Size) -> bool:

@@ -29,7 +29,7 @@ OF_ONE_BACKEND = {
     r"test_(adding_an_op|house|walk|tiers|mutants|records|simt_shim|cuda_build|triton_build)": "none",
     r"test_cuda_\w+": "cuda",
     r"test_triton\w*": "triton",
-    r"test_(isa|nn|models|convert|ecosystem|bench\w*|traffic|model|examples|reference|docs|soak)": "cpu",
+    r"test_(isa|nn|models|convert|survey|ecosystem|bench\w*|traffic|model|examples|reference|docs|soak)": "cpu",
 }
 CALLED_BY = {"base_step": {"depthwise", "attend", "mix", "scan", "refresh"}}  # ops that are calls of others
 # A case that computes, or that waits, for so many seconds hangs: a loop has lost its end.
