@@ -123,6 +123,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(trial, "verdict", verdict)
     monkeypatch.setattr(trial.Tree, "false_alarms", lambda tree, tests, tier, seed: [])
+    monkeypatch.setattr(cli, "WRITTEN", tmp_path / "nothing was tried before")
     kept = tmp_path / "tried.jsonl"
     command = ["mutants", "--count", "60", "--jobs", "1", "--kept", str(kept), "--folder", str(tmp_path)]
     for code in ("stopped by KeyboardInterrupt()", 0, 0):
