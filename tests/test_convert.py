@@ -73,6 +73,12 @@ def timms():
     return imported("timm").create_model("resnet18", num_classes=10)
 
 
+def let_attention_speak(net):
+    """Give the added norms a weight, with which the network no longer computes what it did."""
+    for norm in (m for n, m in net.named_modules() if n.endswith(".norm")):
+        nn.init.ones_(norm.weight)
+
+
 class OwnStage(nn.Module):
     """This stage is no nn.Sequential, and its first block reduces the map without a shortcut."""
 
@@ -209,8 +215,7 @@ def test_blocks_are_called_as_modules():
 
 def test_threads_have_shortcuts_of_their_own():
     net = dla.convert(TheirNet().eval()).eval()
-    for norm in (m for n, m in net.named_modules() if n.endswith(".norm")):
-        nn.init.ones_(norm.weight)
+    let_attention_speak(net)
     images = torch.randn(4, 1, 3, 16, 16)
 
     def run(x):
@@ -243,8 +248,7 @@ def test_a_converted_stage_is_indexed_as_a_sequence_and_run_as_one_module():
 def test_converted_networks_compile_and_copy():
     torch._dynamo.reset()
     net = dla.convert(TheirNet().eval()).eval()
-    for norm in (m for n, m in net.named_modules() if n.endswith(".norm")):
-        nn.init.ones_(norm.weight)
+    let_attention_speak(net)
     x = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
         expected = net(x)

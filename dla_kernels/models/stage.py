@@ -34,7 +34,7 @@ class Stage(nn.Module):
         return len(self.names)
 
     def __getitem__(self, t: int) -> nn.Module:
-        return self.blocks[t]
+        return self.blocks[t] if isinstance(t, slice) else getattr(self, self.names[t])
 
     def __setitem__(self, t: int, block: nn.Module) -> None:
         setattr(self, self.names[t], block)
