@@ -181,7 +181,8 @@ struct Call {
   }
 
   Problem problem(Pass pass, int64_t sample_bytes, bool attention = false) const {
-    return {pass, cell.projection, cell.NG, cell.T, cell.B, cell.C, cell.R, sample_bytes, sizeof(float), attention};
+    return {pass,   cell.projection, cell.NG,       cell.T,    cell.B,           cell.C,
+            cell.R, sample_bytes,    sizeof(float), attention, cell.scan_end > 0};
   }
   // Which layers scan and refresh take: forward and backward.
   void take(int64_t scan_end, int64_t refresh_begin) {
@@ -381,6 +382,9 @@ static const std::vector<Case> kCases = {
     {"dense, tiny", "layer_update", kDsu, kDense, 3, 5, 8, 0, {4}, true, device_of(1, 300, 1, 4, 32, 4)},
     {"samples share a tile", "layer_update", kDsu, kJoint, 3, 9, 17, 5, {15}, true, device_of(1, 1024, 1, 1, 32, 8)},
     {"in a cluster too", "layer_update", kDsu, kSplit, 3, 9, 36, 8, {15}, false, device_of(2, 700, 1, 4, 32, 4)},
+    {"hot steps", "layer_update", kLstm, kSplit, 3, 5, 24, 5, {15}, false, device_of(1, 24000, 1, 1, 96, 2)},
+    {"hot steps, cluster", "layer_update", kDsu, kJoint, 4, 5, 32, 5, {15}, false, device_of(2, 24000, 1, 4, 64, 2)},
+    {"hot steps, many turns", "scan", kLstm, kJoint, 4, 3, 144, 38, {}, false, device_of(2, 200000, 1, 2, 32, 2)},
     {"bf16", "layer_update, bf16", kDsu, kJoint, 2, 3, 17, 5, {15, 600}, false, device_of(1, 6000, 1, 1, 64)},
     {"bf16, cluster", "layer_update, bf16", kLstm, kSplit, 2, 2, 40, 5, {15}, true, device_of(2, 6000, 1, 4, 64)},
     {"alike", "layer_update", kDsu, kJoint, 3, 3, 20, 5, {15}, false, device_of(2, 6000, 1, 4, 64)},

@@ -27,9 +27,10 @@ int main() {
     const Plan plan = make_plan(p, d, group);
     const char* paths[] = {"portable", "on-chip", "weights-bound"};
     std::printf("{\"path\": \"%s\", \"group\": %d, \"samples\": %d, \"channels\": %d, \"chunk\": %d, "
-                "\"in_flight\": %d, \"threads\": %d, \"shared\": %ld, \"workspace\": %ld, \"place\": {",
+                "\"in_flight\": %d, \"threads\": %d, \"shared\": %ld, \"workspace\": %ld, \"hot\": %d, \"place\": {",
                 paths[int(plan.path)], plan.blocks_per_tile, plan.samples_per_tile, plan.channels, plan.chunk_layers,
-                plan.tiles_in_flight, plan.threads, long(plan.shared_bytes), long(plan.workspace_bytes));
+                plan.tiles_in_flight, plan.threads, long(plan.shared_bytes), long(plan.workspace_bytes),
+                int(plan.hot));
     for (int i = 0, n = 0; i < kNumBuffers; ++i)
       if (plan.place[i] != Plan::kAbsent) std::printf("%s\"%d\": %ld", n++ ? ", " : "", i, long(plan.place[i]));
     std::printf("}}\n");
@@ -39,8 +40,8 @@ int main() {
 """
 
 # The names of `enum Buffer`, in its order and without their k.
-_HOTTEST = "Exchange U H C DH DC Bias Scratch W1h LastProduct P Gates W2h D Y "
-_OTHERS = "Q UScan URefresh DP UY LastSum DD DY HBefore DQ Gate Middle"
+_HOTTEST = "Exchange Letters Letterboxes U H C DH DC Bias Scratch W1h LastProduct P Gates W2h D Y "
+_OTHERS = "Q UScan DsScan URefresh DP UY LastSum DD DY HBefore DQ Gate Middle"
 BUFFERS = tuple((_HOTTEST + _OTHERS).split())
 
 

@@ -13,7 +13,8 @@ import pytest
 
 TESTS = Path(__file__).parent
 CSRC = TESTS.parent / "csrc"
-KERNELS = [f"{name}.cuh" for name in ("products", "planes", "stacks", "recurrence", "recurrence_bwd")]
+KERNELS = [f"{name}.cuh" for name in ("products", "planes", "stacks", "tile", "steps")]
+KERNELS += [f"{name}.cuh" for name in ("recurrence", "recurrence_bwd")]
 KERNELS += [f"{name}.cuh" for name in ("scan", "refresh", "layer_update", "weight_gradients")]
 KERNELS += [f"{name}.cuh" for name in ("gather", "light_step", "attend")]
 PLAN = CSRC / "cuda" / "plan.h"
@@ -28,6 +29,9 @@ BREAKS = {
     r"\b(block_barrier|group_barrier)\(\);": ["void()"],
     r"\bgroup_barrier\(\);": ["block_barrier()"],  # as if a group were one block
     r"\bparity_ \^= 1;": ["void()"],
+    r"\bwait_for_letters\([^;]*;": ["void()"],
+    r"\bexpect_letters\([^;]*;": ["void()"],
+    r"\bopen_letterbox\([^;]*;": ["void()"],
 }
 FUNCTION = re.compile(r"DLA_KERNEL\((\w+)|DLA_DEVICE (?:explicit )?[\w:<>*& ]*?(\w+)\(")
 
@@ -51,7 +55,7 @@ def sites_of(file, first):
             found += [(match, function, instead) for instead in replacements]
     seen = {}
     for i, (match, function, instead) in enumerate(found):
-        what = match[0].rstrip(";").rstrip("()") + (" weakened" if instead != "void()" else "")
+        what = match[0].partition("(")[0].rstrip("; ") + (" weakened" if instead != "void()" else "")
         seen[function, what] = nth = seen.get((function, what), 0) + 1
         name = f"{file.removesuffix('.cuh')}: {function}, {what} {nth}"
         yield Site(first + i, file, name, match.start(), match.end(), match[0].rstrip(";"), instead)

@@ -80,6 +80,10 @@ def problems(draw):
     )
 
 
+# What hot steps reach in shared memory alone, forward and backward.
+HOT = ({"U", "H", "C", "Bias"}, {"DH", "DC", "Gates", "UScan", "DsScan"})
+
+
 def needed(problem, plan):
     """Return the elements of every buffer that the kernels use, from the shapes in plan.h's comments."""
     p, nb, cs, R = problem, plan["samples"], plan["channels"], problem.R
@@ -99,13 +103,16 @@ def needed(problem, plan):
     if p.attention:
         sizes |= dict.fromkeys(["Gate", "Middle"] if back else ["Gate"], nb * cs)
     if low:
-        sizes |= {"Exchange": 2 * chunk * R, "U": chunk * R, "W1h": R * (cs + 4), "W2h": gates * (R + 4)}
+        fours, odd = -(-R // 4) * 4, {n: (-(-n // 4) | 1) * 4 for n in (cs, R)}
+        sizes |= {"Exchange": 2 * chunk * R, "U": chunk * fours, "W1h": R * odd[cs], "W2h": gates * odd[R]}
+    if plan["hot"] and plan["group"] > 1:
+        sizes |= {"Letters": 2 * plan["group"] * nb * R, "Letterboxes": 16 // p.accumulate_bytes}
     sizes |= {"P": rows * R} if joint else {"Q": rows * gates}
     if back:
         sizes |= dict.fromkeys(["DH", "DC"], nb * cs) | dict.fromkeys(["DD", "DY", "HBefore"], rows * cs)
         sizes["LastSum"] = sizes["LastProduct"]
         if low:
-            sizes |= dict.fromkeys(["UScan", "URefresh", "DP"], rows * R)
+            sizes |= dict.fromkeys(["UScan", "DsScan", "URefresh", "DP"], rows * R)
         if p.projection == "split":
             sizes["UY"] = rows * R
         if not joint:
@@ -132,6 +139,11 @@ def check_places(problem, device, plan):
     assert plan["workspace"] % 16 == 0  # where the next block's begins
     if problem.R > 0 and plan["group"] > 1:
         assert plan["place"]["Exchange"] >= 0, "other blocks must reach it"
+    if plan["hot"]:
+        hot = HOT[problem.backward] | {"Letters", "Letterboxes"}
+        assert copies <= plan["place"].keys()
+        assert all(place >= 0 for name, place in plan["place"].items() if name in hot)
+        assert plan["channels"] * plan["group"] == problem.C, "in hot steps all blocks are alike"
 
 
 def check_plan(problem, device, plan):
@@ -165,9 +177,10 @@ def test_every_plan_is_one_that_can_run(plans, problem, device, largest_group):
 
 
 def blocks_per_tile(plans, problem, device, batches):
-    """Return what decides the order of sums, with a batch of each: blocks that share a tile, if weights are copied."""
+    """Return what decides the order of sums, with a batch of each: blocks that share a tile, if weights are copied, if
+    steps are hot."""
     found = {B: plans(problem._replace(B=B), device) for B in batches}
-    return {(plan["group"], "W2h" in plan["place"]): B for B, plan in found.items()}
+    return {(plan["group"], "W2h" in plan["place"], plan["hot"]): B for B, plan in found.items()}
 
 
 @many

@@ -29,7 +29,7 @@ from .cases import (
     state_forms,
 )
 from .interpreter import interpreted
-from .tolerances import assert_same_bits
+from .tolerances import assert_equal_to_rounding, assert_same_bits
 
 # The same examples in every run; derandomize also keeps torch's seed meaningful.
 settings.register_profile("dla", deadline=None, derandomize=True)
@@ -148,6 +148,9 @@ def test_permuting_the_batch_permutes_the_result(backend, op, data):
 def test_a_scan_in_two_pieces_is_one_scan(backend, data):
     shape, cell, choices = data.draw(calls("scan", backend))
     assume(shape.T > 1)
+    plan_knows_T = backend.name == "cuda"  # which says what lies in shared memory, and that the order of sums
+    if plan_knows_T:
+        choices |= {"dtype": torch.float64, "weight_dtype": torch.float64}
     y, weights, state = inputs_of("scan", shape, cell, **choices).values()
     options = {"cell": cell, "backend": backend.name}
     whole = dla.scan(y, weights, state=state, **options)
@@ -155,7 +158,10 @@ def test_a_scan_in_two_pieces_is_one_scan(backend, data):
     head = dla.scan(y[:cut], weights, state=state, **options)
     tail = dla.scan(y[cut:], weights, state=tuple(s[-1] for s in head), **options)
     for ours, parts in zip(whole, zip(head, tail)):
-        assert_same_bits(ours, torch.cat(parts))
+        if plan_knows_T:
+            assert_equal_to_rounding([ours], [torch.cat(parts)])
+        else:
+            assert_same_bits(ours, torch.cat(parts))
 
 
 @over_examples

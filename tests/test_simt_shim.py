@@ -120,6 +120,49 @@ static void exchange_all() {
   }
 }
 
+// Every thread of a block sends a number to each block of the cluster, itself too, twice; they add up what came.
+struct Letters { float* out; bool waits; };
+
+static void send_round(Letters a) {
+  const int t = simt::thread_index(), n = simt::num_threads(), ranks = simt::cluster_size(), me = simt::cluster_rank();
+  auto* box = reinterpret_cast<simt::Letterbox*>(simt::shared_memory());
+  float* s = reinterpret_cast<float*>(simt::shared_memory() + 16);
+  if (t == 0) simt::open_letterbox(box);
+  simt::cluster_barrier();
+  float sum = 0;
+  for (int phase = 0; phase < 2; ++phase) {
+    if (t == 0) simt::expect_letters(box, n * ranks * 4);
+    for (int to = 0; to < ranks; ++to) simt::send_letter(s + me * n + t, simt::block_index() + t + 1.0f, box, to);
+    if (a.waits) simt::wait_for_letters(box, phase);
+    for (int i = 0; i < n * ranks; ++i) sum += s[i];
+    simt::cluster_barrier();
+  }
+  a.out[simt::block_index() * n + t] = sum;
+}
+
+static bool letters_arrive(bool wait) {
+  constexpr int kBlocks = 4, kCluster = 2, kThreads = 40;
+  float out[kBlocks * kThreads];
+  try {
+    simt::launch(send_round, kBlocks, kCluster, kThreads, 16 + kCluster * kThreads * 4, {out, wait});
+  } catch (const std::logic_error&) {  // letters are expected while others are
+    return false;
+  }
+  for (int i = 0; i < kBlocks * kThreads; ++i) {
+    const int first = i / kThreads / kCluster * kCluster;
+    if (!(out[i] == 2 * (kThreads * (kThreads + 1) + kThreads * (2 * first + 1)))) return false;
+  }
+  return true;
+}
+
+static void letters_all() {
+  for (bool wait : {true, false}) {
+    int wrong = 0;
+    for (int seed = 0; seed < 20; ++seed) simt::seed(seed), wrong += !letters_arrive(wait);
+    std::printf("%d wrong\n", wrong);
+  }
+}
+
 struct Nothing {};
 struct Wide { int64_t low; int32_t high; };
 
@@ -181,6 +224,26 @@ static void misuse() {
     simt::cluster_barrier();
   });
   report("peer", 2, 2, 1, [](Nothing) { int mine = 0; simt::peer(&mine, 1); });
+  report("letters that nobody sends", 2, 2, 3, [](Nothing) {
+    auto* box = reinterpret_cast<simt::Letterbox*>(simt::shared_memory());
+    simt::open_letterbox(box);
+    simt::barrier();
+    if (simt::thread_index() == 1) simt::expect_letters(box, 8), simt::send_letter((float*)(box + 1), 1.0f, box, 0);
+    simt::wait_for_letters(box, 0);
+  });
+  report("expected twice", 1, 1, 2, [](Nothing) {
+    auto* box = reinterpret_cast<simt::Letterbox*>(simt::shared_memory());
+    if (simt::thread_index() == 0) simt::open_letterbox(box);
+    simt::barrier();
+    simt::expect_letters(box, 8);
+  });
+  report("too late", 2, 2, 1, [](Nothing) {
+    auto* box = reinterpret_cast<simt::Letterbox*>(simt::shared_memory());
+    simt::open_letterbox(box);
+    simt::cluster_barrier();
+    if (simt::cluster_rank() == 0) simt::send_letter(reinterpret_cast<float*>(box + 1), 1.0f, box, 1);
+  });
+  report("aligned", 1, 1, 1, [](Nothing) { simt::aligned(simt::shared_memory() + 8, 16); });
   report("mask", 1, 1, 32, [](Nothing) { simt::shuffle_xor(1, 32); });
   report("nested", 1, 1, 1, [](Nothing) { simt::launch([](int) {}, 1, 1, 1, 0, 0); });
   reduce(2);
@@ -225,6 +288,7 @@ int main(int, char** argv) {
   if (mode == "reduce") return reduce(std::stoi(argv[2])) != 0;
   if (mode == "reduce_racy") reduce_racy();
   if (mode == "exchange") exchange_all();
+  if (mode == "letters") letters_all();
   if (mode == "kinds") kinds();
   if (mode == "misuse") misuse();
   if (mode == "schedule") schedule();
@@ -295,6 +359,12 @@ def test_blocks_of_a_cluster_exchange_memory(run):
     assert gone > 0  # a block that exits before its peers have read
 
 
+def test_letters_arrive_before_those_who_wait_for_them_go_on(run):
+    right, unawaited = wrong_counts(run("letters"))
+    assert right == 0
+    assert unawaited > 0
+
+
 def test_every_kind_of_synchronisation_and_launch_works(run):
     assert printed(run("kinds")) == [
         "each warp its own: done",
@@ -315,6 +385,10 @@ def test_misuse_is_an_error_and_the_next_launch_works(run):
         "cluster: simt: deadlock: block 0: 3 threads finished; block 1: 3 threads at cluster_barrier",
         "throws: from a thread",
         "peer: simt: peer() of what is not in my shared memory",
+        "letters that nobody sends: simt: deadlock: block 0: 3 threads finished; block 1: 3 threads at letterbox",
+        "expected twice: simt: a letterbox that expects letters already",
+        "too late: simt: a letter to a block that has finished",
+        "aligned: simt: an access of 16 bytes that does not begin on as many",
         "mask: simt: shuffle_xor(mask 32)",
         "nested: simt: a kernel launches another",
         "0 wrong",

@@ -5,6 +5,7 @@
 
 namespace dla {
 
+// step_bwd gets the state before: c alone of a cell that saves it, else h.
 template <class A>
 struct State {
   A h, c;

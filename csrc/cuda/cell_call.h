@@ -107,7 +107,8 @@ struct CellCall {
   // Decides how a kernel with these Args runs, and gives it its workspace.
   template <class Args>
   Launch prepare(Pass pass, int64_t sample_bytes, const Tensor& like, bool attention = false) {
-    Problem problem{pass, args.projection, args.NG, args.T, 1, args.C, args.R, sample_bytes, sizeof(A), attention};
+    Problem problem{pass,         args.projection, args.NG,   args.T,           1, args.C, args.R,
+                    sample_bytes, sizeof(A),       attention, args.scan_end > 0};
     const Device device = planned_device();
     const auto launch_of_plan = [&] {
       const Plan& plan = args.plan;

@@ -20,12 +20,17 @@ namespace cuda {
 using simt::block_index;
 using simt::cluster_rank;
 using simt::cluster_size;
+using simt::expect_letters;
+using simt::Letterbox;
 using simt::num_blocks;
 using simt::num_threads;
+using simt::open_letterbox;
 using simt::peer;
+using simt::send_letter;
 using simt::shared_memory;
 using simt::shuffle_xor;
 using simt::thread_index;
+using simt::wait_for_letters;
 
 inline void block_barrier() { simt::barrier(); }
 inline void cluster_barrier() { simt::cluster_barrier(); }
@@ -47,6 +52,8 @@ inline int leading_zeros(int n) { return n == 0 ? 32 : __builtin_clz(unsigned(n)
 struct alignas(16) Words4 {
   uint32_t x, y, z, w;
 };
+inline Words4* as_words4(void* p) { return static_cast<Words4*>(simt::aligned(p, sizeof(Words4))); }
+inline const Words4* as_words4(const void* p) { return as_words4(const_cast<void*>(p)); }
 
 }  // namespace cuda
 }  // namespace dla
@@ -104,6 +111,66 @@ DLA_DEVICE T* peer(T* p, int rank) {
   return p;
 #endif
 }
+
+// A letterbox counts, in shared memory, the bytes that blocks of the cluster send to this one: an mbarrier. Its phases
+// alternate between 0 and 1. One thread of the block expects so many bytes in a phase, and with their last one the
+// phase ends; some may come before they are expected, as it does not end before that. Unlike a barrier of the cluster,
+// which fences all that was ever written, it orders just these bytes.
+using Letterbox = uint64_t;
+#define DLA_FENCES_SHARED (__CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1208)  // PTX 8.6
+#if DLA_FENCES_SHARED
+#define DLA_WAIT "relaxed"
+#else
+#define DLA_WAIT "acquire"
+#endif
+DLA_DEVICE uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
+// By one thread; a group_barrier() must follow before anyone sends.
+DLA_DEVICE void open_letterbox(Letterbox* box) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(box)) : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+DLA_DEVICE void expect_letters(Letterbox* box, int bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(box)), "r"(bytes)
+               : "memory");
+#endif
+}
+// Writes x where `to` lies, in block `rank` of the cluster, and counts it in the same letterbox there.
+template <class A>
+DLA_DEVICE void send_letter(A* to, A x, Letterbox* box, int rank) {
+#if __CUDA_ARCH__ >= 900
+  uint32_t there, counted;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(to)), "r"(rank));
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(counted) : "r"(shared_address(box)), "r"(rank));
+  if constexpr (sizeof(A) == 4)
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(there),
+                 "r"(__float_as_uint(x)), "r"(counted)
+                 : "memory");
+  else
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(there),
+                 "l"(__double_as_longlong(x)), "r"(counted)
+                 : "memory");
+#endif
+}
+// Till that phase has ended, after which what it counted is known. A wait that acquires all memory of the cluster would
+// drop the first-level cache; what came lies in shared memory.
+DLA_DEVICE void wait_for_letters(Letterbox* box, int phase) {
+#if __CUDA_ARCH__ >= 900
+  uint32_t ended = 0;
+  while (!ended)
+    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity." DLA_WAIT
+                 ".cluster.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                 : "=r"(ended)
+                 : "r"(shared_address(box)), "r"(phase)
+                 : "memory");
+#if DLA_FENCES_SHARED
+  asm volatile("fence.acquire.sync_restrict::shared::cluster.cluster;" ::: "memory");
+#endif
+#endif
+}
+
 template <class T>
 DLA_DEVICE T shuffle_xor(T x, int mask) {
   return __shfl_xor_sync(0xffffffffu, x, mask);
@@ -131,6 +198,9 @@ DLA_DEVICE int not_before(int n) {
 DLA_DEVICE float about_inverse(int n) { return __fdividef(1.0f, float(not_before(n))); }
 
 using Words4 = uint4;
+// p begins on 16 bytes, or the device stops.
+DLA_DEVICE Words4* as_words4(void* p) { return static_cast<Words4*>(p); }
+DLA_DEVICE const Words4* as_words4(const void* p) { return static_cast<const Words4*>(p); }
 
 }  // namespace cuda
 }  // namespace dla

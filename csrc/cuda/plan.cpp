@@ -29,7 +29,8 @@ std::string cuda_plan(bool backward, const std::string& projection, int64_t NG, 
       << ", \"layers_per_exchange\": " << plan.chunk_layers << ", \"tiles_in_flight\": " << plan.tiles_in_flight
       << ", \"threads\": " << plan.threads << ", \"shared_bytes\": " << plan.shared_bytes
       << ", \"workspace_bytes\": " << plan.workspace_bytes
-      << ", \"weights_in_shared\": " << (plan.stages_weights ? "true" : "false") << "}";
+      << ", \"weights_in_shared\": " << (plan.stages_weights ? "true" : "false")
+      << ", \"hot_steps\": " << (plan.hot ? "true" : "false") << "}";
   return out.str();
 }
 

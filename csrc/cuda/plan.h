@@ -17,7 +17,6 @@ namespace cuda {
 constexpr int kThreads = 256;    // of a block on a device
 constexpr int kMaxLayers = 256;  // their table travels as a kernel argument
 constexpr int kMaxSamples = 8;   // per tile
-constexpr int kSkew = 4;         // what rows of weights in shared memory lie further apart, for its banks' sake
 constexpr int kMaxGroup = 8;     // blocks per tile: what every device with clusters grants
 
 struct Device {
@@ -31,6 +30,13 @@ struct Device {
   int samples = 0;      // samples per tile
 };
 
+inline int64_t divide_up(int64_t x, int64_t y) { return (x + y - 1) / y; }
+
+// Rows in shared memory are read four neighbours at a time: how long one of n is that consists of such; and of weights,
+// an odd number of them, so that the same column of eight neighbouring rows lies in different banks.
+DLA_HOST_DEVICE int in_fours(int n) { return (n + 3) / 4 * 4; }
+DLA_HOST_DEVICE int in_odd_fours(int n) { return in_fours(n) | 4; }
+
 enum class Pass { kForward, kBackward };
 enum class Path { kPortable, kOnChip, kWeightsBound };
 
@@ -42,6 +48,7 @@ struct Problem {
   int64_t sample_bytes;  // of all maps that are read, for one sample; 0 where there are none
   int accumulate_bytes;  // 4 or 8
   bool attention = false;
+  bool scans = true;
 
   bool bottleneck() const { return projection != Projection::kDense; }
   int64_t weight_bytes() const {  // what a step of the scan reads
@@ -53,22 +60,25 @@ struct Problem {
 // piece of a workspace in global memory. nb samples, `rows` = T * nb, `chunk` rows at a time, cs channels.
 enum Buffer {
   kExchange,     // [2, chunk, R] partial sums that the blocks of a group exchange
-  kU,            // [chunk, R]
+  kLetters,      // [2, G, nb, R] what each block of a group sends this one at a step of the scan
+  kLetterboxes,  // and what counts that, of 8 bytes, 2
+  kU,            // [chunk, R in fours]; in rows of R, but for hot steps
   kH,            // [nb, cs] the state
   kC,            // [nb, cs]
   kDH,           // [nb, cs] backward: gradient of the state
   kDC,           // [nb, cs]
   kBias,         // [NG, cs] what q holds besides y
   kScratch,      // sums over parts of a block: kRows, or a vector of channels, or 18 for every two, for each thread
-  kW1h,          // [R, cs + kSkew] copies of weights; never in the workspace
+  kW1h,          // [R, cs] copies of weights, in odd fours; never in the workspace
   kLastProduct,  // [nb, R] W1h h of the last state; dense: [nb, NG * cs]
   kP,            // [rows, R] this block's part of W1y y
   kGates,        // [chunk, NG, cs]; backward: [rows, NG, cs]
-  kW2h,          // [NG * cs, R + kSkew]
+  kW2h,          // [NG * cs, R]
   kD,            // [chunk, cs]; backward: [rows, cs]
   kY,            // [rows, cs]
   kQ,            // [rows, NG, cs]; not joint
   kUScan,        // [rows, R] backward
+  kDsScan,       // [rows, R]
   kURefresh,     // [rows, R]
   kDP,           // [rows, R]
   kUY,           // [rows, R] split
@@ -85,7 +95,9 @@ enum Buffer {
 constexpr Buffer kKept = kY;           // [rows, cs] forward: the states that a scan saves, once y is hoisted
 constexpr Buffer kDaScan = kGates;     // [rows, NG, cs] each once the step that it is of has read its gates
 constexpr Buffer kDaRefresh = kGates;  // [chunk, NG, cs]
-constexpr Buffer kDsScan = kUScan;     // [rows, R]
+constexpr Buffer kCBefore = kHBefore;  // [rows, cs] once the gates are known, where the steps are hot; and with it
+constexpr Buffer kDStatesH = kDD;      // [rows, cs]
+constexpr Buffer kDStatesC = kDY;      // [rows, cs]
 
 struct Plan {
   Path path;
@@ -94,7 +106,7 @@ struct Plan {
   int channels;          // of one block; the last may have fewer
   int chunk_layers;      // layers whose partial sums are exchanged at once
   bool stages_weights;   // W1h and W2h lie in shared memory
-  bool hot;              // and so does all else that a step of the forward scan needs again and again
+  bool hot;              // and so does all else that each step of the scan needs: steps.cuh. All blocks are alike then
   int tiles_in_flight;   // groups that are launched
   int threads;
   int64_t shared_bytes;
@@ -105,8 +117,6 @@ struct Plan {
   static constexpr int64_t kAbsent = INT64_MAX;
 };
 
-inline int64_t divide_up(int64_t x, int64_t y) { return (x + y - 1) / y; }
-
 // How many groups run at once where there is room for so many blocks. A cluster lies within one of the parts of a
 // chip, which are not of one size: an H100 holds 132 of 2 blocks, 62 of 4 and 30 of 8 (measured), of 264 blocks.
 inline int fitting(int blocks, int group) { return group <= 2 ? blocks / group : blocks / group * 10 / 11; }
@@ -116,12 +126,16 @@ namespace plan_detail {
 inline int64_t elements(Buffer buffer, const Problem& p, const Plan& plan) {
   const bool back = p.pass == Pass::kBackward, split = p.projection == Projection::kSplit, low = p.bottleneck();
   const int64_t nb = plan.samples_per_tile, cs = plan.channels, rows = p.T * nb, chunk = plan.chunk_layers * nb;
-  const int64_t gates = p.NG * cs, shared_row = low ? p.R : gates;
+  const int64_t gates = p.NG * cs, shared_row = low ? p.R : gates, fours = in_fours(int(p.R));
   switch (buffer) {
     case kExchange:
       return low ? 2 * chunk * p.R : 0;
+    case kLetters:
+      return plan.hot && plan.blocks_per_tile > 1 ? 2 * plan.blocks_per_tile * nb * p.R : 0;
+    case kLetterboxes:
+      return plan.hot && plan.blocks_per_tile > 1 ? 2 * 8 / p.accumulate_bytes : 0;
     case kU:
-      return low ? chunk * p.R : 0;
+      return low ? chunk * fours : 0;
     case kH:
     case kC:
       return nb * cs;
@@ -133,7 +147,7 @@ inline int64_t elements(Buffer buffer, const Problem& p, const Plan& plan) {
     case kScratch:
       return int64_t(plan.threads) * (p.attention ? 9 : 8);
     case kW1h:
-      return plan.stages_weights ? p.R * (cs + kSkew) : 0;
+      return plan.stages_weights ? p.R * in_odd_fours(int(cs)) : 0;
     case kLastProduct:
       return nb * shared_row;
     case kP:
@@ -141,7 +155,7 @@ inline int64_t elements(Buffer buffer, const Problem& p, const Plan& plan) {
     case kGates:
       return (back ? rows : chunk) * gates;
     case kW2h:
-      return plan.stages_weights ? gates * (p.R + kSkew) : 0;
+      return plan.stages_weights ? gates * in_odd_fours(int(p.R)) : 0;
     case kD:
       return (back ? rows : chunk) * cs;
     case kY:
@@ -149,6 +163,7 @@ inline int64_t elements(Buffer buffer, const Problem& p, const Plan& plan) {
     case kQ:
       return p.projection == Projection::kJoint ? 0 : rows * gates;
     case kUScan:
+    case kDsScan:
     case kURefresh:
     case kDP:
       return back && low ? rows * p.R : 0;
@@ -172,34 +187,60 @@ inline int64_t elements(Buffer buffer, const Problem& p, const Plan& plan) {
   return 0;
 }
 
-// Places the buffers; false if one that must lie in shared memory found no room: the exchange, which other blocks
-// must reach, and copies of weights.
+// What hot steps reach in shared memory, beside the copies of weights.
+inline bool in_hot_steps(Buffer buffer, Pass pass) {
+  switch (buffer) {
+    case kU:
+    case kH:
+    case kC:
+    case kBias:
+      return pass == Pass::kForward;
+    case kDH:
+    case kDC:
+    case kGates:
+    case kUScan:
+    case kDsScan:
+      return pass == Pass::kBackward;
+    case kLetters:
+    case kLetterboxes:
+      return true;
+    default:
+      return false;
+  }
+}
+
+// What must lie in shared memory: the exchange, which other blocks must reach, copies of weights, and what hot steps
+// reach.
+inline bool must_be_shared(Buffer buffer, const Problem& p, const Plan& plan) {
+  if (buffer == kExchange) return plan.blocks_per_tile > 1;
+  return buffer == kW1h || buffer == kW2h || (plan.hot && in_hot_steps(buffer, p.pass));
+}
+
+// Places the buffers, those first that must lie in shared memory; false if these find no room there.
 inline bool place(const Problem& p, int64_t budget, Plan& plan) {
   constexpr int64_t kAlign = 128;
   plan.shared_bytes = plan.workspace_bytes = 0;
-  for (int i = 0; i < kNumBuffers; ++i) {
-    const Buffer buffer = Buffer(i);
-    const int64_t bytes = divide_up(elements(buffer, p, plan) * p.accumulate_bytes, kAlign) * kAlign;
-    const bool exchanged = buffer == kExchange && plan.blocks_per_tile > 1;
-    if (bytes == 0) {
-      plan.place[i] = Plan::kAbsent;
-    } else if (plan.shared_bytes + bytes <= budget) {
-      plan.place[i] = plan.shared_bytes;
-      plan.shared_bytes += bytes;
-    } else if (exchanged || buffer == kW1h || buffer == kW2h) {
-      return false;
-    } else {
-      plan.place[i] = -1 - plan.workspace_bytes;
-      plan.workspace_bytes += bytes;
+  for (const bool must : {true, false})
+    for (int i = 0; i < kNumBuffers; ++i) {
+      if (must_be_shared(Buffer(i), p, plan) != must) continue;
+      const int64_t bytes = divide_up(elements(Buffer(i), p, plan) * p.accumulate_bytes, kAlign) * kAlign;
+      if (bytes == 0) {
+        plan.place[i] = Plan::kAbsent;
+      } else if (plan.shared_bytes + bytes <= budget) {
+        plan.place[i] = plan.shared_bytes;
+        plan.shared_bytes += bytes;
+      } else if (must) {
+        return false;
+      } else {
+        plan.place[i] = -1 - plan.workspace_bytes;
+        plan.workspace_bytes += bytes;
+      }
     }
-  }
-  plan.hot = plan.stages_weights;
-  for (const Buffer buffer : {kExchange, kU, kH, kC, kBias, kGates}) plan.hot = plan.hot && plan.place[buffer] >= 0;
   return true;
 }
 
-// One way to run: so many blocks a tile, and so many resident on a processor. Whether weights are staged is
-// decided for one sample a tile, so that it does not depend on the batch.
+// One way to run: so many blocks a tile, and so many resident on a processor. Whether weights are staged and steps hot
+// is decided for one sample a tile, so that it does not depend on the batch.
 class Candidate {
  public:
   Plan plan{};
@@ -212,9 +253,11 @@ class Candidate {
     plan.blocks_per_tile = group;
     plan.channels = int(divide_up(divide_up(p.C, group), 8) * 8);
     plan.stages_weights = p.bottleneck();
+    plan.hot = plan.stages_weights && p.scans && p.R > 0 && int64_t(plan.channels) * group == p.C;
     possible = place_with(p, 1);
-    if (!possible && plan.stages_weights) {
-      plan.stages_weights = false;
+    for (bool* const kept : {&plan.hot, &plan.stages_weights}) {
+      if (possible || !*kept) continue;
+      *kept = false;
       possible = place_with(p, 1);
     }
   }
@@ -235,8 +278,9 @@ class Candidate {
   }
 
   // Microseconds for B samples. The constants are of an H100: its bandwidth, a processor's share (bench/machine.cu),
-  // and what a step of the kernels took there (bench/results). The second reading misses the cache as far as the maps
-  // of all samples in flight outgrow it. Tiles that run at once wait for their scans at once; then come the next.
+  // and what a step of the kernels took there (bench/results) before any was hot. The second reading misses the cache
+  // as far as the maps of all samples in flight outgrow it. Tiles that run at once wait for their scans at once; then
+  // come the next.
   double cost(const Problem& p, const Device& device, int64_t B, int samples) const {
     const double kMemory = 22e3, kBlock = 15e3;   // bytes a microsecond: of a processor, and of a block alone on one
     const double kExchange = 1, kOverhead = 3.5;  // microseconds: of a cluster's exchange, and for each sample

@@ -42,7 +42,7 @@ template <int kPiece, bool kFinalRead, class T>
 DLA_DEVICE Vector<T> load(const T* p) {
   Vector<T> x;
   if constexpr (kPiece == 16) {
-    const Words4* from = reinterpret_cast<const Words4*>(p);
+    const Words4* from = as_words4(p);
     x.words4 = kFinalRead ? load_last(from) : *from;
   } else {
 #pragma unroll
@@ -61,7 +61,7 @@ DLA_DEVICE Vector<T> load_some(const T* p, int n) {
 template <int kPiece, class T>
 DLA_DEVICE void store(T* p, const Vector<T>& x) {
   if constexpr (kPiece == 16) {
-    store_streaming(reinterpret_cast<Words4*>(p), x.words4);
+    store_streaming(as_words4(p), x.words4);
   } else {
 #pragma unroll
     for (int i = 0; i < Vector<T>::N; ++i) p[i] = x.v[i];

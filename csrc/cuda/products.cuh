@@ -38,13 +38,13 @@ struct Neighbours {
   };
   DLA_DEVICE void load(const A* p) {
     if constexpr (N * sizeof(A) == 16)
-      words = *reinterpret_cast<const Words4*>(p);
+      words = *as_words4(p);
     else
       v[0] = *p;
   }
   DLA_DEVICE void store(A* p) const {
     if constexpr (N * sizeof(A) == 16)
-      *reinterpret_cast<Words4*>(p) = words;
+      *as_words4(p) = words;
     else
       *p = v[0];
   }

@@ -172,8 +172,9 @@ class RunQueue {
 
 // ---- Threads, warps, blocks ----
 
-enum State { kAtBarrier, kAtWarpBarrier, kAtClusterBarrier, kInShuffle, kFinished, kStates };
-constexpr const char* kNames[] = {"at barrier", "at warp_barrier", "at cluster_barrier", "in shuffle_xor", "finished"};
+enum State { kAtBarrier, kAtWarpBarrier, kAtClusterBarrier, kAtLetterbox, kInShuffle, kFinished, kStates };
+constexpr const char* kNames[] = {"at barrier",   "at warp_barrier", "at cluster_barrier",
+                                  "at letterbox", "in shuffle_xor",  "finished"};
 
 // Where threads first .. first + count - 1 of the cluster meet. All must come, so once the last one does, it is known
 // who waits, and nobody had to be listed. Every kind of synchronisation has gates of its own.
@@ -185,6 +186,20 @@ struct Warp {
   Gate barrier, shuffle;
   int buffer = 0;  // of two, in turn: some may be in the next shuffle before all have read from this one
   alignas(kMaxShuffled) unsigned char values[2][kWarp][kMaxShuffled];
+};
+
+// Bytes that are still to come in this phase; before they are expected fewer than none.
+struct Letterbox {
+  int32_t awaited;
+  uint16_t phase;
+  uint16_t expecting;
+};
+// What is on its way from one block to another.
+struct Letter {
+  unsigned char value[8];
+  int bytes, rank;
+  void* to;
+  Letterbox* box;
 };
 
 struct Block {
@@ -215,6 +230,8 @@ struct Machine {
   std::vector<Fiber> fibers;  // these three: of the cluster that runs
   std::vector<Warp> warps;
   std::vector<Block> blocks;
+  std::vector<Letter> letters;
+  std::vector<std::pair<Letterbox*, int>> at_letterboxes;  // threads that wait
   Gate cluster_barrier;
   int num_blocks = 0, threads = 0;
   size_t shared_bytes = 0;
@@ -228,6 +245,7 @@ struct Machine {
 
   // Gives way to the next fiber, or to the host if there is none. Not inlined: see switch_stack on `ret`.
   __attribute__((noinline)) void suspend(Fiber& self, bool for_good) {
+    while (!letters.empty() && !error && (queue.empty() || random.below(4) == 0)) deliver(random.below(letters.size()));
     Fiber* next = queue.empty() ? nullptr : &fibers[queue.pop(random)];
     if (next == &self) return;
     me = next;
@@ -254,6 +272,31 @@ struct Machine {
     suspend(self, true);
   }
 
+  // Letters arrive in any order, between any two steps of threads.
+  void deliver(size_t i) {
+    const Letter letter = letters[i];
+    letters[i] = letters.back(), letters.pop_back();
+    if (blocks[letter.rank].live == 0) {
+      error = std::make_exception_ptr(std::logic_error("simt: a letter to a block that has finished"));
+      return queue.stop();
+    }
+    std::memcpy(letter.to, letter.value, letter.bytes);
+    letter.box->awaited -= letter.bytes;
+    end_phase(*letter.box);
+  }
+  void end_phase(Letterbox& box) {
+    if (!box.expecting || box.awaited != 0) return;
+    box.phase ^= 1, box.expecting = 0;
+    for (size_t i = 0; i < at_letterboxes.size();) {
+      if (at_letterboxes[i].first != &box) {
+        ++i;
+        continue;
+      }
+      queue.push(at_letterboxes[i].second, 1);
+      at_letterboxes[i] = at_letterboxes.back(), at_letterboxes.pop_back();
+    }
+  }
+
   // Different mistakes show under different schedules; each cluster draws the kind of its own.
   std::vector<unsigned char> choose_late() {
     enum { kNobody, kOne, kAllButOne, kEachByCoin, kKinds };
@@ -270,6 +313,7 @@ struct Machine {
   void start_cluster(int first_block) {
     const int all = static_cast<int>(fibers.size()), warps_per_block = (threads + kWarp - 1) / kWarp;
     cluster_barrier = {0, all, 0};
+    letters.clear(), at_letterboxes.clear();
     for (Block& block : blocks) {
       block.rank = static_cast<int>(&block - blocks.data());
       block.index = first_block + block.rank;
@@ -386,6 +430,13 @@ inline int cluster_size() { return static_cast<int>(detail::me->machine->blocks.
 // The block's dynamic shared memory, 128-byte aligned.
 inline unsigned char* shared_memory() { return detail::me->block->shared; }
 
+// p, where an access of so many bytes begins that a GPU makes only there where it is aligned.
+inline void* aligned(void* p, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(p) % bytes != 0)
+    throw std::logic_error("simt: an access of " + std::to_string(bytes) + " bytes that does not begin on as many");
+  return p;
+}
+
 // All threads of the block, of the warp, of all blocks of the cluster.
 inline void barrier() {
   detail::Fiber& self = *detail::me;
@@ -407,6 +458,31 @@ T* peer(T* p, int rank) {
   const uintptr_t offset = reinterpret_cast<uintptr_t>(p) - reinterpret_cast<uintptr_t>(shared_memory());
   if (offset > machine.shared_bytes) throw std::out_of_range("simt: peer() of what is not in my shared memory");
   return reinterpret_cast<T*>(machine.blocks.at(rank).shared + offset);
+}
+
+// A letterbox counts the bytes that blocks of the cluster send to this one. One thread expects so many in a phase; with
+// the last of them the phase ends, and the other of the two begins.
+using Letterbox = detail::Letterbox;
+inline void open_letterbox(Letterbox* box) { *box = {}; }
+inline void expect_letters(Letterbox* box, int bytes) {
+  if (box->expecting) throw std::logic_error("simt: a letterbox that expects letters already");
+  box->awaited += bytes, box->expecting = 1;
+  detail::me->machine->end_phase(*box);
+}
+// x, to where `to` lies in block `rank`, counted in the same letterbox there. It arrives some time.
+template <class T>
+void send_letter(T* to, T x, Letterbox* box, int rank) {
+  static_assert(sizeof(T) <= sizeof(detail::Letter::value));
+  detail::Letter letter{{}, sizeof(T), rank, peer(to, rank), peer(box, rank)};
+  std::memcpy(letter.value, &x, sizeof(T));
+  detail::me->machine->letters.push_back(letter);
+}
+inline void wait_for_letters(Letterbox* box, int phase) {
+  detail::Fiber& self = *detail::me;
+  if (box->phase != phase) return;
+  self.state = detail::kAtLetterbox;
+  self.machine->at_letterboxes.push_back({box, self.block->barrier.first + self.thread});
+  self.machine->suspend(self, false);
 }
 
 // The value of lane `mine ^ mask`. All threads of the warp take part; a lane that the last warp lacks gives NaN.
