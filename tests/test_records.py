@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import cuda_resources
+import machine_code
 import pytest
 import records
 import triton_resources
@@ -26,6 +27,9 @@ FAULTY = {
     cuda_resources: FINE[cuda_resources]._replace(stack=cuda_resources.FRAME + 8),
     triton_resources: FINE[triton_resources]._replace(spilled=8),
 }
+
+
+LOOP = machine_code.Counts("pool planes", 90, 100, 4, 64, 0, 0, 0, 0)
 
 
 @pytest.fixture(params=SOURCES, ids=lambda tool: tool.__name__)
@@ -96,6 +100,8 @@ def write(tool, tmp_path, monkeypatch):
     returns what it wrote."""
     monkeypatch.setattr(records, "PAGE", shutil.copy(records.PAGE, tmp_path / "page.md"))
     monkeypatch.setattr(tool, "RECORD", tmp_path / "record.json")
+    monkeypatch.setattr(machine_code, "RECORD", tmp_path / "loops.json")
+    monkeypatch.setattr(machine_code, "measure", lambda _: [LOOP])
     monkeypatch.setattr(tool, "version", lambda: "1.0")
 
     def run(rows, *options):
@@ -109,6 +115,24 @@ def write(tool, tmp_path, monkeypatch):
 
 def test_write_records_what_was_found(tool, write):
     assert write([FINE[tool]])[:3] == (tool.digest(), "1.0", [FINE[tool]])
+
+
+@pytest.mark.parametrize("tool", [cuda_resources], indirect=True)
+def test_loops_that_were_not_compiled_again_stay_on_record(tmp_path, write):
+    compiled, other = LOOP._replace(instructions=1), LOOP._replace(loop="step back")
+    records.Record("abc", "1.0", [compiled, other]).write(tmp_path / "loops.json")
+    write([FINE[cuda_resources]])
+    written = records.read(tmp_path / "loops.json", machine_code.Counts)
+    assert written[:3] == (cuda_resources.digest(), "1.0", [LOOP, other])
+    assert machine_code.section(written) in records.PAGE.read_text()
+
+
+@pytest.mark.parametrize("tool", [cuda_resources], indirect=True)
+def test_write_refuses_loops_that_outgrow_their_limits(tmp_path, monkeypatch, write):
+    monkeypatch.setattr(machine_code, "measure", lambda _: [LOOP._replace(fences=1)])
+    with pytest.raises(SystemExit, match="pool planes, sm_90: fences 1, allowed at most 0"):
+        write([FINE[cuda_resources]])
+    assert not cuda_resources.RECORD.exists() and not (tmp_path / "loops.json").exists()
 
 
 def test_only_sources_that_are_not_on_record_are_compiled_again(tmp_path, monkeypatch, capsys):

@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import machine_code
 import records
 from records import ROOT, Record
 from toolkit import find_nvcc
@@ -27,7 +28,7 @@ from toolkit import find_nvcc
 RECORD = records.FOLDER / "cuda.json"
 TITLE = "## What the CUDA kernels take of a chip"
 ARCHS = (75, 80, 86, 89, 90, 100, 120)  # the oldest one that must work, then the default list
-FLAGS = "-Xptxas=-v"
+FLAGS = "-Xptxas=-v -lineinfo"  # what ptxas says, and where each instruction comes from, for machine_code.py
 # Sections of CMakeLists.txt that do not concern the CUDA kernels.
 OTHERS = r"(?ms)^# ---- the CPU backend.*?(?=^# ---- the CUDA backend)|^if\(DLA_SIMT\).*?^endif\(\)\n"
 DTYPES = {"f": "fp32", "d": "fp64", "NS_8BFloat16E": "bf16", "NS_4HalfE": "fp16"}
@@ -181,10 +182,14 @@ def main() -> None:
         return
     record = Record(compiled, version() or "", found, compiled_parts)
     print(section(record))
-    record.prove(faults(found), digest())
+    known = records.read(machine_code.RECORD, machine_code.Counts)
+    loops = machine_code.record_of(args.folder, record, known) if args.write else known
+    record.prove([*faults(found), *machine_code.faults(loops.rows)], digest())
     if args.write:
         record.write(RECORD)
         records.write_section(section(record), TITLE)
+        loops.write(machine_code.RECORD)
+        records.write_section(machine_code.section(loops), machine_code.TITLE)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ BACKENDS = {
 # Test files without a backend among their parameters that use one only, or none, or read sources as text. All others
 # use any.
 OF_ONE_BACKEND = {
-    r"test_(adding_an_op|house|walk|tiers|mutants|records|simt_shim|cuda_build|triton_build)": "none",
+    r"test_(adding_an_op|house|walk|tiers|mutants|records|simt_shim|cuda_build|machine_code|triton_build)": "none",
     r"test_cuda_\w+": "cuda",
     r"test_triton\w*": "triton",
     r"test_(isa|nn|models|convert|survey|ecosystem|bench\w*|traffic|model|examples|reference|docs|soak)": "cpu",
