@@ -129,12 +129,18 @@ class Instruction(NamedTuple):
     source: tuple[tuple[str, int], ...]  # (file, line), the innermost first
 
     @property
+    def words(self) -> tuple[str, str]:
+        """Return the name and the operands, without the predicate."""
+        name, _, operands = re.sub(r"^@!?U?P\w+\s+", "", self.text).partition(" ")
+        return name, operands
+
+    @property
     def name(self) -> str:
-        return re.sub(r"^@!?U?P\w+\s+", "", self.text).split()[0]
+        return self.words[0]
 
     @property
     def operands(self) -> list[str]:
-        return re.sub(r"^@!?U?P\w+\s+", "", self.text).partition(" ")[2].split(",")
+        return self.words[1].split(",")
 
 
 class Function(NamedTuple):
