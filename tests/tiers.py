@@ -2,7 +2,7 @@
 
 ``full``  has every case, except of the Triton kernels, which take seconds a case, interpreted here or compiled on a
           GPU: of each test they have every value of every parameter at least once, of what is not too large for the
-          interpreter.
+          interpreter, and fewer of what ``FEWER`` names.
 ``fast``  has of each test every pair of values of its parameters at least once (of those in ``ONCE`` every value), of
           the Triton kernels a few cases, tests of the Python layer on one backend, and nothing that costs more than it
           finds (``LEFT``).
