@@ -30,6 +30,7 @@ BREAKS = {
     r"\bwait_for_letters\([^;]*;": ["void()"],
     r"\bexpect_letters\([^;]*;": ["void()"],
     r"\bopen_letterbox\([^;]*;": ["void()"],
+    r"\bawait_copies\(\);": ["void()"],
 }
 FUNCTION = re.compile(r"DLA_KERNEL\((\w+)|DLA_DEVICE (?:explicit )?[\w:<>*& ]*?(\w+)\(")
 

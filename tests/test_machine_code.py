@@ -1,6 +1,8 @@
 """The machine code of hot loops keeps within its limits, and the tool that reads it sees what is wrong. No GPU is
 needed, and nvcc only where the sources are not those on record."""
 
+from pathlib import Path
+
 import cuda_resources
 import machine_code
 import pytest
@@ -87,7 +89,7 @@ def test_loads_that_are_asked_for_together(tmp_path):
     body = ["LDG.E.128 R4, desc[UR4][R2.64]", "LDG.E.U16 R8, desc[UR4][R2.64+0x10]", "IADD3 R2, R2, 0x20, RZ"]
     body += ["FADD R9, R4, R5", "LDG.E R10, desc[UR4][R2.64]", "FADD R9, R9, R10"]
     counts = counts_of(*body, folder=tmp_path)
-    assert counts == Counts("sums", 90, len(body) + 1, 3, 18, 0, 0, 0, 0)
+    assert counts == Counts("sums", 90, len(body) + 1, 3, 18, 0, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -108,19 +110,40 @@ def test_what_is_wrong_with_a_loop_is_seen(tmp_path, monkeypatch):
     may be of any memory."""
     body = ["@P1 BRA `(.L_x_2)", "LDG.E.U16 R4, desc[UR4][R2.64]", "FADD R9, R4, R9", ".L_x_2:", "@P2 BRA `(.L_x_3)"]
     body += ["LD.E R5, desc[UR4][R2.64]", "FADD R9, R5, R9", ".L_x_3:", "I2F.RP R6, R7", "MUFU.RCP R6, R6"]
-    body += ["MEMBAR.ALL.GPU", "CCTL.IVALL", "@!P4 ST.E desc[UR4][R2.64], R9"]
-    limits = {"instructions": 9, "bytes_ahead": 16, "generic": 0, "divisions": 0, "fences": 0, "branches": 0}
+    body += ["MEMBAR.ALL.GPU", "CCTL.IVALL", "STL [R1+0x8], R9", "LDL R9, [R1+0x8]", "@!P4 ST.E desc[UR4][R2.64], R9"]
+    limits = {
+        "instructions": 9,
+        "bytes_ahead": 16,
+        "generic": 0,
+        "divisions": 0,
+        "fences": 0,
+        "branches": 0,
+        "spills": 0,
+    }
     strict = OF_SUMS._replace(limits=limits)
     counts = counts_of(*body, loop=strict, folder=tmp_path)
-    assert counts == Counts("sums", 90, 12, 2, 2, 2, 1, 2, 1)
+    assert counts == Counts("sums", 90, 14, 2, 2, 2, 1, 2, 1, 2)
     monkeypatch.setattr(machine_code, "LOOPS", [strict])
     assert machine_code.faults([counts]) == [
-        "sums, sm_90: instructions 12, allowed at most 9",
+        "sums, sm_90: instructions 14, allowed at most 9",
         "sums, sm_90: bytes_ahead 2, allowed at least 16",
         "sums, sm_90: generic 2, allowed at most 0",
         "sums, sm_90: divisions 1, allowed at most 0",
         "sums, sm_90: fences 2, allowed at most 0",
         "sums, sm_90: branches 1, allowed at most 0",
+        "sums, sm_90: spills 2, allowed at most 0",
+    ]
+
+
+def test_the_first_stencil_would_be_refused():
+    """Of its two pixels each load stood behind a branch, and was waited for before the next."""
+    function = machine_code.functions((Path(__file__).parent / "first_stencil.sass").read_text())["light_step_kernel"]
+    (body,) = function.loops_of(("stencil.cuh", 104))
+    counts = machine_code.count("filter of two maps", 90, body)
+    assert (counts.instructions, counts.loads, counts.bytes_ahead) == (265, 12, 4)
+    assert machine_code.faults([counts]) == [
+        "filter of two maps, sm_90: bytes_ahead 4, allowed at least 96",
+        "filter of two maps, sm_90: branches 3, allowed at most 0",
     ]
 
 

@@ -20,7 +20,7 @@ SOURCES = {
     triton_resources: ("triton_ops/scan.py", "triton_ops/cells/dsu.py", "triton_ops/launch.py"),
 }
 FINE = {
-    cuda_resources: cuda_resources.Resources("scan", "fp32", 90, 64, 0, 0),
+    cuda_resources: cuda_resources.Resources("scan", "fp32", 90, 64, 0),
     triton_resources: triton_resources.Resources("sm_90", "scan", "rnn dense", "float32", 64, 0, 0),
 }
 FAULTY = {
@@ -29,7 +29,7 @@ FAULTY = {
 }
 
 
-LOOP = machine_code.Counts("pool planes", 90, 100, 4, 64, 0, 0, 0, 0)
+LOOP = machine_code.Counts("pool planes", 90, 100, 4, 64, 0, 0, 0, 0, 0)
 
 
 @pytest.fixture(params=SOURCES, ids=lambda tool: tool.__name__)

@@ -155,6 +155,41 @@ static bool letters_arrive(bool wait) {
   return true;
 }
 
+// Every thread copies four numbers to shared memory, and reads what its neighbour has copied.
+struct Copies { const float* in; float* out; bool awaits; };
+struct alignas(16) Quad { float v[4]; };
+
+static void copy_round(Copies a) {
+  const int t = simt::thread_index(), next = (t + 1) % simt::num_threads();
+  Quad* s = reinterpret_cast<Quad*>(simt::shared_memory());
+  simt::copy_async(s + t, reinterpret_cast<const Quad*>(a.in) + t);
+  if (a.awaits) simt::await_copies();
+  simt::barrier();
+  for (int i = 0; i < 4; ++i) a.out[4 * t + i] = s[next].v[i];
+}
+
+static bool copies_arrive(bool awaits) {
+  constexpr int kThreads = 40;
+  alignas(16) float in[4 * kThreads];
+  float out[4 * kThreads];
+  for (int i = 0; i < 4 * kThreads; ++i) in[i] = i;
+  try {
+    simt::launch(copy_round, 1, 1, kThreads, sizeof in, {in, out, awaits});
+  } catch (const std::logic_error&) {  // a thread leaves before they are there
+    return false;
+  }
+  for (int i = 0; i < 4 * kThreads; ++i) if (!(out[i] == (i + 4) % (4 * kThreads))) return false;
+  return true;
+}
+
+static void copies_all() {
+  for (bool awaits : {true, false}) {
+    int wrong = 0;
+    for (int seed = 0; seed < 20; ++seed) simt::seed(seed), wrong += !copies_arrive(awaits);
+    std::printf("%d wrong\n", wrong);
+  }
+}
+
 static void letters_all() {
   for (bool wait : {true, false}) {
     int wrong = 0;
@@ -237,6 +272,10 @@ static void misuse() {
     simt::barrier();
     simt::expect_letters(box, 8);
   });
+  report("unawaited", 1, 1, 32, [](Nothing) {
+    static const float number = 1;
+    simt::copy_async(reinterpret_cast<float*>(simt::shared_memory()), &number);
+  });
   report("too late", 2, 2, 1, [](Nothing) {
     auto* box = reinterpret_cast<simt::Letterbox*>(simt::shared_memory());
     simt::open_letterbox(box);
@@ -289,6 +328,7 @@ int main(int, char** argv) {
   if (mode == "reduce_racy") reduce_racy();
   if (mode == "exchange") exchange_all();
   if (mode == "letters") letters_all();
+  if (mode == "copies") copies_all();
   if (mode == "kinds") kinds();
   if (mode == "misuse") misuse();
   if (mode == "schedule") schedule();
@@ -365,6 +405,12 @@ def test_letters_arrive_before_those_who_wait_for_them_go_on(run):
     assert unawaited > 0
 
 
+def test_copies_arrive_before_those_who_wait_for_them_go_on(run):
+    right, unawaited = wrong_counts(run("copies"))
+    assert right == 0
+    assert unawaited > 0
+
+
 def test_every_kind_of_synchronisation_and_launch_works(run):
     assert printed(run("kinds")) == [
         "each warp its own: done",
@@ -387,6 +433,7 @@ def test_misuse_is_an_error_and_the_next_launch_works(run):
         "peer: simt: peer() of what is not in my shared memory",
         "letters that nobody sends: simt: deadlock: block 0: 3 threads finished; block 1: 3 threads at letterbox",
         "expected twice: simt: a letterbox that expects letters already",
+        "unawaited: simt: a thread that does not await its copies",
         "too late: simt: a letter to a block that has finished",
         "aligned: simt: an access of 16 bytes that does not begin on as many",
         "mask: simt: shuffle_xor(mask 32)",

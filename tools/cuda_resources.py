@@ -1,4 +1,4 @@
-"""Compile the CUDA kernels for every architecture, without a GPU, and tabulate what ptxas says of each.
+"""Compile the CUDA kernels for every architecture, without a GPU, and tabulate what each takes of a chip.
 
 Any warning fails the compilation. --write records registers per thread for kernel, dtype and architecture, with a
 digest of the sources, in tools/resources/cuda.json, and the table in docs/performance.md; it refuses what has faults.
@@ -28,9 +28,10 @@ from toolkit import find_nvcc
 RECORD = records.FOLDER / "cuda.json"
 TITLE = "## What the CUDA kernels take of a chip"
 ARCHS = (75, 80, 86, 89, 90, 100, 120)  # the oldest one that must work, then the default list
-FLAGS = "-Xptxas=-v -lineinfo"  # what ptxas says, and where each instruction comes from, for machine_code.py
+FLAGS = "-lineinfo"  # where each instruction comes from, for machine_code.py
 # Sections of CMakeLists.txt that do not concern the CUDA kernels.
 OTHERS = r"(?ms)^# ---- the CPU backend.*?(?=^# ---- the CUDA backend)|^if\(DLA_SIMT\).*?^endif\(\)\n"
+OBJECTS = "CMakeFiles/_C_cuda.dir/csrc/cuda"  # where CMake puts what it compiles
 DTYPES = {"f": "fp32", "d": "fp64", "NS_8BFloat16E": "bf16", "NS_4HalfE": "fp16"}
 
 
@@ -40,7 +41,6 @@ class Resources(NamedTuple):
     arch: int
     registers: int
     stack: int  # bytes
-    spills: int  # bytes, stores and loads
 
 
 def parts(root: Path = ROOT) -> dict[str, str]:
@@ -70,52 +70,55 @@ def on_record(record: Record, archs: Iterable[int]) -> tuple[list[Resources], li
 
 
 def parse(output: str) -> list[Resources]:
-    """From what `ptxas -v` prints, for every entry function."""
-    found, entry, stack, spills = [], None, 0, 0
+    """From what `cuobjdump -res-usage` prints of an object, for every entry function."""
+    found, arch, entry = [], 0, ""
     for line in output.splitlines():
-        if match := re.search(r"Compiling entry function '(\w+)' for 'sm_(\d+)'", line):
-            entry, stack, spills = match.groups(), 0, 0
-        elif match := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
-            frame, stores, loads = map(int, match.groups())
-            stack, spills = stack + frame, spills + stores + loads  # also of functions that were not inlined
-        elif entry and (match := re.search(r"Used (\d+) registers", line)):
-            kernel, dtype = re.match(r"_ZN3dla4cuda\d+(\w+?)_kernelI(\w+?)EEv", entry[0]).groups()  # type: ignore
-            found.append(Resources(kernel, DTYPES[dtype], int(entry[1]), int(match.group(1)), stack, spills))
-            entry = None
+        if match := re.match(r"arch = sm_(\d+)", line):
+            arch = int(match[1])
+        elif match := re.match(r"\s*Function (\w+):", line):
+            entry = match[1]
+        elif match := re.match(r"\s*REG:(\d+) STACK:(\d+)", line):
+            kernel, dtype = re.match(r"_ZN3dla4cuda\d+(\w+?)_kernelI(\w+?)EEv", entry).groups()  # type: ignore
+            found.append(Resources(kernel, DTYPES[dtype], arch, int(match[1]), int(match[2])))
     return found
 
 
 def compile_all(folder: Path, archs: Iterable[int] = ARCHS, sources: Iterable[str] | None = None) -> list[Resources]:
-    """Build and link _C_cuda in ``folder`` as CMake would for users, or compile some sources as for it. Raise with the
-    output if that fails."""
+    """Build and link _C_cuda in ``folder`` as CMake would for users, or compile some sources as for it, unless that is
+    what it holds. Raise with the output if that fails."""
     import torch
 
     nvcc = find_nvcc()
     if nvcc is None:
         raise FileNotFoundError("nvcc is neither on PATH nor in CUDA_HOME or /usr/local/cuda")
-    shutil.rmtree(folder, ignore_errors=True)  # what is built already says nothing
-    folder.mkdir(parents=True)
-    options = {
-        "TORCH_DIR": torch.__path__[0],
-        "DLA_CUDA": "ON",
-        "DLA_CUDA_ARCHS": ";".join(map(str, archs)),
-        "CMAKE_CUDA_COMPILER": nvcc,
-        "CMAKE_CUDA_FLAGS": FLAGS,
-    }
-    # ninja keeps the output of each compiler together, which make would mix.
-    env = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    objects = [f"CMakeFiles/_C_cuda.dir/csrc/cuda/{name}.o" for name in sources or ()]
-    targets = ["_C_cuda"] if sources is None else objects
-    output = ""
-    for command in (
-        ["cmake", "-G", "Ninja", "-S", ROOT, "-B", folder, *(f"-D{name}={value}" for name, value in options.items())],
-        ["cmake", "--build", folder, "--target", *targets, "--parallel", str(os.cpu_count() or 1)],
-    ):
-        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False, env=env)
-        output = done.stdout + done.stderr
-        if done.returncode != 0:
-            raise RuntimeError(output[-8000:])
-    return parse(output)
+    stamp, wanted = folder / "compiled", repr((version(), [*archs], sources and [*sources], parts()))
+    if not stamp.exists() or stamp.read_text() != wanted:
+        shutil.rmtree(folder, ignore_errors=True)  # what else is there says nothing
+        folder.mkdir(parents=True)
+        options = {
+            "TORCH_DIR": torch.__path__[0],
+            "DLA_CUDA": "ON",
+            "DLA_CUDA_ARCHS": ";".join(map(str, archs)),
+            "CMAKE_CUDA_COMPILER": nvcc,
+            "CMAKE_CUDA_FLAGS": FLAGS,
+        }
+        # ninja keeps the output of each compiler together, which make would mix.
+        env = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        objects = [f"{OBJECTS}/{name}.o" for name in sources or ()]
+        configured = [f"-D{name}={value}" for name, value in options.items()]
+        for command in (
+            ["cmake", "-G", "Ninja", "-S", ROOT, "-B", folder, *configured],
+            ["cmake", "--build", folder, "--target", *(objects or ["_C_cuda"]), "--parallel", os.cpu_count() or 1],
+        ):
+            done = subprocess.run([str(w) for w in command], capture_output=True, text=True, check=False, env=env)
+            if done.returncode != 0:
+                raise RuntimeError((done.stdout + done.stderr)[-8000:])
+        stamp.write_text(wanted)
+    found = []
+    for path in sorted((folder / OBJECTS).glob("*.cu.o")):
+        command = [machine_code.disassembler("cuobjdump"), "-res-usage", str(path)]
+        found += parse(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return found
 
 
 def version() -> str | None:
@@ -127,9 +130,9 @@ def version() -> str | None:
     return re.search(r"V([\d.]+)", said).group(1)  # type: ignore[union-attr]
 
 
-# Inner loops take all the registers there are. What outlives them, such as which tile is next, may wait in a stack
-# frame, which costs little beside thousands of loads of maps. A kernel's frame is to hold no more than that.
-FRAME, FRAMES = 40, {"light_step": 192, "light_step_bwd": 192}  # bytes
+# Inner loops take all the registers there are, and are to have nothing in a stack frame: machine_code.py counts that.
+# What outlives them, such as which tile is next, may wait there, which costs little beside thousands of loads of maps.
+FRAME, FRAMES = 48, {"light_step": 256, "light_step_bwd": 256}  # bytes
 
 
 def faults(found: list[Resources]) -> list[Resources]:
@@ -143,7 +146,7 @@ def section(record: Record) -> str:
     lines = [
         TITLE,
         "",
-        f"Registers per thread, as ptxas of nvcc {record.compiler} reports them of sources `{record.digest[:12]}`;",
+        f"Registers per thread in what nvcc {record.compiler} makes of sources `{record.digest[:12]}`;",
         "`tools/cuda_resources.py --write` makes this table. No kernel has a stack frame of more than",
         f"{FRAME} bytes, {max(FRAMES.values())} in `light_step`, for what outlives inner loops. All shared memory is",
         "dynamic, and the plan decides how much: `python -m dla_kernels plan`. fp64 kernels may use up to 255",

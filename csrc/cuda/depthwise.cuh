@@ -22,9 +22,14 @@ DLA_KERNEL(depthwise_kernel, T, DepthwiseArgs<T>) {
           maps.near[0] = channel(layer, x, c);
           maps.out[0] = channel(layer, value, c);
           const Taps<A> v = load_taps(args.v + (c0 + c) * kTaps);
-          return [=](Sums<A, 2>& few, auto& pixel) {
-            const auto around = [&](int a, int b) { return pixel.near(0, a, b); };
-            few.v[0] += around(1, 1), few.v[1] += pixel.write(0, v.filter(around));
+          return [=](Sums<A, 2>& few, auto& row) {
+            constexpr int kPixels = std::decay_t<decltype(row)>::kPixels;
+            A value[kPixels];
+#pragma unroll
+            for (int k = 0; k < kPixels; ++k) value[k] = v.filter([&](int a, int b) { return row.near(0, k, a, b); });
+            row.write(0, value);
+#pragma unroll
+            for (int k = 0; k < kPixels; ++k) few.v[0] += row.near(0, k, 1, 1), few.v[1] += value[k];
           };
         },
         [&](int c, const Sums<A, 2>& sums) {
@@ -51,10 +56,16 @@ DLA_KERNEL(depthwise_bwd_kernel, T, DepthwiseBwdArgs<T>) {
           maps.here[0] = channel(layer, x, c);
           maps.out[0] = channel(layer, dx, c);
           const Taps<A> v = load_taps(args.v + (c0 + c) * kTaps);
-          return [=](Sums<A, kTaps>& few, auto& pixel) {
-            const auto around = [&](int a, int b) { return pixel.near(0, a, b); };
-            correlate(pixel.here(0), around, few.v);
-            pixel.write(0, v.transposed(around) + dmean_x);
+          return [=](Sums<A, kTaps>& few, auto& row) {
+            constexpr int kPixels = std::decay_t<decltype(row)>::kPixels;
+            A dx_of[kPixels];
+#pragma unroll
+            for (int k = 0; k < kPixels; ++k) {
+              const auto around = [&](int a, int b) { return row.near(0, k, a, b); };
+              correlate(row.here(0, k), around, few.v);
+              dx_of[k] = v.transposed(around, dmean_x);
+            }
+            row.write(0, dx_of);
           };
         },
         [&](int c, const Sums<A, kTaps>& sums) {

@@ -17,9 +17,11 @@
 namespace dla {
 namespace cuda {
 
+using simt::await_copies;
 using simt::block_index;
 using simt::cluster_rank;
 using simt::cluster_size;
+using simt::copy_async;
 using simt::expect_letters;
 using simt::Letterbox;
 using simt::num_blocks;
@@ -42,6 +44,10 @@ V load_last(const V* p) {
 template <class V>
 void store_streaming(V* p, V x) {
   *p = x;
+}
+template <class V>
+V load_or_zero(const V* p, bool there) {
+  return there ? *p : V{};
 }
 inline float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 inline double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
@@ -185,6 +191,63 @@ DLA_DEVICE V load_last(const V* p) {
 template <class V>
 DLA_DEVICE void store_streaming(V* p, V x) {
   __stcs(p, x);
+}
+// Copies 4, 8 or 16 bytes from global memory to shared memory, past all registers, so that any number are on their way.
+// They are known to the thread after await_copies(), to others after a barrier that follows.
+template <class V>
+DLA_DEVICE void copy_async(V* to, const V* from) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(to)),
+               "l"(__cvta_generic_to_global(from)), "n"(sizeof(V))
+               : "memory");
+#else
+  *to = *from;
+#endif
+}
+DLA_DEVICE void await_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+// *p where it is there, else zero: without a branch, so that many loads are in flight, and nothing to select later.
+template <class V>
+DLA_DEVICE V load_or_zero(const V* p, bool there) {
+  constexpr int kWords = sizeof(V) / 4;
+  const auto from = __cvta_generic_to_global(p);
+  V x;
+  if constexpr (sizeof(V) == 2) {
+    uint32_t wide;  // a load of 16 bits fills it with zeros
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %2, 0; mov.b32 %0, 0; @p ld.global.u16 %0, [%1]; }"
+                 : "=r"(wide)
+                 : "l"(from), "r"(uint32_t(there)));
+    const uint16_t bits = uint16_t(wide);
+    memcpy(&x, &bits, sizeof x);
+  } else if constexpr (kWords % 4 == 0) {
+    uint32_t words[kWords];
+#pragma unroll
+    for (int w = 0; w < kWords; w += 4)
+      asm volatile(
+          "{ .reg .pred p; setp.ne.u32 p, %5, 0; mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;"
+          "@p ld.global.v4.b32 {%0, %1, %2, %3}, [%4]; }"
+          : "=r"(words[w]), "=r"(words[w + 1]), "=r"(words[w + 2]), "=r"(words[w + 3])
+          : "l"(from + 4 * w), "r"(uint32_t(there)));
+    memcpy(&x, words, sizeof x);
+  } else if constexpr (kWords == 2) {
+    uint32_t words[2];
+    asm volatile(
+        "{ .reg .pred p; setp.ne.u32 p, %3, 0; mov.b32 %0, 0; mov.b32 %1, 0; @p ld.global.v2.b32 {%0, %1}, [%2]; }"
+        : "=r"(words[0]), "=r"(words[1])
+        : "l"(from), "r"(uint32_t(there)));
+    memcpy(&x, words, sizeof x);
+  } else {
+    static_assert(kWords == 1, "2, 4, 8 bytes or sixteens");
+    uint32_t word;
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %2, 0; mov.b32 %0, 0; @p ld.global.b32 %0, [%1]; }"
+                 : "=r"(word)
+                 : "l"(from), "r"(uint32_t(there)));
+    memcpy(&x, &word, sizeof x);
+  }
+  return x;
 }
 DLA_DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DLA_DEVICE double fma(double a, double b, double c) { return __fma_rn(a, b, c); }

@@ -45,6 +45,15 @@ struct FewMoments {
     const A beyond = x - first;
     n += A(1), sum += beyond, squares = fma(beyond, beyond, squares);
   }
+  template <int N>
+  DLA_DEVICE void add(const A (&x)[N]) {
+    first = n == A(0) ? x[0] : first, n += A(N);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const A beyond = x[i] - first;
+      sum += beyond, squares = fma(beyond, beyond, squares);
+    }
+  }
 };
 // How many, their mean, and the sum of their squared distances from it, merged as Chan does.
 template <class A>

@@ -29,12 +29,12 @@ struct LightTaps {
     }
   }
   template <class Around>
-  DLA_DEVICE A filter(int m, const Around& around) const {
-    return m == 0 || whole ? of[m].filter(around) : of[m].at[kMiddleTap] * around(1, 1);
+  DLA_DEVICE A filter(int m, const Around& around, A sum) const {
+    return m == 0 || whole ? of[m].filter(around, sum) : fma(of[m].at[kMiddleTap], around(1, 1), sum);
   }
   template <class Around>
-  DLA_DEVICE A transposed(int m, const Around& around) const {
-    return m == 0 || whole ? of[m].transposed(around) : of[m].at[kMiddleTap] * around(1, 1);
+  DLA_DEVICE A transposed(int m, const Around& around, A sum) const {
+    return m == 0 || whole ? of[m].transposed(around, sum) : fma(of[m].at[kMiddleTap], around(1, 1), sum);
   }
 };
 
@@ -58,11 +58,15 @@ DLA_DEVICE void light_filter(const LightStepArgs<T>& args, const Recurrence<accu
           maps.near[m] = channel(args.layers[m], plane<const T>(args.layers[m], kIn, b, tile.c0), c);
         maps.out[0] = channel(args.layers[0], plane<T>(args.layers[0], kOut, b, tile.c0), c);
         const LightTaps<A, kMaps> taps(args.filters, tile.c0 + c, gate[c], d ? d[c] : A(1));
-        return [=](typename S::Few& few, auto& pixel) {
-          A sum = A(0);
+        return [=](typename S::Few& few, auto& row) {
+          constexpr int kPixels = std::decay_t<decltype(row)>::kPixels;
+          A sum[kPixels] = {};
 #pragma unroll
-          for (int m = 0; m < kMaps; ++m) sum += taps.filter(m, [&](int a, int b) { return pixel.near(m, a, b); });
-          sum = pixel.write(0, sum);
+          for (int k = 0; k < kPixels; ++k)
+#pragma unroll
+            for (int m = 0; m < kMaps; ++m)
+              sum[k] = taps.filter(m, [&](int a, int b) { return row.near(m, k, a, b); }, sum[k]);
+          row.write(0, sum);
           if constexpr (S::kSize > 0) few.add(sum);
         };
       },
@@ -126,10 +130,12 @@ DLA_DEVICE void light_correlate(const LightStepBwdArgs<T>& args, const Recurrenc
 #pragma unroll
         for (int m = 0; m < kMaps; ++m)
           maps.here[m] = channel(args.layers[m], plane<const T>(args.layers[m], kIn, b, tile.c0), c);
-        return [=](S& few, auto& pixel) {
+        return [=](S& few, auto& row) {
 #pragma unroll
-          for (int m = 0; m < kMaps; ++m)
-            correlate(pixel.here(m), [&](int a, int b) { return pixel.near(0, a, b); }, few.v + m * kTaps);
+          for (int k = 0; k < row.kPixels; ++k)
+#pragma unroll
+            for (int m = 0; m < kMaps; ++m)
+              correlate(row.here(m, k), [&](int a, int b) { return row.near(0, k, a, b); }, few.v + m * kTaps);
         };
       },
       [&](int c, const S& sums) {
@@ -179,10 +185,16 @@ DLA_DEVICE void light_back(const LightStepBwdArgs<T>& args, const Recurrence<acc
           maps.out[m] = channel(args.layers[m], plane<T>(args.layers[m], kGradIn, b, tile.c0), c);
           plus.of[m] = dy[m * next + c];
         }
-        return [=](Nothing<A>&, auto& pixel) {
+        return [=](Nothing<A>&, auto& row) {
+          constexpr int kPixels = std::decay_t<decltype(row)>::kPixels;
 #pragma unroll
-          for (int m = 0; m < kMaps; ++m)
-            pixel.write(m, taps.transposed(m, [&](int a, int b) { return pixel.near(0, a, b); }) + plus.of[m]);
+          for (int m = 0; m < kMaps; ++m) {
+            A sum[kPixels];
+#pragma unroll
+            for (int k = 0; k < kPixels; ++k)
+              sum[k] = taps.transposed(m, [&](int a, int b) { return row.near(0, k, a, b); }, plus.of[m]);
+            row.write(m, sum);
+          }
         };
       },
       [](int, Nothing<A>) {});

@@ -63,7 +63,7 @@ class Recurrence : public Tile<A> {
   // ---- what y alone decides ----
 
   // From kY: kP, this block's part of p, or kQ. Keeps uy [rows, R] where it is wanted. Barriers: kY is known when it
-  // is called; on return kP, kQ and uy are.
+  // is called; on return kP, kQ, uy and the copies of weights are.
   DLA_DEVICE void hoist(A* uy_kept) {
     const A* const y = buffer(kY);
     const bool joint = args.projection == Projection::kJoint;
@@ -83,6 +83,7 @@ class Recurrence : public Tile<A> {
            [&](int m, int n, A sum) { q[m * gates() + n] = sum + buffer(kBias)[n]; });
       block_barrier();
     });
+    await_copies();
     block_barrier();
   }
 

@@ -1,7 +1,7 @@
 // The 3x3 neighbours of every pixel: filters over planes, and the sums from which the gradients of filters come.
 // A thread walks down a strip of a channel, four columns at once where rows are made of fours, and keeps the rows it
 // has met in registers: of each row one piece and the two pixels beside it. All rows of a turn are asked for before the
-// first is used, from addresses that are clamped into the map; what lies outside becomes zero afterwards.
+// first is used; what lies outside the map is not read, and is zero.
 #pragma once
 
 #include "gather.cuh"
@@ -29,18 +29,17 @@ template <class A>
 struct Taps {
   A at[kTaps];
 
-  // The filter at a pixel; around(a, b) are its neighbours.
+  // The filter at a pixel, added to sum; around(a, b) are its neighbours.
   template <class Around>
-  DLA_DEVICE A filter(const Around& around) const {
-    A sum = A(0);
+  DLA_DEVICE A filter(const Around& around, A sum = A(0)) const {
 #pragma unroll
     for (int s = 0; s < kTaps; ++s) sum = fma(at[s], around(s / 3, s % 3), sum);
     return sum;
   }
   // Its transpose: what a pixel gets from its neighbours' filters.
   template <class Around>
-  DLA_DEVICE A transposed(const Around& around) const {
-    return filter([&](int a, int b) { return around(2 - a, 2 - b); });
+  DLA_DEVICE A transposed(const Around& around, A sum = A(0)) const {
+    return filter([&](int a, int b) { return around(2 - a, 2 - b); }, sum);
   }
 };
 template <class A>
@@ -63,15 +62,15 @@ struct alignas(kWide * sizeof(T) < 16 ? kWide * sizeof(T) : 16) Piece {
   T at[kWide];
 };
 template <bool kPacked, int kWide, class T>
-DLA_DEVICE Piece<T, kWide> load_piece(const T* from) {
-  Piece<T, kWide> x;
+DLA_DEVICE Piece<T, kWide> load_piece(const T* from, bool there) {
   if constexpr (kPacked) {
-    x = *reinterpret_cast<const Piece<T, kWide>*>(from);
+    return load_or_zero(reinterpret_cast<const Piece<T, kWide>*>(from), there);
   } else {
+    Piece<T, kWide> x;
 #pragma unroll
-    for (int i = 0; i < kWide; ++i) x.at[i] = from[i];
+    for (int i = 0; i < kWide; ++i) x.at[i] = load_or_zero(from + i, there);
+    return x;
   }
-  return x;
 }
 template <bool kPacked, int kWide, class T>
 DLA_DEVICE void store_piece(T* to, const Piece<T, kWide>& x) {
@@ -92,18 +91,31 @@ struct StencilMaps {
   accumulate_t<T> plus = 0;  // for every pixel of the first near map, but not for the zeros around it
 };
 
-// One pixel: its neighbours, itself in other maps, and its results.
-template <class T, int kNear, int kHere, int kWritten>
-struct Pixel {
+// kWide pixels of a row: their neighbours, what other maps have in their place, and the results.
+template <class T, int kWide, int kNear, int kHere, int kWritten>
+struct Row {
   using A = accumulate_t<T>;
-  A near_[kNear][3][3], here_[kHere > 0 ? kHere : 1];
-  T out_[kWritten > 0 ? kWritten : 1] = {};
+  static constexpr int kPixels = kWide;
+  A window[kNear][3][kWide + 2];  // the row, the ones above and below it, and a column more on both sides
+  A here_[kHere > 0 ? kHere : 1][kWide];
+  Piece<T, kWide> out_[kWritten > 0 ? kWritten : 1];
 
-  DLA_DEVICE A near(int m, int a, int b) const { return near_[m][a][b]; }
-  DLA_DEVICE A here(int m) const { return here_[m]; }
-  DLA_DEVICE A write(int m, A x) {  // returns x as stored
-    out_[m] = narrow<T>(x);
-    return widen(out_[m]);
+  DLA_DEVICE A near(int m, int k, int a, int b) const { return window[m][a][k + b]; }
+  DLA_DEVICE A here(int m, int k) const { return here_[m][k]; }
+  // x becomes what is stored.
+  DLA_DEVICE void write(int m, A (&x)[kWide]) {
+    if constexpr (sizeof(T) == 2 && kWide % 2 == 0) {
+      uint32_t pairs[kWide / 2];
+#pragma unroll
+      for (int k = 0; k < kWide; k += 2) {
+        pairs[k / 2] = narrow_pair<T>(x[k], x[k + 1]);
+        x[k] = widen_of<T>(pairs[k / 2], 0), x[k + 1] = widen_of<T>(pairs[k / 2], 1);
+      }
+      memcpy(&out_[m], pairs, sizeof pairs);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kWide; ++k) out_[m].at[k] = narrow<T>(x[k]), x[k] = widen(out_[m].at[k]);
+    }
   }
 };
 
@@ -119,8 +131,7 @@ DLA_DEVICE void walk(const StencilMaps<T, kNear, kHere, kWritten>& maps, int H, 
   const T *near[kNear], *here[kHere > 0 ? kHere : 1];
   T* out[kWritten > 0 ? kWritten : 1];
 #pragma unroll
-  for (int m = 0; m < kNear; ++m)
-    near[m] = maps.near[m].data + (int64_t(top > 0 ? top - 1 : 0) * W + j) * pixel_of(maps.near[m]);
+  for (int m = 0; m < kNear; ++m) near[m] = maps.near[m].data + (int64_t(top - 1) * W + j) * pixel_of(maps.near[m]);
 #pragma unroll
   for (int m = 0; m < kHere; ++m) here[m] = maps.here[m].data + (int64_t(top) * W + j) * pixel_of(maps.here[m]);
 #pragma unroll
@@ -130,35 +141,34 @@ DLA_DEVICE void walk(const StencilMaps<T, kNear, kHere, kWritten>& maps, int H, 
     Pixels piece;
     T left, right;
   };
-  // Reads row i of map m and moves on to the next; the last row of the map is read again instead of what is below it.
-  const auto read = [&](int m, int i) {
+  // Reads a row of map m and moves on to the next; what is outside the map is zero.
+  const auto read = [&](int m, bool inside) {
     const int64_t pixel = pixel_of(maps.near[m]);
-    const Raw raw{load_piece<kPacked, kWide>(near[m]), near[m][has_left ? -pixel : 0],
-                  near[m][(has_right ? kWide : kWide - 1) * pixel]};
-    near[m] += i >= 0 && i + 1 < H ? W * pixel : 0;
+    const Raw raw{load_piece<kPacked, kWide>(near[m], inside), load_or_zero(near[m] - pixel, inside && has_left),
+                  load_or_zero(near[m] + kWide * pixel, inside && has_right)};
+    near[m] += W * pixel;
     return raw;
   };
-  A window[kNear][3][kWide + 2];  // rows i - 1 .. i + 1
-  const auto take = [&](int m, int row, const Raw& raw, int i) {
-    const bool inside = i >= 0 && i < H, left = inside && has_left, right = inside && has_right;
+  Row<T, kWide, kNear, kHere, kWritten> row;
+  const auto take = [&](int m, int a, const Raw& raw, bool inside) {
     const A plus = kPlus && m == 0 ? maps.plus : A(0);
-    A* const to = window[m][row];
+    const auto of = [&](const T& x, bool there) { return kPlus && m == 0 ? there ? widen(x) + plus : A(0) : widen(x); };
+    A* const to = row.window[m][a];
 #pragma unroll
-    for (int k = 0; k < kWide; ++k)
-      to[k + 1] = inside ? kPlus ? widen(raw.piece.at[k]) + plus : widen(raw.piece.at[k]) : A(0);
-    to[0] = left ? kPlus ? widen(raw.left) + plus : widen(raw.left) : A(0);
-    to[kWide + 1] = right ? kPlus ? widen(raw.right) + plus : widen(raw.right) : A(0);
+    for (int k = 0; k < kWide; ++k) to[k + 1] = of(raw.piece.at[k], inside);
+    to[0] = of(raw.left, inside && has_left);
+    to[kWide + 1] = of(raw.right, inside && has_right);
   };
 
   Raw before[kNear][2];
 #pragma unroll
   for (int r = 0; r < 2; ++r)
 #pragma unroll
-    for (int m = 0; m < kNear; ++m) before[m][r] = read(m, top - 1 + r);
+    for (int m = 0; m < kNear; ++m) before[m][r] = read(m, r > 0 || top > 0);
 #pragma unroll
   for (int r = 0; r < 2; ++r)
 #pragma unroll
-    for (int m = 0; m < kNear; ++m) take(m, r, before[m][r], top - 1 + r);
+    for (int m = 0; m < kNear; ++m) take(m, r, before[m][r], r > 0 || top > 0);
 
   for (int i = top; i < end; i += kAhead) {
     Raw raw[kAhead][kNear];
@@ -166,42 +176,34 @@ DLA_DEVICE void walk(const StencilMaps<T, kNear, kHere, kWritten>& maps, int H, 
 #pragma unroll
     for (int r = 0; r < kAhead; ++r) {
 #pragma unroll
-      for (int m = 0; m < kNear; ++m) raw[r][m] = read(m, i + r + 1);
+      for (int m = 0; m < kNear; ++m) raw[r][m] = read(m, i + r + 1 < H);
 #pragma unroll
       for (int m = 0; m < kHere; ++m) {
-        at[r][m] = load_piece<kPacked, kWide>(here[m]);
-        here[m] += i + r + 1 < end ? W * pixel_of(maps.here[m]) : 0;
+        at[r][m] = load_piece<kPacked, kWide>(here[m], i + r < end);
+        here[m] += W * pixel_of(maps.here[m]);
       }
     }
 #pragma unroll
     for (int r = 0; r < kAhead; ++r) {
 #pragma unroll
-      for (int m = 0; m < kNear; ++m) take(m, 2, raw[r][m], i + r + 1);
+      for (int m = 0; m < kNear; ++m) take(m, 2, raw[r][m], i + r + 1 < H);
       if (i + r < end) {
-        Pixels results[kWritten > 0 ? kWritten : 1];
 #pragma unroll
-        for (int k = 0; k < kWide; ++k) {
-          Pixel<T, kNear, kHere, kWritten> pixel;
+        for (int m = 0; m < kHere; ++m)
 #pragma unroll
-          for (int m = 0; m < kNear; ++m)
-#pragma unroll
-            for (int s = 0; s < kTaps; ++s) pixel.near_[m][s / 3][s % 3] = window[m][s / 3][k + s % 3];
-#pragma unroll
-          for (int m = 0; m < kHere; ++m) pixel.here_[m] = widen(at[r][m].at[k]);
-          each(few, pixel);
-#pragma unroll
-          for (int m = 0; m < kWritten; ++m) results[m].at[k] = pixel.out_[m];
-        }
+          for (int k = 0; k < kWide; ++k) row.here_[m][k] = widen(at[r][m].at[k]);
+        each(few, row);
 #pragma unroll
         for (int m = 0; m < kWritten; ++m) {
-          store_piece<kPacked>(out[m], results[m]);
+          store_piece<kPacked>(out[m], row.out_[m]);
           out[m] += W * pixel_of(maps.out[m]);
         }
       }
 #pragma unroll
       for (int m = 0; m < kNear; ++m)
 #pragma unroll
-        for (int k = 0; k < kWide + 2; ++k) window[m][0][k] = window[m][1][k], window[m][1][k] = window[m][2][k];
+        for (int k = 0; k < kWide + 2; ++k)
+          row.window[m][0][k] = row.window[m][1][k], row.window[m][1][k] = row.window[m][2][k];
     }
   }
 }

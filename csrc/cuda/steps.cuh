@@ -116,7 +116,7 @@ class Steps {
           const State<A> s = Rule::step(a, State<A>{h[at], c[at]});
           h[at] = s.h, c[at] = s.c;
           kept[tile.of_channel(m, j)] = Rule::kSavesC ? s.c : s.h;
-          if (Rule::kSavesC && Rule::kSavesH) states_h[tile.at(m, j)] = s.h;
+          if (Rule::kSavesC && Rule::kSavesH) states_h[tile.at(t, i, j)] = s.h;
         }
       block_barrier();
       ++step_;

@@ -78,8 +78,9 @@ class Tile {
   DLA_DEVICE int of_channel(int m, int c) const { return m * cs + c; }
   DLA_DEVICE int of_unit(int m, int r) const { return m * R + r; }
   DLA_DEVICE int of_gate(int m, int g, int c) const { return m * gates() + g * cs + c; }
-  // Where row m of the tile, channel c of the block, lies in a tensor [T, B, C].
-  DLA_DEVICE int64_t at(int m, int c) const { return (int64_t(layer_of(m)) * B + b0 + sample_of(m)) * C + c0 + c; }
+  // Where row m of the tile, or layer t of its sample i, channel c of the block, lies in a tensor [T, B, C].
+  DLA_DEVICE int64_t at(int m, int c) const { return at(layer_of(m), sample_of(m), c); }
+  DLA_DEVICE int64_t at(int t, int i, int c) const { return (int64_t(t) * B + b0 + i) * C + c0 + c; }
   // And sample i, channel c in a tensor [B, C].
   DLA_DEVICE int64_t at_sample(int i, int c) const { return (b0 + i) * C + c0 + c; }
 
@@ -149,39 +150,23 @@ class Tile {
       buffer(kBias)[g * cs + c] = args.q1 ? args.q0[at] + args.q1[at] : args.q0[at];
     });
   }
-  // A row of neighbours to a row of threads, so that there is little to divide.
+  // A row of neighbours to a row of threads, so that there is little to divide; on its way until await_copies().
   DLA_DEVICE void copy_rows(int M, int N, const WeightRows<A>& from, A* to, int ld) const {
-    constexpr int V = kQuad<A>, kRowsAhead = 2;  // rows in flight
+    constexpr int V = kQuad<A>;
     const bool wide = N % V == 0 && in_quads(from.data, from.ld) && from.next % V == 0;
     const int pieces = wide ? N / V : N, lanes = power_of_two(pieces, kWarp);
-    const int lane = thread_index() % lanes, group = thread_index() / lanes, groups = num_threads() / lanes;
-    for (int m0 = group; m0 < M; m0 += groups * kRowsAhead) {
-      const A* rows[kRowsAhead];
-#pragma unroll
-      for (int j = 0; j < kRowsAhead; ++j) rows[j] = from(at_most(m0 + j * groups, M - 1));
+    const int lane = thread_index() % lanes, groups = num_threads() / lanes;
+    for (int m = thread_index() / lanes; m < M; m += groups) {
+      const A* const row = from(m);
       for (int i = lane; i < pieces; i += lanes) {
-        Neighbours<A, V> quads[kRowsAhead];
-        A ones[kRowsAhead];
-#pragma unroll
-        for (int j = 0; j < kRowsAhead; ++j) {
-          if (wide)
-            quads[j].load(rows[j] + i * V);
-          else
-            ones[j] = rows[j][i];
-        }
-#pragma unroll
-        for (int j = 0; j < kRowsAhead; ++j) {
-          const int m = m0 + j * groups;
-          if (m >= M) continue;
-          if (wide)
-            quads[j].store(to + m * ld + i * V);
-          else
-            to[m * ld + i] = ones[j];
-        }
+        if (wide)
+          copy_async(as_words4(to + m * ld + i * V), as_words4(row + i * V));
+        else
+          copy_async(to + m * ld + i, row + i);
       }
     }
   }
-  // Copies of the weights of every step, where the plan found room for them.
+  // Copies of the weights of every step, where the plan found room for them: while the first maps are being pooled.
   DLA_DEVICE void stage_weights() const {
     if (!args.plan.stages_weights || R == 0) return;
     const int fours = in_odd_fours(R);

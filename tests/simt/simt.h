@@ -103,6 +103,13 @@ struct Letter {
   Letterbox* box;
 };
 
+// What a thread copies past its registers: there when it waits, if not before.
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes;
+};
+
 struct Block {
   int index, rank, live;
   unsigned char* shared;
@@ -117,6 +124,7 @@ struct Fiber {
   Warp* warp;
   int thread, lane;
   State state;  // what it waits for; of no meaning while it can run
+  std::vector<Copy> copies;
 };
 
 inline thread_local Fiber* me = nullptr;  // the fiber that runs on this OS thread
@@ -168,6 +176,8 @@ struct Machine {
 
   void finish(Fiber& self) {
     self.state = kFinished;
+    if (!self.copies.empty() && !error)
+      error = std::make_exception_ptr(std::logic_error("simt: a thread that does not await its copies"));
     if (--self.block->live == 0) std::memset(self.block->shared, kPoison, shared_bytes);  // peers must not look now
     if (error) queue.stop();
     suspend(self, true);
@@ -235,6 +245,7 @@ struct Machine {
       fiber.lane = fiber.thread % kWarp;
       fiber.block = &blocks[i / threads];
       fiber.warp = &warps[i / threads * warps_per_block + fiber.thread / kWarp];
+      fiber.copies.clear();
       fiber.context = {{}, nullptr, stacks[i], kStackBytes};
       // The red zones of frames that were never left: those around fiber_main, or any if the launch was given up.
       SIMT_ASAN(const size_t dirty = fiber.state == kFinished ? 4096 : kStackBytes;)
@@ -384,6 +395,23 @@ inline void wait_for_letters(Letterbox* box, int phase) {
   self.state = detail::kAtLetterbox;
   self.machine->at_letterboxes.push_back({box, self.block->barrier.first + self.thread});
   self.machine->suspend(self, false);
+}
+
+// *from, to my shared memory. It is read, and there, at once or when the thread awaits it.
+template <class T>
+void copy_async(T* to, const T* from) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16, "what one instruction copies");
+  detail::Fiber& self = *detail::me;
+  peer(to, self.block->rank);  // an error where it is elsewhere
+  const detail::Copy copy{aligned(to, sizeof(T)), aligned(const_cast<T*>(from), sizeof(T)), sizeof(T)};
+  if (self.machine->random.below(2) == 0)
+    std::memcpy(copy.to, copy.from, copy.bytes);
+  else
+    self.copies.push_back(copy);
+}
+inline void await_copies() {
+  for (const detail::Copy& copy : detail::me->copies) std::memcpy(copy.to, copy.from, copy.bytes);
+  detail::me->copies.clear();
 }
 
 // The value of lane `mine ^ mask`. All threads of the warp take part; a lane that the last warp lacks gives NaN.
