@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from bench import simulate
 from bench.common import HERE, Target
 from bench.model import predict, scaling
 from bench.report import gpu_tables, plot
@@ -153,6 +154,14 @@ def on_gpus() -> str:
     return "\n".join(parts) or UNMEASURED + "\n"
 
 
+def simulated() -> str:
+    """Show the predictions, how far the model is off where there is a measurement, and what it assumes."""
+    parts = [fenced(simulate.report(device)) for device in sorted(simulate.OTHERS)]
+    told = "The model of the kernels that were measured, beside what was measured, to which some constants were fitted:"
+    parts += [f"{told}\n\n{fenced(simulate.report_then())}", f"What it assumes:\n\n{fenced(simulate.constants())}"]
+    return "\n".join(parts)
+
+
 def cpu_targets(found: dict) -> list[tuple[str, Target]]:
     """Return the targets of the results in bench.json, by row."""
     of_stages = [(row["name"], target) for row in found["rows"] for target in stages.targets(row)]
@@ -265,6 +274,7 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
         "growth": growth,
         "predictions": predictions,
         "counted": counted,
+        "simulated": simulated,
         "gpus": on_gpus,
         "targets": targets,
     },
