@@ -107,6 +107,24 @@ def test_the_table_claims_no_share_while_changes_are_undecided():
     assert "1 changes that the fast tier passes have not been put before the rest" in table
 
 
+def test_a_test_that_fails_with_nothing_changed_kills_nothing(tmp_path, monkeypatch):
+    """It is run by itself once, and asked no more; the next one that fails is put to the proof in its turn."""
+    tree, alone = trial.Tree(tmp_path), []
+
+    def tests(tree, *options):
+        alone.append(options[-1])
+        return (["always"] if options[-1] == "always" else []), int(options[-1] == "always")
+
+    def noticing(tree, *_):
+        return trial.KILLED_FAST, next(test for test in ("always", "in time (status -6)") if test not in tree.failing)
+
+    monkeypatch.setattr(trial.Tree, "tests", tests)
+    monkeypatch.setattr(trial, "verdict_of_any_test", noticing)
+    for _ in range(2):
+        assert trial.verdict(tree, None, "fast", 1) == (trial.KILLED_FAST, "in time (status -6)")
+    assert alone == ["always", "in time"]
+
+
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     """Every change is tried once, and a second run finds nothing left to try."""
     tried = []
@@ -122,7 +140,6 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
         return trial.KILLED_FAST, "a test"
 
     monkeypatch.setattr(trial, "verdict", verdict)
-    monkeypatch.setattr(trial.Tree, "false_alarms", lambda tree, tests, tier, seed: [])
     monkeypatch.setattr(cli, "WRITTEN", tmp_path / "nothing was tried before")
     kept = tmp_path / "tried.jsonl"
     command = ["mutants", "--count", "60", "--jobs", "1", "--kept", str(kept), "--folder", str(tmp_path)]

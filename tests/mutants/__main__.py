@@ -10,7 +10,7 @@ import random
 import shutil
 import sys
 import threading
-from collections import Counter, defaultdict
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -131,32 +131,11 @@ def run(trials, failed):
             worker.start()
         for worker in workers:
             worker.join()
-        if not failed:
-            report_false_alarms(trials)
     except KeyboardInterrupt as interrupt:
         failed.append(interrupt)
     finally:
         trials.stopped = True  # before children are ended
         guardian.release(watching)
-
-
-def report_false_alarms(trials):
-    """Print the tests that noticed a change and fail without one too, and forget what they said."""
-    tree = trial.Tree(trials.args.folder / "0")
-    for tier, verdict in (("fast", trial.KILLED_FAST), ("rest", trial.KILLED_FULL)):
-        for seed, rows in by_seed(row for row in trials.tried if row["verdict"] == verdict):
-            alarms = tree.false_alarms(sorted({row["test"].partition(" (status")[0] for row in rows}), tier, seed)
-            for test in alarms:
-                print(f"fails with nothing changed, run this again: {test}", flush=True)
-            trials.tried = [row for row in trials.tried if row["test"] not in alarms]
-    trials.args.kept.write_text("".join(json.dumps(row) + "\n" for row in trials.tried))
-
-
-def by_seed(rows):
-    seeds = defaultdict(list)
-    for row in rows:
-        seeds[row["seed"]].append(row)
-    return seeds.items()
 
 
 def table(tried):

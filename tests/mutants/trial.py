@@ -31,6 +31,7 @@ class Tree:
     def __init__(self, folder):
         self.folder, self.build = folder / "tree", folder / "tree/build/cmake"
         self.clean = folder / "clean"  # the build of the unchanged sources
+        self.passing, self.failing = set(), set()  # tests that were run with nothing changed
 
     def make(self):
         """Make the copy and build it, and keep what was built."""
@@ -126,19 +127,21 @@ class Tree:
             raise RuntimeError(f"pytest ended with {status}: see {self.folder / 'log'}")
         return ""
 
-    def false_alarms(self, tests, tier, seed):
-        """Return those of the tests that fail with nothing changed."""
-        if not tests:
-            return []
-        failed, status = self.tests(*chosen(tier, seed), *tests)
-        if status not in (0, 1):
-            raise RuntimeError(f"pytest ended with {status}: see {self.folder / 'log'}")
-        return failed
+    def is_false_alarm(self, said, tier, seed):
+        """Return whether the test that noticed a change fails with nothing changed too; then it is asked no more."""
+        test = said.partition(" (status")[0]
+        if test not in self.passing | self.failing:
+            failed, status = self.tests(*chosen(tier, seed), test)
+            if status not in (0, 1):
+                raise RuntimeError(f"pytest ended with {status}: see {self.folder / 'log'}")
+            (self.failing if failed else self.passing).add(test)
+        return test in self.failing
 
     def tests(self, *options, **told):
         """Return the tests that fail, and pytest's exit status."""
         log = self.folder / "log"
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--tb=short", *options]
+        command += [f"--deselect={test}" for test in self.failing]
         with log.open("w") as out:
             done = self.run(*command, log=out, **told)
         return re.findall(r"^(?:FAILED|ERROR) (.*?)(?: - .*)?$", log.read_text(), re.MULTILINE), done.returncode
@@ -154,7 +157,15 @@ def chosen(tier, seed):
 
 
 def verdict(tree, site, tier, seed):
-    """Return which tier kills a change, and by which test. In the fast tier, what is quick to notice runs first."""
+    """Return which tier kills a change, and by which test: one that passes with nothing changed."""
+    while True:
+        said, test = verdict_of_any_test(tree, site, tier, seed)
+        if not test or not tree.is_false_alarm(test, tier, seed):
+            return said, test
+
+
+def verdict_of_any_test(tree, site, tier, seed):
+    """Return the same, before the test is put to the proof. In the fast tier, what is quick to notice runs first."""
     with tree.changed(site):
         if site.file.endswith(".py") and not tree.parses(site.file):
             return STILLBORN, ""
