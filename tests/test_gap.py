@@ -6,12 +6,20 @@ import torch
 import dla_kernels as dla
 
 from .calls import check_parity
-from .cases import DTYPES, HALVES, LAYOUT_NAMES, MIDDLE, SHAPES, dtype_name, inputs_of, lay_out
+from .cases import DTYPES, HALVES, LAYOUT_NAMES, MIDDLE, SHAPES, Shape, dtype_name, inputs_of, lay_out
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_parity_at_every_shape(backend, shape, dtype):
+    check_parity("gap", backend, inputs_of("gap", shape, None, dtype, device=backend.device), shape.longest_sum)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_name)
+@pytest.mark.parametrize("C", [3, 6, 8])
+def test_parity_where_samples_begin_off_and_on_a_vector(backend, C, dtype):
+    """The second begins after 33, 66 or 88 pixels."""
+    shape = Shape.parse(f"T1-B2-C{C}-HW11x1")
     check_parity("gap", backend, inputs_of("gap", shape, None, dtype, device=backend.device), shape.longest_sum)
 
 
