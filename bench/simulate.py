@@ -13,6 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import re
+import statistics
 from collections import Counter
 from functools import cache
 from typing import Any, NamedTuple
@@ -58,7 +61,7 @@ CHIP = {
     "chain": Constant(1.5, 0.9, 0.5, f"a hot step's instructions, one after the other; {REASONED}"),
     "cold step": Constant(4.0, 3.5, 3.0, f"for each sample; {FITTED}"),
     "cold products": Constant(7e3, 9e3, 12e3, FITTED),
-    "unstaged weights": Constant(3e4, 4e4, 6e4, f"bytes of them; {FITTED}"),
+    "unstaged weights": Constant(1.5e4, 2e4, 3e4, "bytes of them; fitted to 309 layouts, bench.targets.gpu_plans"),
     "products": Constant(1.5e4, 4e4, 1e5, f"of many rows at once; {REASONED}"),
     "slab": Constant(1.5, 1.2, 0.9, "of weight gradients, 32 rows of the batch: one row of the measured table"),
 }
@@ -258,11 +261,13 @@ def tile_phases(p: Problem, plan: dict, nb: int, found: float, chip: Chip, kerne
     return [first, *waits, last]
 
 
-def plan_of(p: Problem, device: str) -> dict[str, Any]:
-    """Return the plan; that of layer_update, whose backward pass has four maps of two layers, light_step's three."""
+def plan_of(p: Problem, device: str, group: int = 0, samples: int = 0) -> dict[str, Any]:
+    """Return the plan, of so many blocks and samples a tile if these are given: that of layer_update, whose backward
+    pass has four maps of two layers, light_step's three."""
     pixels = p.HW**2 * 3 // 4 if p.op == "light_step" and not p.forward else p.HW**2
     shape = p.T, p.B, p.C, pixels, p.R
-    return cuda_plan(*shape, dtype=torch.bfloat16, cell=p.cell, backward=not p.forward, device=device)
+    chip = DEVICES[device]._replace(group=group, samples=samples)
+    return cuda_plan(*shape, dtype=torch.bfloat16, cell=p.cell, backward=not p.forward, device=chip)
 
 
 def launch_of(p: Problem, plan: dict, chip: Chip, kernels: Kernels) -> Launch:
@@ -291,9 +296,11 @@ def weight_gradients(p: Problem, chip: Chip) -> float:
     return chip["launch"] + rounds * slabs * chip["slab"]
 
 
-def predicted(p: Problem, chip: Chip, kernels: Kernels = NOW) -> tuple[float, Counter[str]]:
+def predicted(
+    p: Problem, chip: Chip, kernels: Kernels = NOW, plan: dict[str, Any] | None = None
+) -> tuple[float, Counter[str]]:
     """Return the microseconds of one pass, and how they are shared out among its phases."""
-    plan = plan_of(p, chip.name)
+    plan = plan or plan_of(p, chip.name)
     plan |= {"hot_steps": plan["hot_steps"] and kernels.hot}
     end, spent = simulate(launch_of(p, plan, chip, kernels), chip)
     spent["begin"] += chip["launch"]
@@ -389,7 +396,29 @@ def report_then(parts: str = "") -> str:
             rows.append(
                 (name, passed(p), f"{us:.0f}", f"{likely:.0f}", f"{best:.0f}-{worst:.0f}", f"{likely / us:.2f}")
             )
-    return table(("row", "pass", "measured, us", "model", "span", "model / measured"), rows)
+    text = table(("row", "pass", "measured, us", "model", "span", "model / measured"), rows)
+    if parts:
+        return text
+    count, mean, spread = off_by()
+    return f"{text}\n{count} layouts of tiles: model / measured {mean:.2f}, give or take a factor of {spread:.2f}"
+
+
+def off_by() -> tuple[int, float, float]:
+    """Return how many layouts of tiles were measured, and over what was measured what the model says of them: its mean,
+    and how far they are from it, both as factors."""
+    chip = Chip.of("h100")
+    measured = json.loads((RESULTS / "h100-80gb-hbm3" / "plans.json").read_text())["rows"]
+    logs = []
+    for row in measured:
+        of = {passed(p): p for name, p in problems() if name == row["name"]}
+        for key, ms in row["ms"].items():
+            layout, _, which = key.partition("/")
+            if found := re.fullmatch(r"(\d)x(\d)", layout):
+                group, samples = map(int, found.groups())
+                plan = plan_of(of[which], "h100", group, samples)
+                if (plan["blocks_per_tile"], plan["samples_per_tile"]) == (group, samples):  # there is room for them
+                    logs.append(math.log(predicted(of[which], chip, THEN, plan)[0] / (1e3 * ms)))
+    return len(logs), math.exp(statistics.mean(logs)), math.exp(statistics.pstdev(logs))
 
 
 def constants() -> str:

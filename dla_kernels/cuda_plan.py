@@ -19,6 +19,8 @@ class Device(NamedTuple):
     l2: int
     largest_cluster: int
     threads: int = 256
+    group: int = 0  # blocks of a tile, if not the plan shall decide; and
+    samples: int = 0  # samples of one
 
 
 DEVICES = {

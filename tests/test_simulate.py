@@ -101,6 +101,13 @@ def test_more_tiles_than_run_at_once_take_another_round():
     assert 1.6 < two / one < 2.1
 
 
+def test_the_model_of_the_kernels_that_were_measured_is_near_what_was_measured():
+    count, mean, spread = simulate.off_by()
+    assert count > 300
+    assert 0.9 < mean < 1.1
+    assert spread < 1.4
+
+
 def test_the_command_prints_what_was_asked_for(capsys):
     simulate.main(["--device", "h200", "--rows", "C64"])
     out = capsys.readouterr().out

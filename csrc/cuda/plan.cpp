@@ -11,17 +11,19 @@
 namespace dla {
 namespace cuda {
 
-// device: processors, shared memory per block and per processor, L2, largest cluster, threads. Returns JSON.
+// device: processors, shared memory per block and per processor, L2, largest cluster, threads; blocks and samples of a
+// tile, 0 for the plan to decide. Returns JSON.
 std::string cuda_plan(bool backward, const std::string& projection, int64_t NG, int64_t T, int64_t B, int64_t C,
                       int64_t R, int64_t sample_bytes, int64_t accumulate_bytes, const std::vector<int64_t>& device) {
-  STD_TORCH_CHECK(device.size() == 6, "device: expected 6 numbers, got ", device.size());
+  STD_TORCH_CHECK(device.size() == 8, "device: expected 8 numbers, got ", device.size());
   STD_TORCH_CHECK(T <= kMaxLayers, "T: expected at most ", kMaxLayers, " layers, which one launch takes, got ", T);
   const Projection kind = projection == "joint"   ? Projection::kJoint
                           : projection == "split" ? Projection::kSplit
                                                   : Projection::kDense;
   const Plan plan = make_plan(
       {backward ? Pass::kBackward : Pass::kForward, kind, int(NG), T, B, C, R, sample_bytes, int(accumulate_bytes)},
-      {int(device[0]), device[1], device[2], device[3], int(device[4]), int(device[5])});
+      {int(device[0]), device[1], device[2], device[3], int(device[4]), int(device[5]), int(device[6]),
+       int(device[7])});
   const char* paths[] = {"portable", "on-chip", "weights-bound"};
   std::ostringstream out;
   out << "{\"path\": \"" << paths[int(plan.path)] << "\", \"blocks_per_tile\": " << plan.blocks_per_tile
