@@ -301,7 +301,7 @@ def predicted(
 ) -> tuple[float, Counter[str]]:
     """Return the microseconds of one pass, and how they are shared out among its phases."""
     plan = plan or plan_of(p, chip.name)
-    plan |= {"hot_steps": plan["hot_steps"] and kernels.hot}
+    plan = plan | {"hot_steps": plan["hot_steps"] and kernels.hot}
     end, spent = simulate(launch_of(p, plan, chip, kernels), chip)
     spent["begin"] += chip["launch"]
     total = end + chip["launch"]
@@ -353,9 +353,8 @@ def moved(p: Problem) -> float:
 
 
 def line(name: str, p: Problem, device: str) -> list[str]:
-    worst, likely, best = (predicted(p, Chip.of(device, which))[0] for which in range(3))
     chip = Chip.of(device)
-    spent = predicted(p, chip)[1]
+    (worst, _), (likely, spent), (best, _) = (predicted(p, Chip.of(device, which)) for which in range(3))
     allowed = moved(p) / chip["memory"] / SHARES[p.op]
     largest = ", ".join(f"{k} {100 * v / spent.total():.0f} %" for k, v in spent.most_common(3))
     missed = "" if likely <= allowed else waits_for(p, chip)

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import machine_code
 import records
+from machine_code import OBJECTS
 from records import ROOT, Record
 from toolkit import find_nvcc
 
@@ -31,7 +32,6 @@ ARCHS = (75, 80, 86, 89, 90, 100, 120)  # the oldest one that must work, then th
 FLAGS = "-lineinfo"  # where each instruction comes from, for machine_code.py
 # Sections of CMakeLists.txt that do not concern the CUDA kernels.
 OTHERS = r"(?ms)^# ---- the CPU backend.*?(?=^# ---- the CUDA backend)|^if\(DLA_SIMT\).*?^endif\(\)\n"
-OBJECTS = "CMakeFiles/_C_cuda.dir/csrc/cuda"  # where CMake puts what it compiles
 DTYPES = {"f": "fp32", "d": "fp64", "NS_8BFloat16E": "bf16", "NS_4HalfE": "fp16"}
 
 

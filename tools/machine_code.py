@@ -24,6 +24,7 @@ from records import ROOT, Record
 RECORD = records.FOLDER / "machine_code.json"
 TITLE = "## The machine code of hot loops"
 ARCHS = (80, 90, 100)
+OBJECTS = "CMakeFiles/_C_cuda.dir/csrc/cuda"  # where CMake puts what it compiles
 
 
 class Counts(NamedTuple):
@@ -327,7 +328,7 @@ def measure(folder: Path, archs: Iterable[int] = ARCHS, root: Path = ROOT) -> li
     """Return the counts of all loops whose kernels tools/cuda_resources.py compiled into a folder."""
     found = []
     for kernel in sorted({loop.kernel for loop in LOOPS}):
-        compiled = folder / f"CMakeFiles/_C_cuda.dir/csrc/cuda/{kernel}.cu.o"
+        compiled = folder / OBJECTS / f"{kernel}.cu.o"
         for arch, listing in listings(compiled) if compiled.exists() else ():
             if arch in archs:
                 (function,) = (f for name, f in functions(listing).items() if MANGLED in name)
