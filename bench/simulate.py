@@ -44,7 +44,7 @@ class Constant(NamedTuple):
 
 
 MACHINE = "measured on an H100, bench/machine.cu"
-FITTED = "fitted to an H100's rows, csrc/cuda/plan.h"
+FITTED = "fitted to an H100's rows, csrc/cuda/planner.h"
 REASONED = "unmeasured: instructions counted, cycles assumed"
 # Bytes a microsecond, microseconds, multiplications a microsecond of a processor.
 CHIP = {

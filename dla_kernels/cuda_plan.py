@@ -1,4 +1,4 @@
-"""Plans of how the CUDA backend runs ``layer_update`` on a device, which need not be here: ``csrc/cuda/plan.h``."""
+"""Plans of how the CUDA backend runs ``layer_update`` on a device, which need not be here: ``csrc/cuda/planner.h``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .cells import PAPER_DSU, Cell, accumulate_dtype
 
 
 class Device(NamedTuple):
-    """The facts that a plan looks at; the same fields as in ``csrc/cuda/plan.h``, sizes in bytes."""
+    """The facts that a plan looks at; the same fields as in ``csrc/cuda/planner.h``, sizes in bytes."""
 
     processors: int
     shared_per_block: int

@@ -29,6 +29,7 @@ inline int64_t sized(int buffer, int64_t bytes, int element) {
 #include "cuda/light_step.cuh"
 #include "cuda/mix.cuh"
 #include "cuda/moments.cuh"
+#include "cuda/planner.h"
 #include "cuda/refresh.cuh"
 #include "cuda/scan.cuh"
 #include "cuda/weight_gradients.cuh"

@@ -1,11 +1,12 @@
-"""This module makes csrc/cuda/plan.h a function: a small C++ program is asked line by line."""
+"""This module makes csrc/cuda/planner.h a function: a small C++ program is asked line by line."""
 
 import json
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-PLAN_H = Path(__file__).parent.parent / "csrc" / "cuda" / "plan.h"
+CUDA = Path(__file__).parent.parent / "csrc" / "cuda"
+PLAN_H, PLANNER_H = CUDA / "plan.h", CUDA / "planner.h"
 
 PROGRAM = r"""
 #include "@PLAN@"
@@ -14,15 +15,15 @@ using namespace dla;
 using namespace dla::cuda;
 
 int main() {
-  int pass, projection, attention, group;
+  int pass, projection, attention, scans, group;
   Problem p;
   Device d;
   long T, B, C, R, sample, shared, processor, l2;
-  while (std::scanf("%d %d %d %ld %ld %ld %ld %ld %d %d %d %ld %ld %ld %d %d %d %d %d", &pass, &projection, &p.NG, &T,
-                    &B, &C, &R, &sample, &p.accumulate_bytes, &attention, &d.processors, &shared, &processor, &l2,
-                    &d.largest_cluster, &d.threads, &d.group, &d.samples, &group) == 19) {
+  while (std::scanf("%d %d %d %ld %ld %ld %ld %ld %d %d %d %d %ld %ld %ld %d %d %d %d %d", &pass, &projection, &p.NG,
+                    &T, &B, &C, &R, &sample, &p.accumulate_bytes, &attention, &scans, &d.processors, &shared,
+                    &processor, &l2, &d.largest_cluster, &d.threads, &d.group, &d.samples, &group) == 20) {
     p.pass = Pass(pass), p.projection = Projection(projection), p.T = T, p.B = B, p.C = C, p.R = R;
-    p.sample_bytes = sample, p.attention = attention, d.shared_per_block = shared;
+    p.sample_bytes = sample, p.attention = attention, p.scans = scans, d.shared_per_block = shared;
     d.shared_per_processor = processor, d.l2 = l2;
     const Plan plan = make_plan(p, d, group);
     const char* paths[] = {"portable", "on-chip", "weights-bound"};
@@ -67,12 +68,13 @@ class Problem(NamedTuple):
     sample_bytes: int
     accumulate_bytes: int = 4
     attention: bool = False
+    scans: bool = True
 
 
 class Plans:
     def __init__(self, folder):
         source = folder / "plans.cpp"
-        source.write_text(PROGRAM.replace("@PLAN@", str(PLAN_H)))
+        source.write_text(PROGRAM.replace("@PLAN@", str(PLANNER_H)))
         flags = [
             "-std=c++17",
             "-Wall",

@@ -17,7 +17,7 @@ KERNELS = [f"{name}.cuh" for name in ("products", "planes", "stacks", "tile", "s
 KERNELS += [f"{name}.cuh" for name in ("recurrence", "recurrence_bwd")]
 KERNELS += [f"{name}.cuh" for name in ("scan", "refresh", "layer_update", "weight_gradients")]
 KERNELS += [f"{name}.cuh" for name in ("gather", "light_step", "attend")]
-PLAN = CSRC / "cuda" / "plan.h"
+BUFFERS_H, PLANNER = CSRC / "cuda" / "plan.h", CSRC / "cuda" / "planner.h"
 SEEDS = 20
 
 # ---- where a kernel can be broken ----
@@ -77,7 +77,7 @@ REDUNDANT = {
     "recurrence_bwd: finish, block_barrier 2",
     "recurrence_bwd: finish, block_barrier 3",
 }
-BUFFERS = re.findall(r"^  (k\w+),", PLAN.read_text().partition("enum Buffer {")[2].partition("}")[0], re.MULTILINE)
+BUFFERS = re.findall(r"^  (k\w+),", BUFFERS_H.read_text().partition("enum Buffer {")[2].partition("}")[0], re.MULTILINE)
 
 
 # ---- the copy, and programs made of it ----
@@ -111,7 +111,7 @@ def breakable_copy(folder):
             pieces += [text[at:begin], code + ";"]
             at = end
         path.write_text("".join([*pieces, text[at:]]))
-    plan = folder / "cuda" / PLAN.name
+    plan = folder / "cuda" / PLANNER.name
     size = r"divide_up\((elements\(.*?, p, plan\) \* p.accumulate_bytes), kAlign\) \* kAlign"
     to = r"sized(i, \1, p.accumulate_bytes)"
     plan.write_text(replaced(plan.read_text(), size, to).replace("constexpr int64_t kAlign = 128;", ""))

@@ -1,4 +1,4 @@
-"""Every plan of csrc/cuda/plan.h can run, and those of the design's rows use the chip as the design says."""
+"""Every plan of csrc/cuda/planner.h can run, and those of the design's rows use the chip as the design says."""
 
 import json
 import re
@@ -242,9 +242,10 @@ MEASURED = json.loads((Path(__file__).parent.parent / "bench/results/h100-80gb-h
 @BOTH_PASSES
 @pytest.mark.parametrize("row", MEASURED["rows"], ids=lambda row: row["name"])
 def test_the_plan_is_nearly_as_fast_as_the_best_layout_measured(plans, row, backward):
-    """The layouts of blocks and samples are those that bench.targets.gpu_plans tried on an H100."""
+    """The layouts of blocks and samples are those that bench.targets.gpu_plans tried on an H100, before any step was
+    hot: as none is where nothing is scanned."""
     T, B, C, H, W, r = map(int, re.fullmatch(r"T(\d+)-B(\d+)-C(\d+)-HW(\d+)x(\d+)-r(\d+)", row["name"]).groups())
-    plan = plans(Problem(backward, "joint", 3, T, B, C, C // r, T * C * H * W * 2 * (1 + backward)), H100)
+    plan = plans(Problem(backward, "joint", 3, T, B, C, C // r, T * C * H * W * 2 * (1 + backward), scans=False), H100)
     op = "backward" if backward else "forward"
     times = {way: time for way, time in row["ms"].items() if way.endswith(f"/{op}") and not way.startswith("plan")}
     assert times[f"{plan['group']}x{plan['samples']}/{op}"] <= 1.1 * min(times.values())

@@ -56,10 +56,12 @@ def test_the_time_of_a_launch_is_shared_out_among_its_phases():
 # ---- rows ----
 
 ROWS = simulate.problems()
+EVERY_ROW = pytest.mark.parametrize("name, problem", ROWS, ids=[f"{name}-{p.op}-{p.forward}" for name, p in ROWS])
+EVERY_DEVICE = pytest.mark.parametrize("device", sorted(simulate.OTHERS))
 
 
-@pytest.mark.parametrize("device", sorted(simulate.OTHERS))
-@pytest.mark.parametrize("name, problem", ROWS, ids=[f"{name}-{p.op}-{p.forward}" for name, p in ROWS])
+@EVERY_DEVICE
+@EVERY_ROW
 def test_every_row_is_predicted_within_its_span_and_above_its_floor(name, problem, device):
     worst, likely, best = (simulate.predicted(problem, Chip.of(device, which))[0] for which in range(3))
     assert best < likely < worst
@@ -106,6 +108,17 @@ def test_the_model_of_the_kernels_that_were_measured_is_near_what_was_measured()
     assert count > 300
     assert 0.9 < mean < 1.1
     assert spread < 1.4
+
+
+@EVERY_DEVICE
+@EVERY_ROW
+def test_the_plan_is_nearly_as_fast_as_the_best_layout_predicted(name, problem, device):
+    """What the plan adds up in two lines, and what the model plays through, lead to the same choice."""
+
+    def us(*layout):
+        return simulate.predicted(problem, Chip.of(device), plan=simulate.plan_of(problem, device, *layout))[0]
+
+    assert us() <= 1.15 * min(us(group, samples) for group in (1, 2, 4, 8) for samples in (1, 2, 3, 4, 8))
 
 
 def test_the_command_prints_what_was_asked_for(capsys):

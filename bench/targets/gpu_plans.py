@@ -3,7 +3,7 @@
     python -m bench.targets.gpu_plans [--rows PARTS] [--out FOLDER]
 
 Each runs as a CUDA graph, in bf16: the forward pass, and the backward pass as the time beyond it. The constants of the
-plan (csrc/cuda/plan.h) are to choose what is nearly the best here; a plan that had no room for so many samples took
+plan (csrc/cuda/planner.h) are to choose what is nearly the best here; a plan that had no room for so many samples took
 fewer.
 """
 

@@ -9,6 +9,7 @@
 #include "../cells/cells.h"
 #include "cell_args.h"
 #include "host.h"
+#include "planner.h"
 
 namespace dla {
 namespace cuda {

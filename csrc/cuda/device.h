@@ -209,7 +209,8 @@ DLA_DEVICE void await_copies() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
 }
-// *p where it is there, else zero: without a branch, so that many loads are in flight, and nothing to select later.
+// *p where it is there, else zero: without a branch, so that many loads are in flight. Of what this kernel does not
+// write: the compiler may move it past a store.
 template <class V>
 DLA_DEVICE V load_or_zero(const V* p, bool there) {
   constexpr int kWords = sizeof(V) / 4;

@@ -2,6 +2,7 @@
 // torch, so that the harness of the tests enters maps by the same rules as the operators.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 

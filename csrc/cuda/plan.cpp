@@ -6,7 +6,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include "plan.h"
+#include "planner.h"
 
 namespace dla {
 namespace cuda {

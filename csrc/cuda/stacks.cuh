@@ -88,8 +88,8 @@ DLA_DEVICE void scale(const Layer* all, int t0, int layers, int64_t b, int64_t c
     constexpr int kInFlight = 3;  // what the registers hold
     team.template with_shape<kInFlight>(stack.planes(), [&](auto planes, auto along) {
       scale_planes<kPiece, decltype(planes)::value, decltype(along)::value, T>(
-          team, stack.planes(), stack.HW, [&](int i) {
-            return stack.of(i, [&](int t, int c) {
+          team, stack.planes(), stack.HW, [&](int i) {  // those first that were read last
+            return stack.of(stack.planes() - 1 - i, [&](int t, int c) {
               const int at = t * next + c;
               return PlaneToScale<T>{stack.at(x, t, c), const_cast<T*>(stack.at(out, t, c)), stack.front(c), d[at],
                                      summand(at)};

@@ -170,13 +170,14 @@ DLA_DEVICE void walk(const StencilMaps<T, kNear, kHere, kWritten>& maps, int H, 
 #pragma unroll
     for (int m = 0; m < kNear; ++m) take(m, r, before[m][r], r > 0 || top > 0);
 
+  const int last = at_most(end, H - 1);  // from here on nobody needs the row below
   for (int i = top; i < end; i += kAhead) {
     Raw raw[kAhead][kNear];
     Pixels at[kAhead][kHere > 0 ? kHere : 1];
 #pragma unroll
     for (int r = 0; r < kAhead; ++r) {
 #pragma unroll
-      for (int m = 0; m < kNear; ++m) raw[r][m] = read(m, i + r + 1 < H);
+      for (int m = 0; m < kNear; ++m) raw[r][m] = read(m, i + r < last);
 #pragma unroll
       for (int m = 0; m < kHere; ++m) {
         at[r][m] = load_piece<kPacked, kWide>(here[m], i + r < end);
@@ -186,7 +187,7 @@ DLA_DEVICE void walk(const StencilMaps<T, kNear, kHere, kWritten>& maps, int H, 
 #pragma unroll
     for (int r = 0; r < kAhead; ++r) {
 #pragma unroll
-      for (int m = 0; m < kNear; ++m) take(m, 2, raw[r][m], i + r + 1 < H);
+      for (int m = 0; m < kNear; ++m) take(m, 2, raw[r][m], i + r < last);
       if (i + r < end) {
 #pragma unroll
         for (int m = 0; m < kHere; ++m)
@@ -213,9 +214,9 @@ DLA_DEVICE bool is_packed(const Channel<T>& of) {
   return reinterpret_cast<uintptr_t>(of.data) % sizeof(Piece<T, kFours>) == 0;
 }
 
-// For each of the block's cs channels: each = begin(c, maps), which fills in the maps; each(few, pixel) for every
-// pixel; then done(c, S). kAhead: rows in flight, as many as there are registers for. scratch: as Team::together
-// wants it. `planar`: whether all maps are. Barriers: as Team::together.
+// For each of the block's cs channels: each = begin(c, maps), which fills in the maps; each(few, row) for every
+// Row of pixels; then done(c, S). kAhead: rows in flight, as many as there are registers for. scratch: as
+// Team::together wants it. `planar`: whether all maps are. Barriers: as Team::together.
 template <class T, class S, int kNear, int kHere, int kWritten, int kAhead, bool kPlus = false, class Begin, class Done>
 DLA_DEVICE void stencil(const Layer& layer, bool planar, int W, int cs, accumulate_t<T>* scratch, Begin begin,
                         Done done) {

@@ -38,7 +38,7 @@ LONGEST_WAIT = 6  # times as long: others may have the cores
 
 
 def backends_of(file):
-    if Path(file).stem == "plan":  # the CPU's library answers what is asked of the plan
+    if Path(file).stem in ("plan", "planner"):  # the CPU's library answers what is asked of the plan
         return {"cpu", "cuda"}
     return next(backends for area, backends in BACKENDS.items() if file.startswith(area + "/"))
 
