@@ -33,6 +33,15 @@ def test_parity_with_any_number_of_heads(backend, C, D):
         )
 
 
+@pytest.mark.parametrize(("C", "K"), [(1, 3), (2, 7), (5, 9)])
+def test_parity_of_filters_wider_than_the_channels(backend, C, K):
+    """Beyond the channels are zeros, not those of another sample."""
+    for dtype in ROWS:
+        inputs = inputs_of(OP, Shape.parse(f"T3-B3-C{C}-HW1x1"), None, dtype, device=backend.device)
+        inputs |= {name: torch.randn(K).to(backend.device, dtype) for name in ("q", "k")}
+        check_parity(OP, backend, inputs, K * C, heads=1)
+
+
 def test_large_scores_do_not_overflow(backend):
     inputs = inputs_of(OP, Shape.parse("T5-B3-C16-HW1x1"), None, torch.float32, device=backend.device)
     inputs["past"][0] *= 1e3

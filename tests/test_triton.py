@@ -18,8 +18,12 @@ from .conftest import COMPILED
 
 pytestmark = pytest.mark.skipif(not BACKENDS["triton"].available, reason=f"triton: {BACKENDS['triton'].reason}")
 if BACKENDS["triton"].available:
+    import triton
+    import triton.language as tl
+
     import triton_ops
-    from triton_ops import launch, tiles, tune, weight_gradients
+    from triton_ops import launch, maps, tiles, tune, weight_gradients
+    from triton_ops.recurrence import own_rows, own_samples
 
     TRITON = next(served for served in COMPILED if served.name == "triton")
 
@@ -125,6 +129,37 @@ def test_parity_where_several_programs_share_weight_gradients(monkeypatch, op, d
     cell = FEW_CELLS[1]
     inputs = inputs_of(op, MIDDLE, cell, dtype, device=TRITON.device)
     check_parity(op, TRITON, inputs, MIDDLE.longest_sum, cell=cell)
+
+
+def test_no_two_programs_share_scratch_rows():
+    """The interpreter runs one program after the other, and would not mind."""
+
+    @triton.jit
+    def sign(of, samples, TILES: tl.constexpr):
+        tl.store(of + own_rows(TILES), tl.program_id(0))
+        tl.store(samples + own_samples(TILES), tl.program_id(0))
+
+    how = tiles.tiles("scan", 64, 16, 0, torch.float32)._replace(rows=16, samples=4)
+    of, samples = torch.full((2, 3 * 16), -1, device=TRITON.device)
+    sign[(3,)](of, samples, TILES=how)
+    owners = torch.arange(3, device=TRITON.device)[:, None]
+    assert torch.equal(of.view(3, 16), owners.expand(3, 16))
+    assert torch.equal(samples.view(3, 16)[:, :4], owners.expand(3, 4))
+
+
+@pytest.mark.parametrize(
+    ("x", "stride"),
+    [
+        (torch.ones(2, 3, 4, 5), 1),
+        (torch.ones(2, 3, 4, 5).contiguous(memory_format=torch.channels_last), 3),
+        (torch.ones(2, 3, 4, 5)[..., :4], 0),
+        (torch.ones(2, 3, 4, 5)[..., :1], 5),
+        (torch.ones(2, 3, 4, 5)[:, :, :1, ::2], 2),
+        (torch.ones(2, 3, 4, 5)[:, :, :1, :1], 1),
+    ],
+)
+def test_pixels_that_lie_evenly_apart_are_walked_as_one_axis(x, stride):
+    assert maps.pixel_stride(x) == stride
 
 
 # ---- choosing by measurement ----
