@@ -11,7 +11,7 @@ from .cells import PAPER_DSU, Cell, accumulate_dtype
 
 
 class Device(NamedTuple):
-    """The facts that a plan looks at; the same fields as in ``csrc/cuda/planner.h``, sizes in bytes."""
+    """The facts that a plan looks at; the same fields as in ``csrc/cuda/plan.h``, sizes in bytes."""
 
     processors: int
     shared_per_block: int

@@ -182,4 +182,5 @@ def test_the_page_has_the_table_of_what_was_tried():
 
 def test_the_page_says_of_each_survivor_why_it_changes_nothing():
     survivors = [row["site"] for row in cli.read(cli.WRITTEN) if row["verdict"] == trial.SURVIVED]
+    assert [site for site in survivors if f"`{site}`" not in cli.PAGE.read_text()] == []
     assert set(survivors) <= set(cli.HARMLESS), "give it a test, or a line in tests/mutants/harmless.json"

@@ -204,7 +204,7 @@ class Candidate {
     const double maps = double(p.sample_bytes), cached = 0.8 * double(device.l2) / (tiles * samples);
     const double missed = maps > cached ? 1 - cached / maps : 0;
     const double moved = double(B) * (forward ? maps * (2 + missed) : maps * (1.5 + 0.5 * missed));
-    const auto at_once = [&](double tiles) { return std::min(device.processors * kMemory, tiles * group * kBlock); };
+    const auto at_once = [&](double n) { return std::min(device.processors * kMemory, n * group * kBlock); };
     const double number = double(divide_up(B, samples)), waves = std::ceil(number / tiles);
     const double rest = number - (waves - 1) * tiles;  // of the last wave, alone on the chip
     const double streamed = moved / number * ((number - rest) / at_once(tiles) + rest / at_once(rest));

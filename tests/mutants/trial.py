@@ -135,7 +135,7 @@ class Tree:
         """Return objects that say something by themselves, with the ops that they are of, what compiles fast first."""
         ops = ops_of(site.file)
         if "/microkernels/" in site.file:  # compiled as one, for all ops, and run as the best instruction set has them
-            (best, *_) = sorted(self.clean.glob("CMakeFiles/microkernels_x86_64_*/**/*.o"), reverse=True)
+            (best, *_) = sorted(self.clean.glob("CMakeFiles/microkernels_*/**/*.o"), reverse=True)
             return [([best.relative_to(self.clean)], sorted(ops))]
         parts = []
         for op in ops:
