@@ -129,11 +129,13 @@ APART = {
     "halves of one map's channels": lambda device: list(torch.randn(2, 12, 4, 4, device=device).chunk(2, 1)),
     "every second channel": lambda device: windows(device, 16, (192, 32, 4, 1)),
     "every second sample": lambda device: windows(device, 96, (192, 16, 4, 1)),
+    "every second channel, the next sample's between": lambda device: windows(device, 192, (176, 32, 4, 1)),
     "channels last halves of the batch": lambda device: windows(device, 192, (96, 1, 24, 6)),
 }
 SHARED = {
     "the same": lambda device: windows(device, 0),
     "one element in common": lambda device: windows(device, 191),
+    "from between two samples on": lambda device: windows(device, 98, (99, 16, 4, 1)),
     "half in common": lambda device: windows(device, 96),
     "a channel further": lambda device: windows(device, 32, (192, 32, 4, 1)),
     "other strides in between": lambda device: [

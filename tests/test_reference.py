@@ -116,6 +116,12 @@ def test_layer_update_equals_the_ops_it_is_made_of(cell):
     torch.testing.assert_close((out, states), (reference.rescale(xs, d), scanned), rtol=0, atol=0)
 
 
+def test_a_stage_may_have_one_layer():
+    inputs = inputs_of("layer_update", Shape.parse("T1-B2-C6-R3-HW3x4"), dla.PAPER_DSU, torch.float64)
+    ours = dla.layer_update(**inputs, backend="reference")
+    torch.testing.assert_close(ours, by_hand(**inputs, cell=dla.PAPER_DSU), rtol=1e-13, atol=1e-13)
+
+
 @pytest.mark.parametrize(
     ("cell", "h0"),
     [(dla.RELEASED_DSU, 0.0)]
