@@ -1,6 +1,7 @@
 """These tests are of what is Triton's alone: its tiles, its launches, choosing by measurement, and when it serves."""
 
 import ast
+import math
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import dla_kernels as dla
 from dla_kernels.backends import BACKENDS, INTERPRETED
 
 from .calls import check_parity
-from .cases import FEW_CELLS, MIDDLE, Shape, cell_name, inputs_of
+from .cases import FEW_CELLS, MIDDLE, Shape, cell_name, inputs_of, options_of
 from .conftest import COMPILED
 
 pytestmark = pytest.mark.skipif(not BACKENDS["triton"].available, reason=f"triton: {BACKENDS['triton'].reason}")
@@ -42,18 +43,47 @@ def launches(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("op", ["gap", "scan", "refresh", "rescale", "layer_update"])
-def test_an_op_launches_once_forward_and_at_most_twice_backward(launches, op):
+# Forward, backward.
+LAUNCHES = {
+    "gap": (["gap"], []),
+    "scan": (["scan"], ["scan_bwd", "weight_gradients"]),
+    "refresh": (["refresh"], ["refresh_bwd", "weight_gradients"]),
+    "rescale": (["rescale"], ["rescale_bwd"]),
+    "layer_update": (
+        ["gap", "layer_update", "rescale"],
+        ["gate_gradient", "layer_update_bwd", "rescale", "weight_gradients"],
+    ),
+    "light_step": (
+        ["gap", "light_step", "light_step_filters"],
+        ["light_step_tap_sums", "light_step_bwd", "light_step_maps_bwd", "sums", "weight_gradients"],
+    ),
+}
+
+
+@pytest.mark.parametrize("op", LAUNCHES)
+def test_an_op_launches_what_the_page_says(launches, op):
     cell = FEW_CELLS[0]
     inputs = inputs_of(op, MIDDLE, cell, torch.float32, device=TRITON.device)
-    options = {"cell": cell} if "weights" in inputs else {}
-    leaves = [x.requires_grad_() for x in (inputs["xs"] if "xs" in inputs else [inputs["y"]])]
-    out = getattr(dla, op)(**inputs, backend="triton", **options)
-    assert launches == [op]
+    maps_of = inputs["xs"] if "xs" in inputs else [inputs["y" if "y" in inputs else "x"]]
+    leaves = [x.requires_grad_() for x in maps_of]
+    out = getattr(dla, op)(**inputs, backend="triton", **options_of(op, cell))
+    forward, backward = LAUNCHES[op]
+    assert launches == forward
     first = out[0][0] if op == "layer_update" else out[0] if isinstance(out, (tuple, list)) else out
     torch.autograd.grad(first.sum(), leaves, allow_unused=True)
-    backward = {"gap": [], "rescale": ["rescale_bwd"]}.get(op, [f"{op}_bwd", "weight_gradients"])
-    assert launches == [op, *backward]
+    assert launches == [*forward, *backward]
+
+
+def test_layers_that_are_alike_take_one_kernel_whatever_their_number():
+    """What a kernel is told of them: so many addresses, with room for a few more, and one size and stride of all."""
+
+    def told(T):
+        xs = maps.MapList([torch.ones(2, 8, 4, 4) for _ in range(T)])
+        given, _ = maps.table(xs, xs, room=maps.ROOM)
+        return [len(given.planes), *(len(words) for of in given.maps for words in of)]
+
+    assert told(2) == told(7) == told(8) == [1, 8, 1, 1, 8, 1, 1]
+    assert told(9) == [1, 16, 1, 1, 16, 1, 1]
 
 
 @pytest.mark.parametrize("past", [0, 2, 3])
@@ -94,11 +124,11 @@ def test_in_place_each_channel_is_scaled_once():
 def test_tiles_are_powers_of_two_and_of_bearable_size(C, HW, dtype):
     for op in ("gap", "rescale_bwd", "scan", "layer_update", "layer_update_bwd"):
         t = tiles.from_table(op, C, max(1, C // 4), HW, dtype)
-        numbers = [t.samples, t.rows, t.columns, t.inner, t.step_columns, t.step_inner, t.channels, t.piece]
+        numbers = [t.samples, t.rows, t.columns, *t.product, *t.into, *t.out_of, t.channels, t.piece]
         assert all(n == tiles.power_of_two(n) for n in (*numbers, *t.planar, *t.interleaved))
         assert t.planar[0] * t.planar[1] == t.interleaved[0] * t.interleaved[1] <= 4096
-        assert t.samples * t.step_columns * t.step_inner <= 4096
-        assert not t.dots or min(t.rows, t.columns, t.inner) >= 16  # what tl.dot wants
+        assert t.samples * max(math.prod(t.into), math.prod(t.out_of)) <= 16384
+        assert not t.dots or min(t.rows, *t.product) >= 16  # what tl.dot wants
 
 
 def test_tiles_do_not_depend_on_the_batch(monkeypatch):
@@ -113,7 +143,9 @@ def test_tiles_do_not_depend_on_the_batch(monkeypatch):
 
 
 @pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
-@pytest.mark.parametrize("given", ["", "samples=2,rows=16,columns=16,channels=16,step_columns=16,step_inner=16"])
+@pytest.mark.parametrize(
+    "given", ["", "samples=2,rows=16,columns=16,channels=16,product=16x16,into=16x16,out_of=16x16"]
+)
 def test_other_tiles_give_the_same_results(monkeypatch, cell, given):
     """The tiles are those of the table, and ones so small that every loop goes round more than once."""
     monkeypatch.setenv("DLA_KERNELS_TRITON_TILES", given)

@@ -1,9 +1,9 @@
 """Compile the Triton kernels for GPUs that need not be here, and tabulate what they take of each.
 
-Every cell takes an hour of two cores: `--cells all --write` makes the table in docs/performance.md, registers per
-thread and shared memory for kernel and dtype. A sample, which sees every kernel, kind of cell, dtype and chip, takes
-a fifth of it: `--write` records that in tools/resources/triton.json with a digest of the sources, which a test
-compares. Neither writes what spills to memory or wants more shared memory than the chip has.
+A sample of cells sees every kernel, kind of cell, dtype and chip in ten minutes of two cores: `--write` records it in
+tools/resources/triton.json, with a digest of the sources that a test compares, and makes the table in
+docs/performance.md, registers per thread and shared memory for kernel and dtype. It does not write what spills to
+memory or wants more shared memory than the chip has. `--cells all` looks at every cell, in an hour.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import records
+import streams
 from records import ROOT, Record
 
 sys.path.insert(0, str(ROOT))
@@ -42,6 +43,12 @@ ROW_DTYPES = ("float32", "float64")
 SHAPES = ((12, 256, 64, 8, True), (3, 2048, 102, 7, False), (6, 1024, 51, 14, False), (3, 64, 16, 56, False))
 
 
+# Kernels that do nothing but stream maps, and the KB that a processor must have on their way; less where planes are so
+# odd that elements of two bytes are read one by one. fp64 is for checking.
+STREAMS = ("gap", "rescale", "rescale_bwd", "gate_gradient")
+IN_FLIGHT, IN_FLIGHT_ODD = 32, 12
+
+
 class Work(NamedTuple):
     target: str
     op: str
@@ -58,6 +65,8 @@ class Resources(NamedTuple):
     registers: int  # of a thread
     spilled: int  # bytes of stack; on AMD, of scratch
     shared: int  # bytes
+    widest: int = 0  # bytes of an access to a map, of kernels that stream
+    flight: int = 0  # KB on their way on a processor
 
 
 def todo(cells: str) -> Iterator[Work]:
@@ -132,7 +141,10 @@ def compile_op(work: Work) -> list[Resources]:
         kernel.device_caches.clear()  # they know devices by number, and ours change
         compiled = kernel.warmup(**args, grid=(programs,), num_warps=how.warps, num_stages=how.stages, **limit)
         name = kernel.fn.__name__.removesuffix("_kernel")
-        found.append(Resources(work.target, name, work.cell, work.dtype, *usage(compiled)))
+        used = usage(compiled)
+        _, _, lanes, shared = TARGETS[work.target]
+        streamed = streams.measure(compiled, used[0], lanes, shared) if name in STREAMS else ()
+        found.append(Resources(work.target, name, work.cell, work.dtype, *used, *streamed))
 
     launch.launch = compile_instead
     T, C, R, side, last = SHAPES[work.shape]
@@ -194,7 +206,7 @@ def compile_op(work: Work) -> list[Resources]:
 def digest(root: Path = ROOT) -> str:
     """Return the digest of the sources, and of what is compiled of them and how."""
     files = root.glob("triton_ops/**/*.py")
-    how = [inspect.getsource(function) for function in (compile_op, usage)]
+    how = [inspect.getsource(part) for part in (compile_op, usage, streams)]
     return records.digest(root, files, TARGETS, SHAPES, list(todo("few")), how)
 
 
@@ -227,10 +239,10 @@ def section(record: Record) -> str:
     lines = [
         TITLE,
         "",
-        "Registers per thread and KB of shared memory, each the most over all cells, each cell at one shape, as Triton",
+        "Registers per thread and KB of shared memory, each the most over a sample of cells and shapes, as Triton",
         f"{record.compiler} compiles sources `{record.digest[:12]}` for chips that were not there. Nothing spills.",
-        "`tools/triton_resources.py --cells all --write` makes this table, in an hour. A sample of the cells, some at",
-        "other shapes, is on record for the sources as they are now: a test sees to it.",
+        "`tools/triton_resources.py --write` makes this table, in ten minutes; a test sees to it that it is of the",
+        "sources as they are now.",
         "",
         "| kernel | dtype | " + " | ".join(TARGETS) + " |",
         "|---|---|" + "---|" * len(TARGETS),
@@ -241,12 +253,33 @@ def section(record: Record) -> str:
             some = [r for r in record.rows if (r.kernel, r.dtype, r.target) == (kernel, dtype, target)]
             cells.append(f"{max(r.registers for r in some)}, {max(r.shared for r in some) / 1024:.0f}" if some else "")
         lines.append(f"| {kernel} | {dtype} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "KB on their way on a processor, which loops that stream maps have asked for before they use the first of it,",
+        "and the bytes of an access, at each of the shapes; 7x7 planes of two-byte elements are read one by one.",
+        "",
+        "| kernel | dtype | " + " | ".join(TARGETS) + " |",
+        "|---|---|" + "---|" * len(TARGETS),
+    ]
+    for kernel, dtype in sorted({(r.kernel, r.dtype) for r in record.rows if r.flight}):
+        cells = []
+        for target in TARGETS:
+            some = [r for r in record.rows if (r.kernel, r.dtype, r.target) == (kernel, dtype, target)]
+            least = sorted({(r.flight, r.widest) for r in some})
+            cells.append("; ".join(f"{flight}, {widest}" for flight, widest in least))
+        lines.append(f"| {kernel} | {dtype} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def faults(found: list[Resources]) -> list[Resources]:
-    """Return the kernels that spill, or want more shared memory than there is."""
-    return [r for r in found if r.spilled or r.shared > TARGETS[r.target][3]]
+    """Return the kernels that spill, want more shared memory than there is, or stream with too little on its way."""
+    return [r for r in found if r.spilled or r.shared > TARGETS[r.target][3] or starves(r)]
+
+
+def starves(r: Resources) -> bool:
+    if r.kernel not in STREAMS or r.dtype == "float64":
+        return False
+    return r.flight < (IN_FLIGHT_ODD if r.widest == 2 else IN_FLIGHT)
 
 
 def main() -> None:
@@ -255,10 +288,10 @@ def main() -> None:
     parser.add_argument("--targets", choices=TARGETS, nargs="+", default=list(TARGETS), help="default: all")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="print JSON instead of a table, faults or none")
-    how.add_argument("--write", action="store_true", help="the sample's record, or the page's table of all cells")
+    how.add_argument("--write", action="store_true", help="the record, and the page's table")
     args = parser.parse_args()
-    if args.write and set(args.targets) != set(TARGETS):
-        parser.error("--write is for all targets")
+    if args.write and (args.cells, set(args.targets)) != ("few", set(TARGETS)):
+        parser.error("--write is for the few cells and all targets")
     compiled = digest()
     found = compile_all(args.cells, args.targets)
     if args.json:
@@ -267,10 +300,9 @@ def main() -> None:
     record = Record(compiled, version() or "", found)
     print(section(record))
     record.prove(faults(found), digest())
-    if args.write and args.cells == "all":
-        records.write_section(section(record), TITLE)
-    elif args.write:
+    if args.write:
         record.write(RECORD)
+        records.write_section(section(record), TITLE)
 
 
 if __name__ == "__main__":

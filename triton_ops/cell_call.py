@@ -23,10 +23,10 @@ class NoCell:
     cell: Cell | None = None
     projection, weights, h0, c0 = "", None, None, None
 
-    def __init__(self, op: str, T: int, B: int, C: int, like: Tensor, HW: int, R: int = 0) -> None:
+    def __init__(self, op: str, T: int, B: int, C: int, like: Tensor, R: int = 0) -> None:
         self.T, self.B, self.C, self.R, self.like = T, B, C, R, like
         self.dtype = accumulate_dtype(like.dtype)
-        self.tiles = tiles(op, C, R, HW, like.dtype)
+        self.tiles = tiles(op, C, R, 0, like.dtype)
         self.programs = triton.cdiv(B, self.tiles.samples)
 
     def h_of(self, states: Sequence[Tensor]) -> Tensor | None:
@@ -63,13 +63,13 @@ class CellCall(NoCell):
 
     def __init__(
         self, op: str, rule: str, weights: list[Tensor], state: list[Tensor], T: int, B: int, C: int, like: Tensor,
-        HW: int = 0, rows_of_y: int | None = None,
+        rows_of_y: int | None = None,
     ) -> None:  # fmt: skip
         self.cell = check_rule(rule)
         self.rows_of_y = T if rows_of_y is None else rows_of_y  # where not each of them is a layer of the scan
         self.projection = check_weights(weights, self.cell.NG, C, accumulate_dtype(like.dtype), like)
         R = 0 if self.projection == "dense" else weights[0].shape[0]
-        super().__init__(op, T, B, C, like, HW, R)
+        super().__init__(op, T, B, C, like, R)
         may_start_by_itself = not op.startswith("refresh")
         check_state(state, self.cell, may_start_by_itself, (B, C), self.dtype, like)
         self.given = [w.contiguous() for w in weights]

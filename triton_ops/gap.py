@@ -7,8 +7,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .checks import check_maps
-from .launch import maps_of_program, pieces_of, run
-from .maps import ELEMENT, MapList, accumulate_dtype, pool, table
+from .launch import maps_of_program, over_maps
+from .maps import MapList, accumulate_dtype, pool
 from .operator import operator
 
 
@@ -26,25 +26,16 @@ def gap_kernel(
     pool(table, y, t, b, B, C, begin, end, ELEMENT, PIECE, TILES)
 
 
+def means(x: MapList) -> Tensor:
+    """Return the mean of each map, [T, B, C]."""
+    like = x.held[0]
+    B, C = like.shape[:2]
+    y = like.new_empty((len(x.held), B, C), dtype=accumulate_dtype(like.dtype))
+    over_maps("gap", gap_kernel, (x,), y=y)
+    return y
+
+
 @operator()
 def gap(xs: list[Tensor]) -> Tensor:
     check_maps(xs)
-    x = MapList(xs)
-    B, C = xs[0].shape[:2]
-    y = xs[0].new_empty((len(xs), B, C), dtype=accumulate_dtype(xs[0].dtype))
-    given, piece = table(x)
-    how, programs = pieces_of("gap", x)
-    run(
-        gap_kernel,
-        programs,
-        xs[0],
-        how,
-        table=given,
-        y=y,
-        B=B,
-        C=C,
-        ELEMENT=ELEMENT[xs[0].dtype],
-        PIECE=piece,
-        TILES=how,
-    )
-    return y
+    return means(MapList(xs))

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .maps import MapList
+from .maps import ELEMENT, ROOM, MapList, table
 from .tiles import Tiles, tiles
 
 # The interpreter knows one program of one launch at a time, whichever thread asks.
@@ -52,10 +52,21 @@ def pieces_of(op: str, x: MapList) -> tuple[Tiles, int]:
     return how, len(x.held) * B * triton.cdiv(C, how.piece)
 
 
+def over_maps(op: str, kernel: Any, lists: tuple[MapList, ...], **args: Tensor | None) -> None:
+    """Launch a kernel over the pieces of all maps, with its arguments beside the table of these lists."""
+    like = lists[0].held[0]
+    B, C = like.shape[:2]
+    given, piece = table(*lists, room=ROOM)
+    how, programs = pieces_of(op, lists[0])
+    shape = {"B": B, "C": C, "ELEMENT": ELEMENT[like.dtype], "PIECE": piece}
+    run(kernel, programs, like, how, table=given, **args, **shape, TILES=how)
+
+
 @triton.jit
-def maps_of_program(B, C, TILES: tl.constexpr):
-    """Return the program's layer, its sample, and its channels begin .. end."""
+def maps_of_program(B, C, TILES: tl.constexpr, BACKWARDS: tl.constexpr = False):
+    """Return the program's layer, its sample, and its channels begin .. end. BACKWARDS: from the last layer on, whose
+    maps an earlier launch has read last, so that the cache still holds them."""
     pieces = tl.cdiv(C, TILES.piece)
-    program = tl.program_id(0)
+    program = tl.num_programs(0) - 1 - tl.program_id(0) if BACKWARDS else tl.program_id(0)
     begin = program % pieces * TILES.piece
     return program // pieces // B, program // pieces % B, begin, tl.minimum(begin + TILES.piece, C)

@@ -1,9 +1,10 @@
-"""One layer of light attention, for a tile of samples in one program:
+"""One layer of light attention:
 
     o = gate dwconv(x; v) + lam (d o_prev + dwconv(o_prev; e))
 
-Both maps are pooled, the cell runs a step from the mean of x, its refresh of the mean of o_prev is d, and the filters
-of the sample, gate v on x and lam (e + d in the middle) on o_prev, pass over both maps at once.
+Both maps are pooled; the cell, for a tile of samples in one program, runs a step from the mean of x, and its refresh of
+the mean of o_prev is d; and the filters of each sample, gate v on x and lam (e + d in the middle) on o_prev, pass over
+both maps at once. Programs share out the maps, each with some channels of a sample, in launches of their own.
 """
 
 from __future__ import annotations
@@ -18,25 +19,24 @@ from torch import Tensor
 
 from .cell_call import CellCall, NoCell, from_row
 from .checks import check_filters, check_light_maps, check_like_maps, check_tensor, require
+from .gap import means
 from .heads import channel_gates, channel_gates_bwd
-from .maps import ELEMENT, MapList, map_of, pixels_of, pool, row_of, table, tile_of
-from .moments import Moments, observe, store_plane
+from .launch import pieces_of, run
+from .light_step_maps import (
+    Filters,
+    light_step_filters_kernel,
+    light_step_maps_bwd_kernel,
+    light_step_tap_sums_kernel,
+)
+from .maps import ELEMENT, MapList, row_of, table
+from .moments import Moments
 from .operator import operator
 from .recurrence import hoist, load_start, refresh_layers, scan_layers
 from .recurrence_bwd import begin, finish, keep_start, refresh_bwd_layers, scan_bwd_layers
-from .stencil import MIDDLE, convolve, convolved, correlate, taps_of
+from .stencil import MIDDLE
 from .sums import sum_samples
+from .tiles import Tiles
 from .weight_gradients import NO_COUNTERS, WeightGradients, clear
-
-
-class Filters(NamedTuple):
-    """The filters of a layer, which all samples share."""
-
-    q: Any  # [K]
-    k: Any  # [K]
-    v: Any  # [C, 9]
-    lam: Any  # [C]
-    e: Any  # [C, 9], or None
 
 
 class Work(NamedTuple):
@@ -53,72 +53,15 @@ class Work(NamedTuple):
     parts: Any  # [B, P], its share of the gradient of all Filters, one after the other
 
 
-# ---- forward ----
-
-
-@triton.jit
-def taps_on_x(f, gate, row, c, C, FLIPPED: tl.constexpr):
-    """Return the taps on x of the sample whose row this is: gate v."""
-    return taps_of(f.v, tl.load(gate + row + c, c < C, 0.0), 0.0, c, C, FLIPPED)
-
-
-@triton.jit
-def taps_on_o(f, d, row, c, C, FLIPPED: tl.constexpr):
-    """Return the taps on o_prev of the sample whose row this is: lam (e + d in the middle), with
-    d = 1 where there is none."""
-    middle = 1.0 if d is None else tl.load(d + row + c, c < C, 0.0)
-    return taps_of(f.e, tl.load(f.lam + c, c < C, 0.0), middle, c, C, FLIPPED)
-
-
-@triton.jit
-def attend(
-    table, W, f, gate, d, planes, b, B, C,
-    ELEMENT: tl.constexpr, PIECE: tl.constexpr, INTERLEAVED: tl.constexpr, TILES: tl.constexpr,
-):  # fmt: skip
-    """Compute o of sample b from its gates; planes is for the moments, where they are wanted."""
-    TILE: tl.constexpr = TILES.interleaved_window if INTERLEAVED else TILES.planar_window
-    CHANNELS: tl.constexpr = TILE[0]
-    PIXELS: tl.constexpr = TILE[1]
-    BEFORE: tl.constexpr = len(table.planes) > 1
-    A: tl.constexpr = gate.dtype.element_ty
-    HW = pixels_of(table, PIECE, INTERLEAVED)
-    x, x_stride = map_of(table.maps[0], 0, b, ELEMENT, PIECE)
-    o, o_stride = map_of(table.maps[1], 0, b, ELEMENT, PIECE)
-    if BEFORE:
-        before, before_stride = map_of(table.maps[0], 1, b, ELEMENT, PIECE)
-    row = row_of(0, b, B, C)
-    for c0 in range(0, C, CHANNELS):
-        c = c0 + tl.arange(0, CHANNELS)
-        on_x = taps_on_x(f, gate, row, c, C, False)
-        if BEFORE:
-            on_o = taps_on_o(f, d, row, c, C, False)
-        mean, m2 = tl.zeros([CHANNELS, PIXELS], A), tl.zeros([CHANNELS, PIXELS], A)
-        for p0 in range(0, HW, PIXELS):
-            p = p0 + tl.arange(0, PIXELS)
-            there = (c < C)[:, None] & (p < HW)[None, :]
-            sums = convolved(x, x_stride, None, on_x, c, p, C, W, HW, INTERLEAVED)
-            if BEFORE:
-                sums += convolved(before, before_stride, None, on_o, c, p, C, W, HW, INTERLEAVED)
-            new = sums.to(ELEMENT)
-            tl.store(tile_of(o, o_stride, c, p, INTERLEAVED), new, there)
-            if planes is not None:
-                mean, m2 = observe(mean, m2, new.to(A), there, p0 // PIXELS + 1)
-        if planes is not None:
-            store_plane(planes, mean, m2, c, b, B, C, HW)
-
-
-@triton.jit(do_not_specialize=["W", "K", "HEADS", "T", "B"])
+@triton.jit(do_not_specialize=["K", "HEADS", "T", "B"])
 def light_step_kernel(
-    table,  # maps.Table: first x, and o_prev where there is one, then o, written; all [B, C, H, W]
-    W,
     f,  # Filters
     K,  # taps of f.q and f.k
     HEADS,
     SCALE: tl.constexpr,  # 1 / sqrt(D)
-    y,  # [MAPS, B, C] the means of x and of o_prev; written
-    gate,  # [B, C] scratch
-    d,  # [B, C] scratch; None without a cell, or without o_prev
-    planes,  # [2, B, C] written, for the moments; None where they are not wanted
+    y,  # [MAPS, B, C] the means of x and of o_prev
+    gate,  # [B, C] written
+    d,  # [B, C] written; None without a cell, or without o_prev
     states_h,  # [B, C] written; None where the cell saves none
     states_c,  # [B, C] written; None where the cell saves none
     h0,  # [B, C]; None where it is act(c0), or the cell's own start
@@ -126,9 +69,7 @@ def light_step_kernel(
     w,  # recurrence.Weights; None without a cell
     s,  # recurrence.Scratch, of the scan of the one layer x; None without a cell
     of_refresh,  # the same, from the rows of o_prev on
-    ELEMENT: tl.constexpr,  # dtype of the maps
-    PIECE: tl.constexpr,  # neighbouring elements that may be read at once
-    INTERLEAVED: tl.constexpr,  # or planar, all maps alike
+    MAPS: tl.constexpr,  # 2 with o_prev
     T,  # 1: x is the one layer of its scan, o_prev of its refresh
     B,
     C,
@@ -138,14 +79,8 @@ def light_step_kernel(
     TILES: tl.constexpr,  # tiles.Tiles
     PRECISION: tl.constexpr,  # of products: "ieee" or "tf32"
 ):
-    MAPS: tl.constexpr = len(table.planes)
     first = tl.program_id(0) * TILES.samples
-    end = tl.minimum(first + TILES.samples, B)
-    for m in range(0, MAPS):
-        for b in range(first, end):
-            pool(table, y, m, b, B, C, 0, C, ELEMENT, PIECE, TILES)
-    tl.debug_barrier()
-    for b in range(first, end):
+    for b in range(first, tl.minimum(first + TILES.samples, B)):
         row = row_of(0, b, B, C)
         channel_gates(gate + row, y + row, f.q, f.k, K, HEADS, C, SCALE, TILES)
     if CELL is not None:
@@ -155,34 +90,6 @@ def light_step_kernel(
         if MAPS > 1:
             h_last = s.h + row_of(1, 0, B, C)
             refresh_layers(d, h_last, s.c, w, of_refresh, T, B, C, R, CELL, PROJECTION, TILES, PRECISION)
-    tl.debug_barrier()
-    for b in range(first, end):
-        attend(table, W, f, gate, d, planes, b, B, C, ELEMENT, PIECE, INTERLEAVED, TILES)
-
-
-# ---- backward ----
-
-
-@triton.jit
-def tap_sums(
-    table, W, f, on_x, on_o, b, B, C,
-    ELEMENT: tl.constexpr, PIECE: tl.constexpr, INTERLEAVED: tl.constexpr, TILES: tl.constexpr,
-):  # fmt: skip
-    """Compute the gradients of the filters of sample b; of that on o_prev the middle tap alone, if there is no e."""
-    TILE: tl.constexpr = TILES.interleaved_window if INTERLEAVED else TILES.planar_window
-    FIRST: tl.constexpr = MIDDLE if f.e is None else 0
-    END: tl.constexpr = MIDDLE + 1 if f.e is None else 9
-    HW = pixels_of(table, PIECE, INTERLEAVED)
-    dout, dout_stride = map_of(table.maps[1], 0, b, ELEMENT, PIECE)
-    x, x_stride = map_of(table.maps[0], 0, b, ELEMENT, PIECE)
-    on_x += row_of(0, b, B, C) * 9
-    for c0 in range(0, C, TILE[0]):
-        c = c0 + tl.arange(0, TILE[0])
-        correlate(on_x, dout, dout_stride, None, x, x_stride, c, C, W, HW, 0, 9, INTERLEAVED, TILE[1])
-        if on_o is not None:
-            before, stride = map_of(table.maps[0], 1, b, ELEMENT, PIECE)
-            to = on_o + row_of(0, b, B, C) * 9
-            correlate(to, dout, dout_stride, None, before, stride, c, C, W, HW, FIRST, END, INTERLEAVED, TILE[1])
 
 
 @triton.jit
@@ -213,8 +120,8 @@ def filter_gradients(f, work, P, K, b, B, C, TILES: tl.constexpr):
     row = row_of(0, b, B, C)
     _, _, dv, dlam, de = parts_of(work.parts, P, K, b, C)
     k = tl.arange(0, TAPS)
-    for c0 in range(0, C, TILES.step_columns):
-        c = c0 + tl.arange(0, TILES.step_columns)
+    for c0 in range(0, C, TILES.columns):
+        c = c0 + tl.arange(0, TILES.columns)
         nine = c[:, None] * 9 + k[None, :]
         known = (c < C)[:, None] & (k < 9)[None, :]
         on_x = tl.load(work.on_x + row * 9 + nine, known, 0.0)
@@ -232,41 +139,14 @@ def filter_gradients(f, work, P, K, b, B, C, TILES: tl.constexpr):
             tl.store(dlam + c, of_lam, c < C)
 
 
-@triton.jit
-def send_back(
-    table, W, f, gate, d, dy, b, B, C,
-    ELEMENT: tl.constexpr, PIECE: tl.constexpr, INTERLEAVED: tl.constexpr, TILES: tl.constexpr,
-):  # fmt: skip
-    """Compute the gradients of the maps of sample b; dy [MAPS, B, C] is that of their means, of o_prev and then of
-    x."""
-    TILE: tl.constexpr = TILES.interleaved_window if INTERLEAVED else TILES.planar_window
-    MAPS: tl.constexpr = len(table.planes)
-    HW = pixels_of(table, PIECE, INTERLEAVED)
-    dout, dout_stride = map_of(table.maps[1], 0, b, ELEMENT, PIECE)
-    dx, stride = map_of(table.maps[2], 0, b, ELEMENT, PIECE)
-    row = row_of(0, b, B, C)
-    for c0 in range(0, C, TILE[0]):
-        c = c0 + tl.arange(0, TILE[0])
-        taps = taps_on_x(f, gate, row, c, C, True)
-        shift = tl.load(dy + row_of(MAPS - 1, b, B, C) + c, c < C, 0.0) / HW
-        convolve(dout, dout_stride, None, dx, stride, shift, taps, c, C, W, HW, INTERLEAVED, TILE[1])
-        if MAPS > 1:
-            dbefore, stride_before = map_of(table.maps[2], 1, b, ELEMENT, PIECE)
-            taps = taps_on_o(f, d, row, c, C, True)
-            shift = tl.load(dy + row + c, c < C, 0.0) / HW
-            convolve(dout, dout_stride, None, dbefore, stride_before, shift, taps, c, C, W, HW, INTERLEAVED, TILE[1])
-
-
-@triton.jit(do_not_specialize=["W", "K", "HEADS", "P", "COUNT", "T", "B"])
+@triton.jit(do_not_specialize=["K", "HEADS", "P", "COUNT", "T", "B"])
 def light_step_bwd_kernel(
-    table,  # maps.Table: x and perhaps o_prev, then dout, then their gradients, written; all [B, C, H, W]
-    W,
     f,  # Filters
     K,  # taps of f.q and f.k
     HEADS,
     SCALE: tl.constexpr,  # 1 / sqrt(D)
     y,  # [MAPS, B, C] the means in the order of the factors, the refresh's before the scan's: of o_prev, of x
-    dy,  # [MAPS, B, C] scratch, in that order; zeros without a cell
+    dy,  # [MAPS, B, C] written, in that order; zeros without a cell
     work,  # Work
     P,  # numbers that all filters have
     states_h,  # [1, B, C] as the forward pass saved it; None where the cell saves none
@@ -280,9 +160,7 @@ def light_step_bwd_kernel(
     of_scan,  # the same, from the rows of x on
     arrived,  # [COUNT] int32 counters of the weight gradients, cleared; None where there are none
     COUNT,
-    ELEMENT: tl.constexpr,  # dtype of the maps
-    PIECE: tl.constexpr,  # neighbouring elements that may be read at once
-    INTERLEAVED: tl.constexpr,  # or planar, all maps alike
+    MAPS: tl.constexpr,  # 2 with o_prev
     T,  # 1: x is the one layer of its scan, o_prev of its refresh
     B,
     C,
@@ -292,14 +170,12 @@ def light_step_bwd_kernel(
     TILES: tl.constexpr,  # tiles.Tiles
     PRECISION: tl.constexpr,  # of products: "ieee" or "tf32"
 ):
-    MAPS: tl.constexpr = len(table.planes)
     first = tl.program_id(0) * TILES.samples
     end = tl.minimum(first + TILES.samples, B)
     of_x = row_of(MAPS - 1, 0, B, C)
     for b in range(first, end):
         row = row_of(0, b, B, C)
         channel_gates(work.gate + row, y + of_x + row, f.q, f.k, K, HEADS, C, SCALE, TILES)
-        tap_sums(table, W, f, work.on_x, work.on_o, b, B, C, ELEMENT, PIECE, INTERLEAVED, TILES)
     tl.debug_barrier()
     if CELL is not None:
         clear(arrived, COUNT)
@@ -330,7 +206,6 @@ def light_step_bwd_kernel(
             dy + of_x + row, dq, dk, work.dq_row + row, work.dk_row + row, work.dgate + row, work.gate + row,
             y + of_x + row, f.q, f.k, K, HEADS, C, SCALE, TILES,
         )  # fmt: skip
-        send_back(table, W, f, work.gate, work.d, dy, b, B, C, ELEMENT, PIECE, INTERLEAVED, TILES)
 
 
 # ---- launches ----
@@ -346,27 +221,32 @@ class Step:
     ) -> None:  # fmt: skip
         check_light_maps(maps)
         self.like = maps[0]
-        B, C, H, W = self.like.shape
+        B, C = self.like.shape[:2]
         self.x = MapList(maps[:1])
         self.maps = MapList(maps, self.x)
         self.call: NoCell
         if rule or weights:
-            self.call = CellCall(op, rule, weights, state, 1, B, C, self.like, H * W, len(maps))
+            self.call = CellCall(op, rule, weights, state, 1, B, C, self.like, rows_of_y=len(maps))
         else:
             require(not state, "state: expected none without a cell")
-            self.call = NoCell(op, 1, B, C, self.like, H * W)
+            self.call = NoCell(op, 1, B, C, self.like)
         check_filters(filters, C, self.call.dtype, self.like)
         require(heads > 0 and C % heads == 0, f"heads: expected a divisor of {C} channels, got {heads}")
         self.filters = [f.contiguous() for f in filters]
         e = self.filters[4] if len(filters) == 5 and len(maps) == 2 else None
-        # What every kernel is told of them.
-        self.given = {
-            "W": W,
-            "f": Filters(*self.filters[:4], e),
-            "K": filters[0].numel(),
-            "HEADS": heads,
-            "SCALE": (C // heads) ** -0.5,
-        }
+        self.given = Filters(*self.filters[:4], e)
+        # What kernels of the cell are told of attention.
+        attention = {"K": filters[0].numel(), "HEADS": heads, "SCALE": (C // heads) ** -0.5}
+        self.of_cell = {"f": self.given, **attention, "MAPS": len(maps)}
+
+    def over_maps(self, op: str, kernel: Any, lists: tuple[MapList, ...], **args: Tensor | None) -> Tiles:
+        """Launch a kernel over pieces of the maps of a layer, and return its tiles."""
+        B, C, _, W = self.like.shape
+        maps, piece = table(*lists)
+        how, programs = pieces_of(op, self.x)
+        of_maps = {"ELEMENT": ELEMENT[self.like.dtype], "PIECE": piece, "INTERLEAVED": self.x.interleaved[0]}
+        run(kernel, programs, self.like, how, table=maps, W=W, f=self.given, **args, B=B, C=C, **of_maps, TILES=how)
+        return how
 
     def refreshed(self) -> Tensor | None:
         """Return room for d, None where there is none."""
@@ -381,8 +261,7 @@ def light_step(
     step = Step("light_step", maps, filters, weights, state, rule, heads)
     call = step.call
     o = step.x.empty_like()
-    given, piece = table(step.maps, o)
-    y, gate = call.empty(len(maps), call.B, call.C), call.empty(call.B, call.C)
+    y, gate, d = means(step.maps), call.empty(call.B, call.C), step.refreshed()
     of_o = Moments(step.like, moments, y)
     states: list[Tensor] = []
     scratch = of_refresh = None
@@ -391,12 +270,10 @@ def light_step(
         of_refresh = from_row(scratch, len(maps) - 1)
     call.run(
         light_step_kernel,
-        table=given,
-        **step.given,
+        **step.of_cell,
         y=y,
         gate=gate,
-        d=step.refreshed(),
-        planes=of_o.planes,
+        d=d,
         states_h=call.h_of(states),
         states_c=call.c_of(states),
         h0=call.h0,
@@ -404,11 +281,10 @@ def light_step(
         w=call.weights,
         s=scratch,
         of_refresh=of_refresh,
-        ELEMENT=ELEMENT[step.like.dtype],
-        PIECE=piece,
-        INTERLEAVED=step.x.interleaved[0],
     )
-    return o.as_given(step.x)[0], states, y, of_o.compute(call.tiles)
+    lists = step.maps, o
+    how = step.over_maps("light_step_filters", light_step_filters_kernel, lists, gate=gate, d=d, planes=of_o.planes)
+    return o.as_given(step.x)[0], states, y, of_o.compute(how)
 
 
 @operator()
@@ -429,13 +305,15 @@ def light_step_bwd(
     check_like_maps("dout", [dout], maps[:1])
     check_tensor("y", y, (len(maps), call.B, call.C), call.dtype, step.like)
     dmaps, grads = step.maps.empty_like(), MapList([dout], step.x)
-    given, piece = table(step.maps, grads, dmaps)
     y = y.flip(0) if len(maps) > 1 else y.contiguous()
     dfilters = [torch.empty_like(f) for f in step.filters]
     used = dfilters[: 5 if len(maps) > 1 else 3]
     for unused in dfilters[len(used) :]:
         unused.zero_()
     work = _work(step, sum(f.numel() for f in used))
+    step.over_maps(
+        "light_step_tap_sums", light_step_tap_sums_kernel, (step.maps, grads), on_x=work.on_x, on_o=work.on_o
+    )  # fmt: skip
     factors = of_scan = gradients = None
     dy = torch.zeros_like(y) if call.cell is None else torch.empty_like(y)
     dweights: list[Tensor] = []
@@ -449,8 +327,7 @@ def light_step_bwd(
         dstate = call.dstate(factors)
     call.run(
         light_step_bwd_kernel,
-        table=given,
-        **step.given,
+        **step.of_cell,
         y=y,
         dy=dy,
         work=work,
@@ -465,10 +342,9 @@ def light_step_bwd(
         factors=factors,
         of_scan=of_scan,
         **(gradients.counters if gradients else NO_COUNTERS),
-        ELEMENT=ELEMENT[step.like.dtype],
-        PIECE=piece,
-        INTERLEAVED=step.x.interleaved[0],
     )
+    of_sample = {"gate": work.gate, "d": work.d, "dy": dy}
+    step.over_maps("light_step_maps_bwd", light_step_maps_bwd_kernel, (grads, dmaps), **of_sample)
     sum_samples(work.parts, used, call.tiles)
     if gradients:
         dweights = gradients.compute()

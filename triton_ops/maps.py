@@ -1,8 +1,8 @@
 """Lists of feature maps: how a kernel is told of them, and what it does to one.
 
-A launch takes T maps of different sizes. Their addresses and strides are integers among its arguments, a tuple of T
-for each; ``entry`` finds the one of a layer that is known at run time only. No table has to be copied to the device,
-and a CUDA graph keeps its arguments.
+A launch takes T maps of different sizes. Their addresses, sizes and strides are integers among its arguments: T of
+each, or one where all are equal. ``entry`` finds that of a layer which is known at run time only. No table has to be
+copied to the device, and a CUDA graph keeps its arguments.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ Words = tuple[int, ...]
 
 
 class Maps(NamedTuple):
-    """T maps: word t of each tuple tells of layer t. All count pieces, a constant number of neighbouring elements:
-    multiplied by it, they tell the compiler that it may read whole pieces at once."""
+    """T maps: word t of each tuple tells of layer t, a single word of all. All count pieces, a constant number of
+    neighbouring elements: multiplied by it, they tell the compiler that it may read whole pieces at once."""
 
     address: Words
     sample: Words  # stride between samples
@@ -52,6 +52,7 @@ class Table(NamedTuple):
     maps: tuple[Maps, ...]  # which is which, an op says
 
 
+ROOM = 8  # where a list may be of any number of layers
 _TAG = 1 << 62
 
 
@@ -59,6 +60,17 @@ def tagged(n: int) -> int:
     """Return n in a form that is always odd and wide, n < 2^61. Triton compiles a kernel anew for an integer that is 1,
     divisible by 16 or wider than 32 bits for the first time."""
     return _TAG + 2 * n + 1
+
+
+def of_all(words: Words) -> Words:
+    """Return one word instead of many that are equal."""
+    return words[:1] if len(set(words)) == 1 else words
+
+
+def with_room(words: Words, room: int) -> Words:
+    """Return a multiple of `room` words, the last of them again and again: so that fewer kernels are compiled for
+    different numbers of layers."""
+    return words + words[-1:] * (-len(words) % room)
 
 
 def pixel_stride(x: Tensor) -> int:
@@ -103,14 +115,14 @@ class MapList:
         """Return maps to be written, laid out as these are walked."""
         return MapList([torch.empty_like(x) for x in self.held], self)
 
-    def words(self, piece: int) -> Maps:
+    def words(self, piece: int, room: int) -> Maps:
         """Return what a kernel is told of these maps, in pieces of so many elements."""
         size = piece * self.held[0].element_size()
         strides = [self.row(x, last)[2] for x, last in zip(self.held, self.interleaved)]
         return Maps(
-            tuple(tagged(x.data_ptr() // size) for x in self.held),
-            tuple(tagged(x.stride(0) // piece) for x in self.held),
-            tuple(tagged(stride // piece) for stride in strides),
+            with_room(tuple(tagged(x.data_ptr() // size) for x in self.held), room),
+            of_all(tuple(tagged(x.stride(0) // piece) for x in self.held)),
+            of_all(tuple(tagged(stride // piece) for stride in strides)),
         )
 
     @staticmethod
@@ -145,12 +157,13 @@ def like_given(new: Tensor, x: Tensor) -> Tensor:
     return torch.empty_like(x).copy_(new)
 
 
-def table(*lists: MapList) -> tuple[Table, int]:
-    """Return what a kernel is told of these lists, and the length of a piece."""
+def table(*lists: MapList, room: int = 1) -> tuple[Table, int]:
+    """Return what a kernel is told of these lists, with room for a multiple of so many maps, and the length of a
+    piece."""
     piece = reduce(gcd, (maps.largest_piece() for maps in lists))
     first = lists[0]
     planes = tuple(tagged(2 * x.shape[2] * x.shape[3] + last) for x, last in zip(first.held, first.interleaved))
-    return Table(planes, tuple(maps.words(piece) for maps in lists)), piece
+    return Table(of_all(planes), tuple(maps.words(piece, room) for maps in lists)), piece
 
 
 # ---- on the device ----
@@ -220,10 +233,12 @@ def sum_in(
         for p0 in range(0, HW, PIXELS):
             p = p0 + tl.arange(0, PIXELS)
             there = (c < C)[:, None] & (p < HW)[None, :]
-            term = tl.load(tile_of(x, x_stride, c, p, INTERLEAVED), there, 0.0).to(A)
-            if y is not None:
-                term *= tl.load(tile_of(y, y_stride, c, p, INTERLEAVED), there, 0.0).to(A)
-            sums += term
+            of_x = tl.load(tile_of(x, x_stride, c, p, INTERLEAVED), there, 0.0)
+            if y is None:
+                sums += of_x.to(A)
+            else:  # both are asked for before the first is used
+                of_y = tl.load(tile_of(y, y_stride, c, p, INTERLEAVED), there, 0.0)
+                sums += of_x.to(A) * of_y.to(A)
         total = tl.sum(sums, 1)
         tl.store(to + c, total / HW if y is None else total, c < C)
 

@@ -38,14 +38,16 @@ def dots(
 @triton.jit
 def multiply(
     to, to_rows, N, x, x_rows, K, w, ldw, there, TILES: tl.constexpr, PRECISION: tl.constexpr,
-    STEP: tl.constexpr = False, TRANSPOSED: tl.constexpr = False, RELU: tl.constexpr = False,
+    STEP: tl.constexpr = "", TRANSPOSED: tl.constexpr = False, RELU: tl.constexpr = False,
     also=None, plus=None, plus_rows=None, bias=None, bias2=None, gate=None, gate_rows=None,
 ):  # fmt: skip
     """Compute to = x w^T + plus + bias + bias2, then perhaps relu, or relu's gradient where its result was `gate`: a
-    tile of rows, all N columns. STEP: the rows are the samples of a step of the scan."""
-    COLUMNS: tl.constexpr = TILES.step_columns if STEP else TILES.columns
-    INNER: tl.constexpr = TILES.step_inner if STEP else TILES.inner
-    DOT: tl.constexpr = TILES.dots and not STEP
+    tile of rows, all N columns. STEP: the rows are the samples of a step of the scan, and the product goes "into" the
+    bottleneck or "out of" it."""
+    TILE: tl.constexpr = TILES.into if STEP == "into" else TILES.out_of if STEP == "out of" else TILES.product
+    COLUMNS: tl.constexpr = TILE[0]
+    INNER: tl.constexpr = TILE[1]
+    DOT: tl.constexpr = TILES.dots and STEP == ""
     for n0 in range(0, N, COLUMNS):
         n = n0 + tl.arange(0, COLUMNS)
         sums = dots(x, x_rows, also, there, w, ldw, n, N, K, TRANSPOSED, INNER, DOT, PRECISION)

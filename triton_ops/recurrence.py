@@ -132,11 +132,12 @@ def from_bottleneck(
     PRECISION: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """Compute a = W2h u + q; of a joint projection, q is the bias alone."""
+    KIND: tl.constexpr = "out of" if STEP else ""
     if PROJECTION == "joint":
-        multiply(a, a_rows, N, u, u_rows, R, w.w2h, R, there, TILES, PRECISION, STEP, bias=w.q0)
+        multiply(a, a_rows, N, u, u_rows, R, w.w2h, R, there, TILES, PRECISION, KIND, bias=w.q0)
     else:
         multiply(
-            a, a_rows, N, u, u_rows, R, w.w2h, R, there, TILES, PRECISION, STEP, plus=q, plus_rows=row * N
+            a, a_rows, N, u, u_rows, R, w.w2h, R, there, TILES, PRECISION, KIND, plus=q, plus_rows=row * N
         )  # fmt: skip
 
 
@@ -147,12 +148,14 @@ def gates_of(
 ):  # fmt: skip
     """Compute the gate pre-activations a of rows, each from its own h, and u on the way."""
     if PROJECTION == "dense":
+        KIND: tl.constexpr = "out of" if STEP else ""
         multiply(
-            a, a_rows, N, h, h_rows, C, w.w1h, w.ldw1, there, TILES, PRECISION, STEP, plus=q, plus_rows=row * N
+            a, a_rows, N, h, h_rows, C, w.w1h, w.ldw1, there, TILES, PRECISION, KIND, plus=q, plus_rows=row * N
         )  # fmt: skip
     else:
+        KIND: tl.constexpr = "into" if STEP else ""
         multiply(  # p of a joint projection, the bias of a split one; the other is None
-            u, u_rows, R, h, h_rows, C, w.w1h, w.ldw1, there, TILES, PRECISION, STEP,
+            u, u_rows, R, h, h_rows, C, w.w1h, w.ldw1, there, TILES, PRECISION, KIND,
             RELU=True, plus=p, plus_rows=row * R, bias=w.b1h,
         )  # fmt: skip
         tl.debug_barrier()
@@ -165,7 +168,8 @@ def share_last(h, last_product, w, B, C, R, N, PROJECTION: tl.constexpr, TILES: 
     """Compute W1h h_T, which the refresh of all layers uses; dense: Wh h_T."""
     b, there = samples_of_tile(B, TILES)
     w1_rows = N if PROJECTION == "dense" else R
-    multiply(last_product, b * w1_rows, w1_rows, h, b * C, C, w.w1h, w.ldw1, there, TILES, PRECISION, STEP=True)
+    KIND: tl.constexpr = "out of" if PROJECTION == "dense" else "into"
+    multiply(last_product, b * w1_rows, w1_rows, h, b * C, C, w.w1h, w.ldw1, there, TILES, PRECISION, KIND)
     tl.debug_barrier()
 
 
@@ -233,8 +237,8 @@ def refresh_layers(
         gates_of_last(
             s.last_product, b, s.u, own * R, s.a, own * N, row, there, w, s.p, s.q, R, N, PROJECTION, TILES, PRECISION
         )  # fmt: skip
-        for c0 in range(0, C, TILES.step_columns):
-            c = c0 + tl.arange(0, TILES.step_columns)
+        for c0 in range(0, C, TILES.columns):
+            c = c0 + tl.arange(0, TILES.columns)
             known = there[:, None] & (c < C)[None, :]
             a0, a1, a2, a3 = read_gates(s.a, own * N, c, C, known, CELL.NG)
             at = b[:, None] * C + c[None, :]

@@ -118,7 +118,7 @@ def refresh_bwd_layers(
     sum_of_layers(sent, last, sent, b * w1_rows, B * w1_rows, T, there, w1_rows, TILES.channels)
     tl.debug_barrier()
     multiply(
-        f.dh, b * C, C, sent, last, w1_rows, w.w1h, w.ldw1, there, TILES, PRECISION, STEP=True, TRANSPOSED=True
+        f.dh, b * C, C, sent, last, w1_rows, w.w1h, w.ldw1, there, TILES, PRECISION, "out of", TRANSPOSED=True
     )  # fmt: skip
     tl.debug_barrier()
 
@@ -175,16 +175,16 @@ def scan_bwd_layers(
         tl.debug_barrier()
         if PROJECTION == "dense":
             multiply(
-                f.dh, b * C, C, f.da, own * N, N, w.w1h, w.ldw1, there, TILES, PRECISION, STEP=True, TRANSPOSED=True
+                f.dh, b * C, C, f.da, own * N, N, w.w1h, w.ldw1, there, TILES, PRECISION, "out of", TRANSPOSED=True
             )  # fmt: skip
         else:
             multiply(
                 f.ds, own * R, R, f.da, own * N, N, w.w2h, R, there, TILES, PRECISION,
-                STEP=True, TRANSPOSED=True, gate=f.u, gate_rows=own * R,
+                "into", TRANSPOSED=True, gate=f.u, gate_rows=own * R,
             )  # fmt: skip
             tl.debug_barrier()
             multiply(
-                f.dh, b * C, C, f.ds, own * R, R, w.w1h, w.ldw1, there, TILES, PRECISION, STEP=True, TRANSPOSED=True
+                f.dh, b * C, C, f.ds, own * R, R, w.w1h, w.ldw1, there, TILES, PRECISION, "out of", TRANSPOSED=True
             )  # fmt: skip
         tl.debug_barrier()
 

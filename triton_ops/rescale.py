@@ -7,8 +7,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .checks import IN_PLACE, check_gates, check_in_place, check_like_maps, check_maps
-from .launch import maps_of_program, pieces_of, run
-from .maps import ELEMENT, MapList, gate_gradient, scale, table
+from .launch import maps_of_program, over_maps
+from .maps import MapList, accumulate_dtype, gate_gradient, scale
 from .operator import operator
 
 
@@ -16,6 +16,21 @@ from .operator import operator
 def rescale_kernel(
     table,  # maps.Table of x and out [B, C, H, W]; out is written, and may be x
     d,  # [T, B, C]
+    dy,  # [T, B, C], added as dy / HW; or None
+    B,
+    C,
+    ELEMENT: tl.constexpr,  # dtype of the maps
+    PIECE: tl.constexpr,  # neighbouring elements that may be read at once
+    TILES: tl.constexpr,  # tiles.Tiles
+):
+    t, b, begin, end = maps_of_program(B, C, TILES, BACKWARDS=True)
+    scale(table, 1, d, dy, t, b, B, C, begin, end, ELEMENT, PIECE, TILES)
+
+
+@triton.jit(do_not_specialize=["B"])
+def gate_gradient_kernel(
+    table,  # maps.Table of dout and x [B, C, H, W]
+    dd,  # [T, B, C] written
     B,
     C,
     ELEMENT: tl.constexpr,  # dtype of the maps
@@ -23,7 +38,7 @@ def rescale_kernel(
     TILES: tl.constexpr,  # tiles.Tiles
 ):
     t, b, begin, end = maps_of_program(B, C, TILES)
-    scale(table, 1, d, None, t, b, B, C, begin, end, ELEMENT, PIECE, TILES)
+    gate_gradient(table, dd, t, b, B, C, begin, end, ELEMENT, PIECE, TILES)
 
 
 @triton.jit(do_not_specialize=["B"])
@@ -42,25 +57,17 @@ def rescale_bwd_kernel(
     scale(table, 2, d, None, t, b, B, C, begin, end, ELEMENT, PIECE, TILES)
 
 
-def _rescale_to(x: MapList, out: MapList, d: Tensor) -> None:
-    """Fill out, which may be x itself."""
+def scale_maps(x: MapList, out: MapList, d: Tensor, dy: Tensor | None = None) -> None:
+    """Fill out, which may be x itself, with x d + dy / HW."""
+    over_maps("rescale", rescale_kernel, (x, out), d=d, dy=dy)
+
+
+def gate_gradients(dout: MapList, x: MapList) -> Tensor:
+    """Return dd [T, B, C], the sums of dout x over the pixels of each map."""
     like = x.held[0]
-    given, piece = table(x, out)
-    how, programs = pieces_of("rescale", x)
-    B, C = like.shape[:2]
-    run(
-        rescale_kernel,
-        programs,
-        like,
-        how,
-        table=given,
-        d=d.contiguous(),
-        B=B,
-        C=C,
-        ELEMENT=ELEMENT[like.dtype],
-        PIECE=piece,
-        TILES=how,
-    )
+    dd = like.new_empty((len(x.held), *like.shape[:2]), dtype=accumulate_dtype(like.dtype))
+    over_maps("gate_gradient", gate_gradient_kernel, (dout, x), dd=dd)
+    return dd
 
 
 @operator()
@@ -69,7 +76,7 @@ def rescale(xs: list[Tensor], d: Tensor) -> list[Tensor]:
     check_gates(d, xs)
     x = MapList(xs)
     out = x.empty_like()
-    _rescale_to(x, out, d)
+    scale_maps(x, out, d.contiguous())
     return out.as_given(x)
 
 
@@ -79,7 +86,7 @@ def rescale_(xs: list[Tensor], d: Tensor) -> None:
     check_gates(d, xs)
     x = MapList(xs)
     check_in_place(x.held, xs, IN_PLACE)
-    _rescale_to(x, x, d)
+    scale_maps(x, x, d.contiguous())
 
 
 @operator()
@@ -88,25 +95,7 @@ def rescale_bwd(dout: list[Tensor], xs: list[Tensor], d: Tensor) -> tuple[list[T
     check_like_maps("dout", dout, xs)
     check_gates(d, xs)
     x = MapList(xs)
-    dx = x.empty_like()
-    grads = MapList(dout, x)  # held until the launch: a table knows addresses only
-    given, piece = table(grads, x, dx)
-    d = d.contiguous()
+    dx, d = x.empty_like(), d.contiguous()
     dd = d.new_empty(d.shape)
-    how, programs = pieces_of("rescale_bwd", x)
-    B, C = xs[0].shape[:2]
-    run(
-        rescale_bwd_kernel,
-        programs,
-        xs[0],
-        how,
-        table=given,
-        d=d,
-        dd=dd,
-        B=B,
-        C=C,
-        ELEMENT=ELEMENT[xs[0].dtype],
-        PIECE=piece,
-        TILES=how,
-    )
+    over_maps("rescale_bwd", rescale_bwd_kernel, (MapList(dout, x), x, dx), d=d, dd=dd)
     return dx.as_given(x), dd

@@ -7,7 +7,8 @@ would compile anew.
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from math import prod
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,10 +18,10 @@ class Tiles(NamedTuple):
 
     samples: int  # that a program takes through the recurrence together, sharing every weight it reads
     rows: int  # (layer, sample) of a product that need not wait for the layer before
-    columns: int  # of such a product's result
-    inner: int  # and how many terms at once
-    step_columns: int  # the same of a product inside the scan, whose rows are the samples
-    step_inner: int
+    columns: int  # of results that are summed over samples
+    product: tuple[int, int]  # columns of such a product's result, and terms at once
+    into: tuple[int, int]  # the same of a product inside the scan, whose rows are the samples, into the bottleneck
+    out_of: tuple[int, int]  # and out of it
     channels: int  # of the cell's rule at once
     planar: tuple[int, int]  # channels and pixels of a map whose pixels are neighbours in memory
     interleaved: tuple[int, int]  # and of one whose channels are
@@ -47,30 +48,39 @@ def between(least: int, n: int, most: int) -> int:
 Question = tuple[str, int, int, int, torch.dtype]
 chosen: dict[Question, dict[str, int]] = {}
 trial: dict[str, int] = {}
-asked: list[Question] = []  # the last question
+asked: list[Question] = []  # since it was cleared
 
 
 def tiles(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
     """Return tiles for an op with C channels, a bottleneck of R and maps of at most HW pixels; R = HW = 0 where there
     is none."""
     question = (op.removesuffix("_"), C, R, HW, dtype)
-    asked[:] = [question]
+    asked.append(question)
     how = from_table(*question)._replace(**{**chosen.get(question, {}), **trial, **from_environment()})
     return how._replace(piece=max(how.piece, how.planar[0], how.interleaved[0]))
 
 
-def from_environment() -> dict[str, int]:
-    """Return what DLA_KERNELS_TRITON_TILES asks for, such as ``samples=4,warps=16``: for measurements and tests."""
+def from_environment() -> dict[str, Any]:
+    """Return what DLA_KERNELS_TRITON_TILES asks for, such as ``samples=4,into=64x128``: for measurements and tests."""
     given = os.environ.get("DLA_KERNELS_TRITON_TILES", "")
-    return {name: int(value) for name, _, value in (item.partition("=") for item in given.split(",") if item)}
+    items = (item.partition("=") for item in given.split(",") if item)
+    return {name: tuple(map(int, value.split("x"))) if "x" in value else int(value) for name, _, value in items}
+
+
+def tile_of(columns: int, terms: int, at_once: int) -> tuple[int, int]:
+    """Return a tile of so many weights at most, of a product with so many columns, each a sum of so many terms."""
+    inner = between(16, power_of_two(terms), 256)
+    return between(16, power_of_two(columns), at_once // inner), inner
 
 
 def from_table(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
     """Return what the table says, before anyone has measured or asked for something else."""
     wide = dtype == torch.float64
+    cell = op.removesuffix("_bwd") in ("scan", "refresh", "layer_update", "light_step")
     # Some loop reads two maps at once, or keeps the moments of what it writes.
     much_at_hand = op in (
-        "rescale_bwd", "layer_update_bwd", "mix", "mix_bwd", "norm_add", "norm_add_bwd", "light_step", "light_step_bwd",
+        "mix", "mix_bwd", "norm_add", "norm_add_bwd", "light_step_filters", "light_step_tap_sums",
+        "light_step_maps_bwd",
     )  # fmt: skip
     # A tile of a map is 4 K elements, 16 a thread; half of that where odd planes need a pointer for each.
     whole = 4096 if HW * dtype.itemsize % 8 == 0 and not wide else 2048
@@ -79,13 +89,27 @@ def from_table(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
     pixels, channels = between(16, power_of_two(HW), whole // 8), between(16, min(power_of_two(C), piece), whole // 8)
     # Weights of 1024 channels and more, some MB a step, are worth sharing.
     samples = 1 if C < 1024 else 2 if C < 2048 else 4
+    # A step waits for each tile of weights, so tiles are as large as registers allow: 32 numbers a thread, and as many
+    # sums for each sample.
+    at_once = 4096 if wide else 16384 // samples // (2 if samples > 1 or op.endswith("_bwd") else 1)
+    into, out_of = tile_of(R or C, C, at_once), tile_of(4 * C, R or C, at_once)
+    if wide:
+        warps = 8
+    elif cell:
+        warps = between(4, samples * max(prod(into), prod(out_of)) // 1024, 16)
+    else:
+        warps = 16 if much_at_hand else 8  # twice the threads, each with half the work
+    # Maps stream as fast as there are bytes on their way: 32 KB and more, of bf16, in 1024 threads of a processor, or
+    # in 768 that read two maps. Cells wait for weights, 512 threads or 256 at a time.
+    streams = {"gap": 64, "rescale": 64, "gate_gradient": 80, "rescale_bwd": 80}
+    registers = 255 if wide or (cell and warps <= 8) else streams.get(op, 128)
     return Tiles(
         samples=samples,
         rows=4 if wide else 16,
         columns=16 if wide else 32,
-        inner=16,
-        step_columns=16 if wide else 32,
-        step_inner=between(16, power_of_two(min(C, R or C)), 32 if C >= 1024 or wide else 128),
+        product=(16 if wide else 64, 16),
+        into=into,
+        out_of=out_of,
         channels=between(16, power_of_two(C), min(128 if wide else 256, 512 // samples)),
         planar=(whole // pixels, pixels),
         interleaved=(channels, whole // channels),
@@ -94,7 +118,7 @@ def from_table(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
         interleaved_window=(channels, whole // channels // 4),
         piece=piece,
         dots=not wide,
-        warps=16 if much_at_hand and not wide else 8,  # twice the threads, each with half the work
+        warps=warps,
         stages=2,
-        registers=255 if wide else 128,  # 512 threads on a processor; 256 of fp64
+        registers=registers,
     )

@@ -27,7 +27,7 @@ BACKENDS = {
 # use any.
 OF_ONE_BACKEND = {
     r"test_(adding_an_op|house|walk|tiers|mutants|records|simt_shim|cuda_build|machine_code|triton_build)": "none",
-    r"test_cuda_\w+": "cuda",
+    r"test_cuda_(?!plan)\w+": "cuda",  # the plan is in the CPU's library too
     r"test_triton\w*": "triton",
     r"test_(isa|nn|models|convert|survey|ecosystem|bench\w*|traffic|model|examples|reference|docs|soak)": "cpu",
 }
