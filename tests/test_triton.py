@@ -84,6 +84,9 @@ def test_layers_that_are_alike_take_one_kernel_whatever_their_number():
 
     assert told(2) == told(7) == told(8) == [1, 8, 1, 1, 8, 1, 1]
     assert told(9) == [1, 16, 1, 1, 16, 1, 1]
+    differ = maps.MapList([torch.ones(2, 8, n, n) for n in (1, 2, 3)])
+    given, _ = maps.table(differ, room=maps.ROOM)
+    assert [len(given.planes), *map(len, given.maps[0])] == [8, 8, 8, 8]
 
 
 @pytest.mark.parametrize("past", [0, 2, 3])
@@ -142,16 +145,53 @@ def test_tiles_do_not_depend_on_the_batch(monkeypatch):
     assert len(set(asked)) == 1
 
 
+# Tiles so small that every loop goes round more than once.
+SMALL_TILES = "rows=16,columns=16,channels=16,product=16x16,into=16x16,out_of=16x16"
+ABREAST = f"abreast=1,samples=16,{SMALL_TILES}"
+
+
 @pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
-@pytest.mark.parametrize(
-    "given", ["", "samples=2,rows=16,columns=16,channels=16,product=16x16,into=16x16,out_of=16x16"]
-)
+@pytest.mark.parametrize("given", ["", f"samples=2,{SMALL_TILES}"])
 def test_other_tiles_give_the_same_results(monkeypatch, cell, given):
-    """The tiles are those of the table, and ones so small that every loop goes round more than once."""
+    """The tiles are those of the table, and small ones."""
     monkeypatch.setenv("DLA_KERNELS_TRITON_TILES", given)
     shape = Shape.parse("T3-B3-C37-R19-HW5x3,1x1")
     inputs = inputs_of("layer_update", shape, cell, torch.float32, device=TRITON.device)
     check_parity("layer_update", TRITON, inputs, shape.longest_sum, cell=cell)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("cell", FEW_CELLS, ids=cell_name)
+@pytest.mark.parametrize("op", ["scan", "refresh", "layer_update", "light_step"])
+def test_parity_where_programs_share_out_every_phase(monkeypatch, op, cell, dtype):
+    monkeypatch.setenv("DLA_KERNELS_TRITON_TILES", ABREAST)
+    shape = Shape.parse("T3-B18-C37-R19-HW2x3")  # more samples and columns than a program takes, and than two do
+    inputs = inputs_of(op, shape, cell, dtype, device=TRITON.device)
+    check_parity(op, TRITON, inputs, shape.longest_sum, **options_of(op, cell))
+
+
+def test_where_programs_share_out_every_phase_each_is_a_launch(launches, monkeypatch):
+    monkeypatch.setenv("DLA_KERNELS_TRITON_TILES", ABREAST)
+    cell, shape = FEW_CELLS[0], Shape.parse("T3-B2-C6-R3-HW2x2")
+    inputs = inputs_of("layer_update", shape, cell, torch.float32, device=TRITON.device)
+    leaves = [x.requires_grad_() for x in inputs["xs"]]
+    out, _ = dla.layer_update(**inputs, cell=cell, backend="triton")
+    # The start, what is hoisted, three of each step, and four of the refresh.
+    assert launches == ["gap", *["forward_phase"] * (2 + 3 * shape.T + 4), "rescale"]
+    launches.clear()
+    torch.autograd.grad(out[0].sum(), leaves)
+    # Begin and what is hoisted, seven of the refresh, its gates and three of each step, and the two that finish.
+    phases = ["backward_phase"] * (2 + 7 + 2 + 3 * shape.T + 2)
+    assert launches == ["gate_gradient", *phases, "rescale", "weight_gradients"]
+
+
+@pytest.mark.parametrize("op", ["scan", "refresh", "layer_update", "light_step"])
+def test_wide_cells_and_no_others_are_shared_out(op):
+    for C, R in ((64, 16), (256, 64), (512, 32), (1024, 63), (1024, 64), (2048, 102), (511, 0), (512, 0)):
+        expected = (C, R) in ((1024, 64), (2048, 102), (512, 0))
+        assert tiles.from_table(op, C, R, 0, torch.float32).abreast == expected
+        assert not tiles.from_table(op, C, R, 0, torch.float64).abreast
+    assert not tiles.from_table("gap", 2048, 0, 49, torch.float32).abreast
 
 
 @pytest.mark.parametrize("op", ["scan", "refresh", "layer_update"])
@@ -168,8 +208,8 @@ def test_no_two_programs_share_scratch_rows():
 
     @triton.jit
     def sign(of, samples, TILES: tl.constexpr):
-        tl.store(of + own_rows(TILES), tl.program_id(0))
-        tl.store(samples + own_samples(TILES), tl.program_id(0))
+        tl.store(of + own_rows(0, TILES), tl.program_id(0))
+        tl.store(samples + own_samples(0, TILES), tl.program_id(0))
 
     how = tiles.tiles("scan", 64, 16, 0, torch.float32)._replace(rows=16, samples=4)
     of, samples = torch.full((2, 3 * 16), -1, device=TRITON.device)
@@ -223,6 +263,27 @@ def test_the_fastest_candidate_serves_every_batch(measured, monkeypatch):
     assert measured == list(tune.CANDIDATES)
     assert tiles.tiles("scan", 6, 3, 0, torch.float32).samples == 2
     assert tiles.tiles("scan", 8, 3, 0, torch.float32).samples == 1
+
+
+def test_tuning_one_launch_leaves_what_is_chosen_for_another(measured, monkeypatch):
+    """Maps of another size ask for new tiles of their own launches; the cell's have been chosen."""
+    monkeypatch.setenv("DLA_KERNELS_TRITON_TILES", "")
+    cell, asked, real = FEW_CELLS[0], [], launch.launch
+
+    def launch_and_note(kernel, programs, like, how, **args):
+        asked.append((kernel, how))
+        real(kernel, programs, like, how, **args)
+
+    monkeypatch.setattr(launch, "launch", launch_and_note)
+    for size in ("2x2", "3x3"):
+        asked.clear()
+        shape = Shape.parse(f"T2-B2-C6-R3-HW{size}")
+        inputs = inputs_of("layer_update", shape, cell, torch.float32, device=TRITON.device)
+        with torch.no_grad():
+            dla.layer_update(**inputs, cell=cell, backend="triton")
+    of_cell = {how.samples for kernel, how in asked if kernel.fn.__name__ == "layer_update_kernel"}
+    assert of_cell == {2}, "while the maps' launches were measured too"
+    assert len(measured) == 2 * len(tune.CANDIDATES)
 
 
 def test_tuning_never_measures_an_op_that_writes_in_place(measured):

@@ -23,7 +23,8 @@ def test_every_kernel_was_compiled_for_every_chip(resources, pytestconfig):
     # The same kernels write in place.
     operators = [name for name in SCHEMAS if name not in QUESTIONS and not name.endswith("_")]
     of_maps = {"gate_gradient", "light_step_filters", "light_step_tap_sums", "light_step_maps_bwd"}
-    expected = {*operators, *of_maps, "weight_gradients", "sums", "moments", "norm_sums"}
+    of_cells = {"forward_phase", "backward_phase"}
+    expected = {*operators, *of_maps, *of_cells, "weight_gradients", "sums", "moments", "norm_sums"}
     for target in BUILD.chips(pytestconfig.option.tier):
         assert {r.kernel for r in resources if r.target == target} == expected, target
 

@@ -39,23 +39,12 @@ class NoCell:
         """Return an uninitialized tensor of the dtype of sums over what was given."""
         return self.like.new_empty(shape, dtype=self.dtype)
 
-    def run(self, kernel: Any, /, **args: Any) -> None:
-        """Launch with these arguments, and with those that every kernel of a recurrence has last."""
-        run(
-            kernel,
-            self.programs,
-            self.like,
-            self.tiles,
-            **args,
-            T=self.T,
-            B=self.B,
-            C=self.C,
-            R=self.R,
-            CELL=self.cell,
-            PROJECTION=self.projection,
-            TILES=self.tiles,
-            PRECISION=precision(),
-        )
+    def run(self, kernel: Any, /, *, shares: tuple[int, ...] = (), **args: Any) -> None:
+        """Launch with these arguments, and with those that every kernel of a recurrence has last. shares: programs that
+        share a tile, along further axes of the grid."""
+        sizes = {"T": self.T, "B": self.B, "C": self.C, "R": self.R} | args
+        what = {"CELL": self.cell, "PROJECTION": self.projection, "TILES": self.tiles, "PRECISION": precision()}
+        run(kernel, (self.programs, *shares), self.like, self.tiles, **sizes, **what)
 
 
 class CellCall(NoCell):
@@ -127,7 +116,7 @@ class CellCall(NoCell):
 
     def scratch(self) -> Scratch:
         """Return what a forward pass writes for itself."""
-        own = self.programs * self.tiles.rows
+        own = self.rows_of_y * self.B if self.tiles.abreast else self.programs * self.tiles.rows
         p, q, uy, last_product = self._p_q_uy_last_product()
         u = self.empty(own, self.R) if self.R else None
         h, c = self.empty(2, self.B, self.C), self.empty(self.B, self.C)

@@ -19,22 +19,24 @@ INTERPRETED = triton.knobs.runtime.interpret
 _alone: AbstractContextManager = threading.Lock() if INTERPRETED else nullcontext()
 
 
-def launched(kernel: Any, programs: int, like: Tensor, how: Tiles, /, **args: Any) -> None:
+def launched(kernel: Any, programs: tuple[int, ...], like: Tensor, how: Tiles, /, **args: Any) -> None:
     """Launch on the device of ``like``, on its current stream, with the registers that the tiles allow a thread; one
     launch after the other where the interpreter runs them."""
     limit = {} if torch.version.hip else {"maxnreg": how.registers}
     device: AbstractContextManager = torch.cuda.device(like.device) if like.is_cuda else nullcontext()
     with device, _alone:
-        kernel[(programs,)](**args, num_warps=how.warps, num_stages=how.stages, **limit)
+        kernel[programs](**args, num_warps=how.warps, num_stages=how.stages, **limit)
 
 
 launch = launched  # tools/triton_resources.py compiles instead
 
 
-def run(kernel: Any, programs: int, like: Tensor, how: Tiles, /, **args: Any) -> None:
-    """Launch a kernel in so many programs, with its arguments by their names. An empty batch launches nothing."""
-    if programs > 0:
-        launch(kernel, programs, like, how, **args)
+def run(kernel: Any, programs: int | tuple[int, ...], like: Tensor, how: Tiles, /, **args: Any) -> None:
+    """Launch a kernel in so many programs, along several axes perhaps, with its arguments by their names. An empty
+    batch launches nothing."""
+    grid = (programs,) if isinstance(programs, int) else programs
+    if min(grid) > 0:
+        launch(kernel, grid, like, how, **args)
 
 
 def precision() -> str:

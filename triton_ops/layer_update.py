@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import phases
 from .cell_call import CellCall
 from .checks import IN_PLACE, check_in_place, check_like_maps, check_maps, check_tensor
 from .gap import means
@@ -89,18 +90,22 @@ def _call_of(op: str, x: MapList, weights: list[Tensor], state: list[Tensor], ru
 
 def _forward(x: MapList, out: MapList, states: list[Tensor], call: CellCall) -> Tensor:
     """Fill out and states, and return y."""
-    y, d = means(x), call.rows(call.C)
-    call.run(
-        layer_update_kernel,
-        y=y,
-        d=d,
-        states_h=call.h_of(states),
-        states_c=call.c_of(states),
-        h0=call.h0,
-        c0=call.c0,
-        w=call.weights,
-        s=call.scratch(),
-    )
+    y = means(x)
+    if call.tiles.abreast:
+        d = phases.forward(call, y, states, scanned=call.T, refreshed=call.T)
+    else:
+        d = call.rows(call.C)
+        call.run(
+            layer_update_kernel,
+            y=y,
+            d=d,
+            states_h=call.h_of(states),
+            states_c=call.c_of(states),
+            h0=call.h0,
+            c0=call.c0,
+            w=call.weights,
+            s=call.scratch(),
+        )
     scale_maps(x, out, d)
     return y
 
@@ -149,22 +154,29 @@ def layer_update_bwd(
     y, f = y.contiguous(), call.factors()
     gradients = WeightGradients(call, f, y, has_refresh=True, has_scan=True)
     grads, dx = MapList(dout, x), x.empty_like()
-    d, dy = call.rows(call.C), call.rows(call.C)
-    call.run(
-        layer_update_bwd_kernel,
-        y=y,
-        d=d,
-        dd=gate_gradients(grads, x),
-        dy=dy,
-        states_h=call.h_of(states),
-        states_c=call.c_of(states),
-        dstates_h=call.h_of(dstates),
-        dstates_c=call.c_of(dstates),
-        h0=call.h0,
-        c0=call.c0,
-        w=call.weights,
-        f=f,
-        **gradients.counters,
-    )
+    d, dd = call.rows(call.C), gate_gradients(grads, x)
+    if call.tiles.abreast:
+        gradients.clear()
+        c = call.c_of(states)
+        last = {"h_last": f.h[-1], "c_last": None if c is None else c[-1]}
+        dy = phases.backward(call, f, y, dd, states, dstates, **last, d=d, scanned=call.T, refreshed=call.T)
+    else:
+        dy = call.rows(call.C)
+        call.run(
+            layer_update_bwd_kernel,
+            y=y,
+            d=d,
+            dd=dd,
+            dy=dy,
+            states_h=call.h_of(states),
+            states_c=call.c_of(states),
+            dstates_h=call.h_of(dstates),
+            dstates_c=call.c_of(dstates),
+            h0=call.h0,
+            c0=call.c0,
+            w=call.weights,
+            f=f,
+            **gradients.counters,
+        )
     scale_maps(grads, dx, d, dy)
     return dx.as_given(x), gradients.compute(), call.dstate(f)

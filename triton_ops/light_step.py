@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import phases
 from .cell_call import CellCall, NoCell, from_row
 from .checks import check_filters, check_light_maps, check_like_maps, check_tensor, require
 from .gap import means
@@ -224,12 +225,15 @@ class Step:
         B, C = self.like.shape[:2]
         self.x = MapList(maps[:1])
         self.maps = MapList(maps, self.x)
+        # Its launch computes the gates, and all of the cell too, but where the cell runs a phase at a time.
+        self.gates: NoCell = NoCell(f"{op}_gates", 1, B, C, self.like)
         self.call: NoCell
         if rule or weights:
             self.call = CellCall(op, rule, weights, state, 1, B, C, self.like, rows_of_y=len(maps))
+            self.gates = self.gates if self.call.tiles.abreast else self.call
         else:
             require(not state, "state: expected none without a cell")
-            self.call = NoCell(op, 1, B, C, self.like)
+            self.call = self.gates
         check_filters(filters, C, self.call.dtype, self.like)
         require(heads > 0 and C % heads == 0, f"heads: expected a divisor of {C} channels, got {heads}")
         self.filters = [f.contiguous() for f in filters]
@@ -266,19 +270,23 @@ def light_step(
     states: list[Tensor] = []
     scratch = of_refresh = None
     if isinstance(call, CellCall):
-        states, scratch = [s[0] for s in call.empty_states()], call.scratch()
-        of_refresh = from_row(scratch, len(maps) - 1)
-    call.run(
+        states = [s[0] for s in call.empty_states()]
+        if call.tiles.abreast:
+            d = phases.forward(call, y, states, scanned=1, refreshed=len(maps) - 1)
+        else:
+            scratch = call.scratch()
+            of_refresh = from_row(scratch, len(maps) - 1)
+    step.gates.run(
         light_step_kernel,
         **step.of_cell,
         y=y,
         gate=gate,
         d=d,
-        states_h=call.h_of(states),
-        states_c=call.c_of(states),
-        h0=call.h0,
-        c0=call.c0,
-        w=call.weights,
+        states_h=step.gates.h_of(states),
+        states_c=step.gates.c_of(states),
+        h0=step.gates.h0,
+        c0=step.gates.c0,
+        w=step.gates.weights,
         s=scratch,
         of_refresh=of_refresh,
     )
@@ -316,32 +324,41 @@ def light_step_bwd(
     )  # fmt: skip
     factors = of_scan = gradients = None
     dy = torch.zeros_like(y) if call.cell is None else torch.empty_like(y)
+    counters = NO_COUNTERS
     dweights: list[Tensor] = []
     dstate: list[Tensor] = []
     if isinstance(call, CellCall):
         states = call.saved("states", _rows(states))
         dstates = call.saved("dstates", _rows(dstates), may_be_absent=True)
         factors = call.factors()
-        of_scan = from_row(factors, len(maps) - 1)
         gradients = WeightGradients(call, factors, y, has_refresh=len(maps) > 1, has_scan=True)
         dstate = call.dstate(factors)
-    call.run(
+        if call.tiles.abreast:
+            gradients.clear()
+            dd = step.filters[3] * work.on_o[..., MIDDLE.value] if work.on_o is not None else None
+            last = {"h_last": factors.h[1], "c_last": call.c_of(states), "d": work.d}
+            sizes = {"scanned": 1, "refreshed": len(maps) - 1}
+            dy = phases.backward(call, factors, y, dd, states, dstates, **last, **sizes)
+            factors = None
+        else:
+            of_scan, counters = from_row(factors, len(maps) - 1), gradients.counters
+    step.gates.run(
         light_step_bwd_kernel,
         **step.of_cell,
         y=y,
         dy=dy,
         work=work,
         P=work.parts.shape[1],
-        states_h=call.h_of(states),
-        states_c=call.c_of(states),
-        dstates_h=call.h_of(dstates),
-        dstates_c=call.c_of(dstates),
-        h0=call.h0,
-        c0=call.c0,
-        w=call.weights,
+        states_h=step.gates.h_of(states),
+        states_c=step.gates.c_of(states),
+        dstates_h=step.gates.h_of(dstates),
+        dstates_c=step.gates.c_of(dstates),
+        h0=step.gates.h0,
+        c0=step.gates.c0,
+        w=step.gates.weights,
         factors=factors,
         of_scan=of_scan,
-        **(gradients.counters if gradients else NO_COUNTERS),
+        **counters,
     )
     of_sample = {"gate": work.gate, "d": work.d, "dy": dy}
     step.over_maps("light_step_maps_bwd", light_step_maps_bwd_kernel, (grads, dmaps), **of_sample)

@@ -62,15 +62,15 @@ def tagged(n: int) -> int:
     return _TAG + 2 * n + 1
 
 
-def of_all(words: Words) -> Words:
-    """Return one word instead of many that are equal."""
-    return words[:1] if len(set(words)) == 1 else words
-
-
 def with_room(words: Words, room: int) -> Words:
     """Return a multiple of `room` words, the last of them again and again: so that fewer kernels are compiled for
     different numbers of layers."""
     return words + words[-1:] * (-len(words) % room)
+
+
+def of_all(words: Words, room: int) -> Words:
+    """Return one word instead of many that are equal; else the same."""
+    return words[:1] if len(set(words)) == 1 else with_room(words, room)
 
 
 def pixel_stride(x: Tensor) -> int:
@@ -121,8 +121,8 @@ class MapList:
         strides = [self.row(x, last)[2] for x, last in zip(self.held, self.interleaved)]
         return Maps(
             with_room(tuple(tagged(x.data_ptr() // size) for x in self.held), room),
-            of_all(tuple(tagged(x.stride(0) // piece) for x in self.held)),
-            of_all(tuple(tagged(stride // piece) for stride in strides)),
+            of_all(tuple(tagged(x.stride(0) // piece) for x in self.held), room),
+            of_all(tuple(tagged(stride // piece) for stride in strides), room),
         )
 
     @staticmethod
@@ -163,7 +163,7 @@ def table(*lists: MapList, room: int = 1) -> tuple[Table, int]:
     piece = reduce(gcd, (maps.largest_piece() for maps in lists))
     first = lists[0]
     planes = tuple(tagged(2 * x.shape[2] * x.shape[3] + last) for x, last in zip(first.held, first.interleaved))
-    return Table(of_all(planes), tuple(maps.words(piece, room) for maps in lists)), piece
+    return Table(of_all(planes, room), tuple(maps.words(piece, room) for maps in lists)), piece
 
 
 # ---- on the device ----

@@ -1,7 +1,18 @@
-"""Products of rows with weights: all the linear algebra of a recurrence."""
+"""Products of rows with weights: all the linear algebra of a recurrence.
+
+Programs may share out the columns among them: those of one place along axis 0 of the grid are told apart along axis 1.
+"""
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def own_columns(N, COLUMNS: tl.constexpr):
+    """Return where the columns begin and end that this program has of N: whole tiles; all of them, if it is alone."""
+    share = tl.cdiv(tl.cdiv(N, COLUMNS), tl.num_programs(1)) * COLUMNS
+    begin = tl.program_id(1) * share
+    return begin, tl.minimum(begin + share, N)
 
 
 @triton.jit
@@ -42,13 +53,15 @@ def multiply(
     also=None, plus=None, plus_rows=None, bias=None, bias2=None, gate=None, gate_rows=None,
 ):  # fmt: skip
     """Compute to = x w^T + plus + bias + bias2, then perhaps relu, or relu's gradient where its result was `gate`: a
-    tile of rows, all N columns. STEP: the rows are the samples of a step of the scan, and the product goes "into" the
-    bottleneck or "out of" it."""
-    TILE: tl.constexpr = TILES.into if STEP == "into" else TILES.out_of if STEP == "out of" else TILES.product
+    tile of rows, the program's share of N columns. STEP: the rows are the samples of a step of the scan, and the
+    product goes "into" the bottleneck or "out of" it; where steps are shared out, they have as many rows as others."""
+    ANY: tl.constexpr = STEP == "" or TILES.abreast
+    TILE: tl.constexpr = TILES.product if ANY else TILES.into if STEP == "into" else TILES.out_of
     COLUMNS: tl.constexpr = TILE[0]
     INNER: tl.constexpr = TILE[1]
-    DOT: tl.constexpr = TILES.dots and STEP == ""
-    for n0 in range(0, N, COLUMNS):
+    DOT: tl.constexpr = TILES.dots and ANY
+    begin, end = own_columns(N, COLUMNS)
+    for n0 in range(begin, end, COLUMNS):
         n = n0 + tl.arange(0, COLUMNS)
         sums = dots(x, x_rows, also, there, w, ldw, n, N, K, TRANSPOSED, INNER, DOT, PRECISION)
         known = there[:, None] & (n < N)[None, :]
@@ -80,7 +93,8 @@ def add(
     RELU: tl.constexpr = False, plus=None, plus_rows=None, bias=None,
 ):  # fmt: skip
     """Compute to = x + plus + bias, then perhaps relu."""
-    for n0 in range(0, N, COLUMNS):
+    begin, end = own_columns(N, COLUMNS)
+    for n0 in range(begin, end, COLUMNS):
         n = n0 + tl.arange(0, COLUMNS)
         known = there[:, None] & (n < N)[None, :]
         sums = tl.load(x + x_rows[:, None] + n[None, :], known, 0.0)
@@ -90,7 +104,8 @@ def add(
 @triton.jit
 def sum_of_layers(to, to_rows, x, x_rows, layer, T, there, N, COLUMNS: tl.constexpr):
     """Sum x over T layers, `layer` apart, to `to`."""
-    for n0 in range(0, N, COLUMNS):
+    begin, end = own_columns(N, COLUMNS)
+    for n0 in range(begin, end, COLUMNS):
         n = n0 + tl.arange(0, COLUMNS)
         known = there[:, None] & (n < N)[None, :]
         sums = tl.zeros([x_rows.shape[0], COLUMNS], x.dtype.element_ty)

@@ -1,8 +1,10 @@
-"""The cell over one tile of samples, as one program runs it.
+"""The cell over one tile of samples, phase by phase.
 
-Between phases data goes through memory that only this program touches, so a barrier of its own threads is all that
-it ever waits for. Rows (layer, sample) lie in tensors [T, B, .]; what only one phase hands to the next lies in
-scratch of the program's own, `rows` rows at a time.
+Mostly one program runs it all: between phases data goes through memory that only this program touches, so a barrier of
+its own threads is all that it ever waits for. What only one phase hands to the next lies in scratch of the program's
+own, `rows` rows at a time. Where weights are many, programs share out each phase, in a launch of its own
+(phases.py): along axis 1 of the grid its columns, along axis 2 its layers; scratch then has every row. Rows (layer,
+sample) lie in tensors [T, B, .].
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .products import add, multiply
+from .products import add, multiply, own_columns
 
 
 class Weights(NamedTuple):
@@ -38,8 +40,8 @@ class Scratch(NamedTuple):
     q: Any  # [T, B, NG*C] split and dense
     uy: Any  # [T, B, R] split
     last_product: Any  # [B, R], dense: [B, NG*C]: W1h h_T, or Wh h_T
-    u: Any  # [programs * rows, R]
-    a: Any  # [programs * rows, NG*C]
+    u: Any  # [programs * rows, R]; abreast: [rows of y * B, R]
+    a: Any  # [programs * rows, NG*C]; abreast: [rows of y * B, NG*C]
 
 
 @triton.jit
@@ -47,6 +49,17 @@ def samples_of_tile(B, TILES: tl.constexpr):
     """Return the program's samples, and whether each is there."""
     b = tl.program_id(0) * TILES.samples + tl.arange(0, TILES.samples)
     return b.to(tl.int64), b < B
+
+
+@triton.jit
+def first_row(TILES: tl.constexpr):
+    """Return the first of the program's tiles of rows; from one to the next: rows_apart."""
+    return tl.program_id(2) * TILES.rows
+
+
+@triton.jit
+def rows_apart(TILES: tl.constexpr):
+    return tl.num_programs(2) * TILES.rows
 
 
 @triton.jit
@@ -60,15 +73,21 @@ def rows_of_tile(m0, T, B, TILES: tl.constexpr):
 
 
 @triton.jit
-def own_rows(TILES: tl.constexpr):
-    """Return where the program's scratch rows are."""
-    return tl.program_id(0).to(tl.int64) * TILES.rows + tl.arange(0, TILES.rows)
+def own_rows(row, TILES: tl.constexpr):
+    """Return where the rows are in scratch."""
+    if TILES.abreast:
+        return row
+    else:
+        return tl.program_id(0).to(tl.int64) * TILES.rows + tl.arange(0, TILES.rows)
 
 
 @triton.jit
-def own_samples(TILES: tl.constexpr):
-    """Return the first of the program's scratch rows, one for each sample."""
-    return tl.program_id(0).to(tl.int64) * TILES.rows + tl.arange(0, TILES.samples)
+def own_samples(b, TILES: tl.constexpr):
+    """Return where the samples are in scratch, one row each."""
+    if TILES.abreast:
+        return b
+    else:
+        return tl.program_id(0).to(tl.int64) * TILES.rows + tl.arange(0, TILES.samples)
 
 
 @triton.jit
@@ -99,7 +118,8 @@ def load_start(s, h0, c0, B, C, CELL: tl.constexpr, TILES: tl.constexpr):
     """Fill s.h[0] and s.c: with the state given, or the cell's own start."""
     A: tl.constexpr = s.h.dtype.element_ty
     b, there = samples_of_tile(B, TILES)
-    for first in range(0, C, TILES.channels):
+    begin, end = own_columns(C, TILES.channels)
+    for first in range(begin, end, TILES.channels):
         c = first + tl.arange(0, TILES.channels)
         known = there[:, None] & (c < C)[None, :]
         at = b[:, None] * C + c[None, :]
@@ -108,37 +128,79 @@ def load_start(s, h0, c0, B, C, CELL: tl.constexpr, TILES: tl.constexpr):
     tl.debug_barrier()
 
 
+# ---- what y alone decides, for all layers at once ----
+
+
 @triton.jit
-def hoist(
+def hoist_into(
     y, w, p, q, uy, T, B, C, R, N, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr
 ):  # fmt: skip
-    """Compute what y alone decides, for all layers at once: p (joint), or q."""
-    for m0 in range(0, T * TILES.samples, TILES.rows):
+    """Compute p (joint), uy (split), or q (dense)."""
+    for m0 in range(first_row(TILES), T * TILES.samples, rows_apart(TILES)):
         row, _, there = rows_of_tile(m0, T, B, TILES)
         if PROJECTION == "joint":
             multiply(p, row * R, R, y, row * C, C, w.w1y, w.ldw1, there, TILES, PRECISION)
         elif PROJECTION == "split":
             multiply(uy, row * R, R, y, row * C, C, w.w1y, w.ldw1, there, TILES, PRECISION, bias=w.b1y, RELU=True)
-            tl.debug_barrier()
-            multiply(q, row * N, N, uy, row * R, R, w.w2y, R, there, TILES, PRECISION, bias=w.q0, bias2=w.q1)
         else:
             multiply(q, row * N, N, y, row * C, C, w.w1y, w.ldw1, there, TILES, PRECISION, bias=w.q0, bias2=w.q1)
     tl.debug_barrier()
 
 
 @triton.jit
-def from_bottleneck(
-    u, u_rows, a, a_rows, row, there, w, q, R, N, PROJECTION: tl.constexpr, TILES: tl.constexpr,
+def hoist_out_of(w, q, uy, T, B, R, N, TILES: tl.constexpr, PRECISION: tl.constexpr):
+    """Compute q of a split projection."""
+    for m0 in range(first_row(TILES), T * TILES.samples, rows_apart(TILES)):
+        row, _, there = rows_of_tile(m0, T, B, TILES)
+        multiply(q, row * N, N, uy, row * R, R, w.w2y, R, there, TILES, PRECISION, bias=w.q0, bias2=w.q1)
+    tl.debug_barrier()
+
+
+@triton.jit
+def hoist(
+    y, w, p, q, uy, T, B, C, R, N, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr
+):  # fmt: skip
+    """Compute p or q."""
+    hoist_into(y, w, p, q, uy, T, B, C, R, N, PROJECTION, TILES, PRECISION)
+    if PROJECTION == "split":
+        hoist_out_of(w, q, uy, T, B, R, N, TILES, PRECISION)
+
+
+# ---- the gates of rows ----
+
+
+@triton.jit
+def into_bottleneck(
+    h, h_rows, u, u_rows, row, there, w, p, C, R, TILES: tl.constexpr, PRECISION: tl.constexpr, STEP: tl.constexpr
+):  # fmt: skip
+    """Compute u of rows, each from its own h."""
+    KIND: tl.constexpr = "into" if STEP else ""
+    multiply(  # p of a joint projection, the bias of a split one; the other is None
+        u, u_rows, R, h, h_rows, C, w.w1h, w.ldw1, there, TILES, PRECISION, KIND,
+        RELU=True, plus=p, plus_rows=row * R, bias=w.b1h,
+    )  # fmt: skip
+    tl.debug_barrier()
+
+
+@triton.jit
+def out_of_bottleneck(
+    h, h_rows, u, u_rows, a, a_rows, row, there, w, q, C, R, N, PROJECTION: tl.constexpr, TILES: tl.constexpr,
     PRECISION: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """Compute a = W2h u + q; of a joint projection, q is the bias alone."""
+    """Compute the gate pre-activations a = W2h u + q of rows; q of a joint projection is the bias alone. Where there is
+    no bottleneck, a = Wh h + q."""
     KIND: tl.constexpr = "out of" if STEP else ""
     if PROJECTION == "joint":
         multiply(a, a_rows, N, u, u_rows, R, w.w2h, R, there, TILES, PRECISION, KIND, bias=w.q0)
-    else:
+    elif PROJECTION == "split":
         multiply(
             a, a_rows, N, u, u_rows, R, w.w2h, R, there, TILES, PRECISION, KIND, plus=q, plus_rows=row * N
         )  # fmt: skip
+    else:
+        multiply(
+            a, a_rows, N, h, h_rows, C, w.w1h, w.ldw1, there, TILES, PRECISION, KIND, plus=q, plus_rows=row * N
+        )  # fmt: skip
+    tl.debug_barrier()
 
 
 @triton.jit
@@ -147,20 +209,14 @@ def gates_of(
     PRECISION: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """Compute the gate pre-activations a of rows, each from its own h, and u on the way."""
-    if PROJECTION == "dense":
-        KIND: tl.constexpr = "out of" if STEP else ""
-        multiply(
-            a, a_rows, N, h, h_rows, C, w.w1h, w.ldw1, there, TILES, PRECISION, KIND, plus=q, plus_rows=row * N
-        )  # fmt: skip
-    else:
-        KIND: tl.constexpr = "into" if STEP else ""
-        multiply(  # p of a joint projection, the bias of a split one; the other is None
-            u, u_rows, R, h, h_rows, C, w.w1h, w.ldw1, there, TILES, PRECISION, KIND,
-            RELU=True, plus=p, plus_rows=row * R, bias=w.b1h,
-        )  # fmt: skip
-        tl.debug_barrier()
-        from_bottleneck(u, u_rows, a, a_rows, row, there, w, q, R, N, PROJECTION, TILES, PRECISION, STEP)
-    tl.debug_barrier()
+    if PROJECTION != "dense":
+        into_bottleneck(h, h_rows, u, u_rows, row, there, w, p, C, R, TILES, PRECISION, STEP)
+    out_of_bottleneck(
+        h, h_rows, u, u_rows, a, a_rows, row, there, w, q, C, R, N, PROJECTION, TILES, PRECISION, STEP
+    )  # fmt: skip
+
+
+# ---- and of rows that all have the last state ----
 
 
 @triton.jit
@@ -174,17 +230,66 @@ def share_last(h, last_product, w, B, C, R, N, PROJECTION: tl.constexpr, TILES: 
 
 
 @triton.jit
+def into_bottleneck_of_last(last_product, b, u, u_rows, row, there, w, p, R, TILES: tl.constexpr):
+    """Compute u from what share_last made."""
+    add(u, u_rows, R, last_product, b * R, there, TILES.columns, RELU=True, plus=p, plus_rows=row * R, bias=w.b1h)
+    tl.debug_barrier()
+
+
+@triton.jit
+def out_of_bottleneck_of_last(
+    last_product, b, u, u_rows, a, a_rows, row, there, w, q, R, N, PROJECTION: tl.constexpr, TILES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Compute a from u, or where there is no bottleneck from what share_last made."""
+    if PROJECTION == "dense":
+        add(a, a_rows, N, last_product, b * N, there, TILES.columns, plus=q, plus_rows=row * N)
+        tl.debug_barrier()
+    else:
+        out_of_bottleneck(
+            None, None, u, u_rows, a, a_rows, row, there, w, q, 0, R, N, PROJECTION, TILES, PRECISION, False
+        )  # fmt: skip
+
+
+@triton.jit
 def gates_of_last(
     last_product, b, u, u_rows, a, a_rows, row, there, w, p, q, R, N, PROJECTION: tl.constexpr, TILES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Compute the same for rows that all have the last state, from what share_last made of it."""
-    if PROJECTION == "dense":
-        add(a, a_rows, N, last_product, b * N, there, TILES.columns, plus=q, plus_rows=row * N)
-    else:
-        add(u, u_rows, R, last_product, b * R, there, TILES.columns, RELU=True, plus=p, plus_rows=row * R, bias=w.b1h)
-        tl.debug_barrier()
-        from_bottleneck(u, u_rows, a, a_rows, row, there, w, q, R, N, PROJECTION, TILES, PRECISION, False)
+    """Compute the gate pre-activations a of rows, and u on the way."""
+    if PROJECTION != "dense":
+        into_bottleneck_of_last(last_product, b, u, u_rows, row, there, w, p, R, TILES)
+    out_of_bottleneck_of_last(
+        last_product, b, u, u_rows, a, a_rows, row, there, w, q, R, N, PROJECTION, TILES, PRECISION
+    )  # fmt: skip
+
+
+# ---- scan and refresh ----
+
+
+@triton.jit
+def take_step(states_h, states_c, s, t, B, C, CELL: tl.constexpr, TILES: tl.constexpr):
+    """Go from the state in s.h[t % 2] and s.c to the next one, in s.h[1 - t % 2] and s.c, from the gates of layer t."""
+    N = CELL.NG * C
+    b, there = samples_of_tile(B, TILES)
+    own = own_samples(b, TILES)
+    row = tl.cast(t, tl.int64) * B + b
+    other = tl.cast(B, tl.int64) * C
+    begin, end = own_columns(C, TILES.channels)
+    for first in range(begin, end, TILES.channels):
+        c = first + tl.arange(0, TILES.channels)
+        known = there[:, None] & (c < C)[None, :]
+        a0, a1, a2, a3 = read_gates(s.a, own * N, c, C, known, CELL.NG)
+        at = b[:, None] * C + c[None, :]
+        h = tl.load(s.h + (t % 2) * other + at, known, 0.0)
+        new_h, new_c = CELL.step(CELL, a0, a1, a2, a3, h, tl.load(s.c + at, known, 0.0))
+        tl.store(s.h + (1 - t % 2) * other + at, new_h, known)
+        saved = row[:, None] * C + c[None, :]
+        if CELL.saves_h:
+            tl.store(states_h + saved, new_h, known)
+        if CELL.saves_c:
+            tl.store(s.c + at, new_c, known)
+            tl.store(states_c + saved, new_c, known)
     tl.debug_barrier()
 
 
@@ -197,30 +302,32 @@ def scan_layers(
     a step reads all its channels while it writes them."""
     N = CELL.NG * C
     b, there = samples_of_tile(B, TILES)
-    own = own_samples(TILES)
+    own = own_samples(b, TILES)
     other = tl.cast(B, tl.int64) * C
     for t in range(0, T):
-        h = s.h + (t % 2) * other
         row = tl.cast(t, tl.int64) * B + b
+        h = s.h + (t % 2) * other
         gates_of(
             h, b * C, s.u, own * R, s.a, own * N, row, there, w, s.p, s.q, C, R, N, PROJECTION, TILES, PRECISION, True
         )  # fmt: skip
-        for c0 in range(0, C, TILES.channels):
-            c = c0 + tl.arange(0, TILES.channels)
-            known = there[:, None] & (c < C)[None, :]
-            a0, a1, a2, a3 = read_gates(s.a, own * N, c, C, known, CELL.NG)
-            at = b[:, None] * C + c[None, :]
-            new_h, new_c = CELL.step(
-                CELL, a0, a1, a2, a3, tl.load(h + at, known, 0.0), tl.load(s.c + at, known, 0.0)
-            )  # fmt: skip
-            tl.store(s.h + (1 - t % 2) * other + at, new_h, known)
-            saved = row[:, None] * C + c[None, :]
-            if CELL.saves_h:
-                tl.store(states_h + saved, new_h, known)
-            if CELL.saves_c:
-                tl.store(s.c + at, new_c, known)
-                tl.store(states_c + saved, new_c, known)
-        tl.debug_barrier()
+        take_step(states_h, states_c, s, t, B, C, CELL, TILES)
+
+
+@triton.jit
+def write_refreshed(d, h, c_last, a, a_rows, row, b, there, C, CELL: tl.constexpr, TILES: tl.constexpr):
+    """Compute d of rows from their gates and the last state."""
+    N = CELL.NG * C
+    begin, end = own_columns(C, TILES.columns)
+    for c0 in range(begin, end, TILES.columns):
+        c = c0 + tl.arange(0, TILES.columns)
+        known = there[:, None] & (c < C)[None, :]
+        a0, a1, a2, a3 = read_gates(a, a_rows * N, c, C, known, CELL.NG)
+        at = b[:, None] * C + c[None, :]
+        last_h = tl.load(h + at, known, 0.0)
+        memory = tl.load(c_last + at, known, 0.0) if CELL.saves_c else last_h
+        new_h, new_c = CELL.step(CELL, a0, a1, a2, a3, last_h, memory)
+        tl.store(d + row[:, None] * C + c[None, :], CELL.output(CELL, new_h, new_c), known)
+    tl.debug_barrier()
 
 
 @triton.jit
@@ -230,20 +337,11 @@ def refresh_layers(
 ):  # fmt: skip
     """Compute d for all layers, from the last state, h and c_last [B, C]."""
     N = CELL.NG * C
-    own = own_rows(TILES)
     share_last(h, s.last_product, w, B, C, R, N, PROJECTION, TILES, PRECISION)
-    for m0 in range(0, T * TILES.samples, TILES.rows):
+    for m0 in range(first_row(TILES), T * TILES.samples, rows_apart(TILES)):
         row, b, there = rows_of_tile(m0, T, B, TILES)
+        own = own_rows(row, TILES)
         gates_of_last(
             s.last_product, b, s.u, own * R, s.a, own * N, row, there, w, s.p, s.q, R, N, PROJECTION, TILES, PRECISION
         )  # fmt: skip
-        for c0 in range(0, C, TILES.columns):
-            c = c0 + tl.arange(0, TILES.columns)
-            known = there[:, None] & (c < C)[None, :]
-            a0, a1, a2, a3 = read_gates(s.a, own * N, c, C, known, CELL.NG)
-            at = b[:, None] * C + c[None, :]
-            last_h = tl.load(h + at, known, 0.0)
-            memory = tl.load(c_last + at, known, 0.0) if CELL.saves_c else last_h
-            new_h, new_c = CELL.step(CELL, a0, a1, a2, a3, last_h, memory)
-            tl.store(d + row[:, None] * C + c[None, :], CELL.output(CELL, new_h, new_c), known)
-        tl.debug_barrier()
+        write_refreshed(d, h, c_last, s.a, own, row, b, there, C, CELL, TILES)

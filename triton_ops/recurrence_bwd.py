@@ -12,8 +12,18 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .products import multiply, sum_of_layers
-from .recurrence import gates_of, gates_of_last, read_gates, rows_of_tile, samples_of_tile, share_last, start_h
+from .products import multiply, own_columns, sum_of_layers
+from .recurrence import (
+    first_row,
+    gates_of,
+    gates_of_last,
+    read_gates,
+    rows_apart,
+    rows_of_tile,
+    samples_of_tile,
+    share_last,
+    start_h,
+)
 
 
 class Factors(NamedTuple):
@@ -51,7 +61,8 @@ def begin(states_h, states_c, h0, c0, f, T, B, C, CELL: tl.constexpr, TILES: tl.
     zero."""
     A: tl.constexpr = f.h.dtype.element_ty
     b, there = samples_of_tile(B, TILES)
-    for first in range(0, C, TILES.channels):
+    first_channel, end = own_columns(C, TILES.channels)
+    for first in range(first_channel, end, TILES.channels):
         c = first + tl.arange(0, TILES.channels)
         known = there[:, None] & (c < C)[None, :]
         at = b[:, None] * C + c[None, :]
@@ -66,24 +77,15 @@ def begin(states_h, states_c, h0, c0, f, T, B, C, CELL: tl.constexpr, TILES: tl.
 
 
 @triton.jit
-def refresh_bwd_layers(
-    dd, d, h, c_last, w, f, T, B, C, R,
-    CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Go back through the refresh, from dd and the last state, h and c_last [B, C]: da of all layers, and the gradient
-    of that state in f.dh and f.dc. d is written where it is wanted."""
+def leave_refresh(dd, d, h, c_last, f, T, B, C, CELL: tl.constexpr, TILES: tl.constexpr):
+    """Turn the gates of the refresh into da, from dd and the last state, h and c_last [B, C], and begin f.dc with the
+    gradient of that state. d is written where it is wanted."""
     SAMPLES: tl.constexpr = TILES.samples
     CHANNELS: tl.constexpr = TILES.channels
     N = CELL.NG * C
     b, there = samples_of_tile(B, TILES)
-    share_last(h, f.last_product, w, B, C, R, N, PROJECTION, TILES, PRECISION)
-    for m0 in range(0, T * TILES.samples, TILES.rows):
-        row, sample, known = rows_of_tile(m0, T, B, TILES)
-        gates_of_last(
-            f.last_product, sample, f.u, row * R, f.da, row * N, row, known, w, f.p, f.q, R, N, PROJECTION, TILES,
-            PRECISION,
-        )  # fmt: skip
-    for c0 in range(0, C, TILES.channels):
+    first, end = own_columns(C, TILES.channels)
+    for c0 in range(first, end, TILES.channels):
         c = c0 + tl.arange(0, TILES.channels)
         known = there[:, None] & (c < C)[None, :]
         at = b[:, None] * C + c[None, :]
@@ -104,23 +106,64 @@ def refresh_bwd_layers(
             write_gates(f.da, row * N, da0, da1, da2, da3, c, C, known, CELL.NG)
         tl.store(f.dc + at, dc, known)
     tl.debug_barrier()
-    if PROJECTION != "dense":
-        for m0 in range(0, T * TILES.samples, TILES.rows):
-            row, _, known = rows_of_tile(m0, T, B, TILES)
-            multiply(
-                f.ds, row * R, R, f.da, row * N, N, w.w2h, R, known, TILES, PRECISION,
-                TRANSPOSED=True, gate=f.u, gate_rows=row * R,
-            )  # fmt: skip
-        tl.debug_barrier()
-    sent = f.da if PROJECTION == "dense" else f.ds  # to the product that all layers share
+
+
+@triton.jit
+def refresh_to_bottleneck(w, f, T, B, R, N, TILES: tl.constexpr, PRECISION: tl.constexpr):
+    """Compute ds of the refresh from its da."""
+    for m0 in range(first_row(TILES), T * TILES.samples, rows_apart(TILES)):
+        row, _, known = rows_of_tile(m0, T, B, TILES)
+        multiply(
+            f.ds, row * R, R, f.da, row * N, N, w.w2h, R, known, TILES, PRECISION,
+            TRANSPOSED=True, gate=f.u, gate_rows=row * R,
+        )  # fmt: skip
+    tl.debug_barrier()
+
+
+@triton.jit
+def gather_refresh(f, T, B, R, N, PROJECTION: tl.constexpr, TILES: tl.constexpr):
+    """Sum what all layers sent to the product that they share, W1h h_T, or Wh h_T where there is no bottleneck."""
+    b, there = samples_of_tile(B, TILES)
+    sent = f.da if PROJECTION == "dense" else f.ds
     w1_rows = N if PROJECTION == "dense" else R
     last = (2 * T * B + b) * w1_rows
     sum_of_layers(sent, last, sent, b * w1_rows, B * w1_rows, T, there, w1_rows, TILES.channels)
     tl.debug_barrier()
+
+
+@triton.jit
+def refresh_to_state(w, f, T, B, C, R, N, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr):
+    """Begin f.dh with what that product sends to the last state."""
+    b, there = samples_of_tile(B, TILES)
+    sent = f.da if PROJECTION == "dense" else f.ds
+    w1_rows = N if PROJECTION == "dense" else R
+    last = (2 * T * B + b) * w1_rows
     multiply(
         f.dh, b * C, C, sent, last, w1_rows, w.w1h, w.ldw1, there, TILES, PRECISION, "out of", TRANSPOSED=True
     )  # fmt: skip
     tl.debug_barrier()
+
+
+@triton.jit
+def refresh_bwd_layers(
+    dd, d, h, c_last, w, f, T, B, C, R,
+    CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Go back through the refresh, from dd and the last state, h and c_last [B, C]: da of all layers, and the gradient
+    of that state in f.dh and f.dc. d is written where it is wanted."""
+    N = CELL.NG * C
+    share_last(h, f.last_product, w, B, C, R, N, PROJECTION, TILES, PRECISION)
+    for m0 in range(first_row(TILES), T * TILES.samples, rows_apart(TILES)):
+        row, sample, known = rows_of_tile(m0, T, B, TILES)
+        gates_of_last(
+            f.last_product, sample, f.u, row * R, f.da, row * N, row, known, w, f.p, f.q, R, N, PROJECTION, TILES,
+            PRECISION,
+        )  # fmt: skip
+    leave_refresh(dd, d, h, c_last, f, T, B, C, CELL, TILES)
+    if PROJECTION != "dense":
+        refresh_to_bottleneck(w, f, T, B, R, N, TILES, PRECISION)
+    gather_refresh(f, T, B, R, N, PROJECTION, TILES)
+    refresh_to_state(w, f, T, B, C, R, N, PROJECTION, TILES, PRECISION)
 
 
 @triton.jit
@@ -137,6 +180,64 @@ def write_gates(da, rows, da0, da1, da2, da3, c, C, known, NG: tl.constexpr):
 
 
 @triton.jit
+def step_back(
+    dstates_h, dstates_c, states_c, c0, f, t, T, B, C, CELL: tl.constexpr, TILES: tl.constexpr
+):  # fmt: skip
+    """Turn the gates of step t into da, from the gradient of the state after it in f.dh, f.dc and what else arrives
+    there, and leave in f.dc that of the state before it."""
+    N = CELL.NG * C
+    b, there = samples_of_tile(B, TILES)
+    row = tl.cast(t, tl.int64) * B + b
+    own = T * B + row
+    first_channel, end = own_columns(C, TILES.channels)
+    for first in range(first_channel, end, TILES.channels):
+        c = first + tl.arange(0, TILES.channels)
+        known = there[:, None] & (c < C)[None, :]
+        at = b[:, None] * C + c[None, :]
+        here = row[:, None] * C + c[None, :]
+        a0, a1, a2, a3 = read_gates(f.da, own * N, c, C, known, CELL.NG)
+        dh, dc = tl.load(f.dh + at, known, 0.0), tl.load(f.dc + at, known, 0.0)
+        if dstates_h is not None:
+            dh += tl.load(dstates_h + here, known, 0.0)
+        if dstates_c is not None:
+            dc += tl.load(dstates_c + here, known, 0.0)
+        h = tl.load(f.h + here, known, 0.0)
+        memory = load_c(c0, states_c, t, b, c, B, C, known) if CELL.saves_c else h
+        da0, da1, da2, da3, dc = CELL.step_bwd(CELL, a0, a1, a2, a3, h, memory, dh, dc)
+        write_gates(f.da, own * N, da0, da1, da2, da3, c, C, known, CELL.NG)
+        tl.store(f.dc + at, dc, known)
+    tl.debug_barrier()
+
+
+@triton.jit
+def step_to_bottleneck(w, f, t, T, B, R, N, TILES: tl.constexpr, PRECISION: tl.constexpr):
+    """Compute ds of step t from its da."""
+    b, there = samples_of_tile(B, TILES)
+    own = T * B + tl.cast(t, tl.int64) * B + b
+    multiply(
+        f.ds, own * R, R, f.da, own * N, N, w.w2h, R, there, TILES, PRECISION,
+        "into", TRANSPOSED=True, gate=f.u, gate_rows=own * R,
+    )  # fmt: skip
+    tl.debug_barrier()
+
+
+@triton.jit
+def step_to_state(w, f, t, T, B, C, R, N, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr):
+    """Compute f.dh of the state before step t from its ds, or from its da where there is no bottleneck."""
+    b, there = samples_of_tile(B, TILES)
+    own = T * B + tl.cast(t, tl.int64) * B + b
+    if PROJECTION == "dense":
+        multiply(
+            f.dh, b * C, C, f.da, own * N, N, w.w1h, w.ldw1, there, TILES, PRECISION, "out of", TRANSPOSED=True
+        )  # fmt: skip
+    else:
+        multiply(
+            f.dh, b * C, C, f.ds, own * R, R, w.w1h, w.ldw1, there, TILES, PRECISION, "out of", TRANSPOSED=True
+        )  # fmt: skip
+    tl.debug_barrier()
+
+
+@triton.jit
 def scan_bwd_layers(
     dstates_h, dstates_c, states_c, c0, w, f, T, B, C, R,
     CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
@@ -144,8 +245,7 @@ def scan_bwd_layers(
     """Go back through the scan, from the gradient of the last state in f.dh, f.dc and those of all states: da of all
     layers, and the gradient of the state before the first in f.dh, f.dc."""
     N = CELL.NG * C
-    b, there = samples_of_tile(B, TILES)
-    for m0 in range(0, T * TILES.samples, TILES.rows):
+    for m0 in range(first_row(TILES), T * TILES.samples, rows_apart(TILES)):
         row, _, known = rows_of_tile(m0, T, B, TILES)
         own = T * B + row
         gates_of(
@@ -154,39 +254,10 @@ def scan_bwd_layers(
         )  # fmt: skip
     for back in range(0, T):
         t = T - 1 - back
-        row = tl.cast(t, tl.int64) * B + b
-        own = T * B + row
-        for first in range(0, C, TILES.channels):
-            c = first + tl.arange(0, TILES.channels)
-            known = there[:, None] & (c < C)[None, :]
-            at = b[:, None] * C + c[None, :]
-            here = row[:, None] * C + c[None, :]
-            a0, a1, a2, a3 = read_gates(f.da, own * N, c, C, known, CELL.NG)
-            dh, dc = tl.load(f.dh + at, known, 0.0), tl.load(f.dc + at, known, 0.0)
-            if dstates_h is not None:
-                dh += tl.load(dstates_h + here, known, 0.0)
-            if dstates_c is not None:
-                dc += tl.load(dstates_c + here, known, 0.0)
-            h = tl.load(f.h + here, known, 0.0)
-            memory = load_c(c0, states_c, t, b, c, B, C, known) if CELL.saves_c else h
-            da0, da1, da2, da3, dc = CELL.step_bwd(CELL, a0, a1, a2, a3, h, memory, dh, dc)
-            write_gates(f.da, own * N, da0, da1, da2, da3, c, C, known, CELL.NG)
-            tl.store(f.dc + at, dc, known)
-        tl.debug_barrier()
-        if PROJECTION == "dense":
-            multiply(
-                f.dh, b * C, C, f.da, own * N, N, w.w1h, w.ldw1, there, TILES, PRECISION, "out of", TRANSPOSED=True
-            )  # fmt: skip
-        else:
-            multiply(
-                f.ds, own * R, R, f.da, own * N, N, w.w2h, R, there, TILES, PRECISION,
-                "into", TRANSPOSED=True, gate=f.u, gate_rows=own * R,
-            )  # fmt: skip
-            tl.debug_barrier()
-            multiply(
-                f.dh, b * C, C, f.ds, own * R, R, w.w1h, w.ldw1, there, TILES, PRECISION, "out of", TRANSPOSED=True
-            )  # fmt: skip
-        tl.debug_barrier()
+        step_back(dstates_h, dstates_c, states_c, c0, f, t, T, B, C, CELL, TILES)
+        if PROJECTION != "dense":
+            step_to_bottleneck(w, f, t, T, B, R, N, TILES, PRECISION)
+        step_to_state(w, f, t, T, B, C, R, N, PROJECTION, TILES, PRECISION)
 
 
 @triton.jit
@@ -194,7 +265,8 @@ def keep_start(h0, c0, f, B, C, CELL: tl.constexpr, TILES: tl.constexpr):
     """Add the gradient of the first layer's h to that of c, where it was act(c)."""
     if h0 is None and c0 is not None:
         b, there = samples_of_tile(B, TILES)
-        for first in range(0, C, TILES.channels):
+        first_channel, end = own_columns(C, TILES.channels)
+        for first in range(first_channel, end, TILES.channels):
             c = first + tl.arange(0, TILES.channels)
             known = there[:, None] & (c < C)[None, :]
             at = b[:, None] * C + c[None, :]
@@ -203,13 +275,28 @@ def keep_start(h0, c0, f, B, C, CELL: tl.constexpr, TILES: tl.constexpr):
 
 
 @triton.jit
-def finish(
-    dy, w, f, T, B, C, R, FIRST: tl.constexpr, BOTH: tl.constexpr,
-    CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
+def finish_into(
+    w, f, T, B, R, N, FIRST: tl.constexpr, BOTH: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr
 ):  # fmt: skip
-    """Compute dy from what arrived at p or q: from the refresh (FIRST 0), from the scan (FIRST 1), or from both."""
-    N = CELL.NG * C
-    for m0 in range(0, T * TILES.samples, TILES.rows):
+    """Compute the gradient of what a split projection makes of y, as ``finish`` says."""
+    for m0 in range(first_row(TILES), T * TILES.samples, rows_apart(TILES)):
+        row, _, there = rows_of_tile(m0, T, B, TILES)
+        one = FIRST * T * B + row
+        other = T * B + row
+        multiply(
+            f.dsy, row * R, R, f.da, one * N, N, w.w2y, R, there, TILES, PRECISION,
+            TRANSPOSED=True, also=other * N if BOTH else None, gate=f.uy, gate_rows=row * R,
+        )  # fmt: skip
+    tl.debug_barrier()
+
+
+@triton.jit
+def finish_out_of(
+    dy, w, f, T, B, C, R, N, FIRST: tl.constexpr, BOTH: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Compute dy, of a split projection from what finish_into made."""
+    for m0 in range(first_row(TILES), T * TILES.samples, rows_apart(TILES)):
         row, _, there = rows_of_tile(m0, T, B, TILES)
         one = FIRST * T * B + row
         other = T * B + row
@@ -219,11 +306,6 @@ def finish(
                 TRANSPOSED=True, also=other * R if BOTH else None,
             )  # fmt: skip
         elif PROJECTION == "split":
-            multiply(
-                f.dsy, row * R, R, f.da, one * N, N, w.w2y, R, there, TILES, PRECISION,
-                TRANSPOSED=True, also=other * N if BOTH else None, gate=f.uy, gate_rows=row * R,
-            )  # fmt: skip
-            tl.debug_barrier()
             multiply(dy, row * C, C, f.dsy, row * R, R, w.w1y, w.ldw1, there, TILES, PRECISION, TRANSPOSED=True)
         else:
             multiply(
@@ -231,3 +313,15 @@ def finish(
                 TRANSPOSED=True, also=other * N if BOTH else None,
             )  # fmt: skip
     tl.debug_barrier()
+
+
+@triton.jit
+def finish(
+    dy, w, f, T, B, C, R, FIRST: tl.constexpr, BOTH: tl.constexpr,
+    CELL: tl.constexpr, PROJECTION: tl.constexpr, TILES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Compute dy from what arrived at p or q: from the refresh (FIRST 0), from the scan (FIRST 1), or from both."""
+    N = CELL.NG * C
+    if PROJECTION == "split":
+        finish_into(w, f, T, B, R, N, FIRST, BOTH, TILES, PRECISION)
+    finish_out_of(dy, w, f, T, B, C, R, N, FIRST, BOTH, PROJECTION, TILES, PRECISION)

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import phases
 from .cell_call import CellCall
 from .checks import check_rows, check_tensor
 from .operator import operator
@@ -69,6 +70,8 @@ def refresh(y: Tensor, state: list[Tensor], weights: list[Tensor], rule: str) ->
     check_rows("y", y)
     y = y.contiguous()
     call = CellCall("refresh", rule, weights, state, *y.shape, y)
+    if call.tiles.abreast:
+        return phases.forward(call, y, [], scanned=0, refreshed=call.T)
     d = y.new_empty(y.shape)
     call.run(refresh_kernel, y=y, h=call.h0, c=call.c0, d=d, w=call.weights, s=call.scratch())
     return d
@@ -82,14 +85,20 @@ def refresh_bwd(
     check_tensor("dd", dd, y.shape, y.dtype, y)
     y = y.contiguous()
     call = CellCall("refresh_bwd", rule, weights, state, *y.shape, y)
-    f, dy = call.factors(), y.new_empty(y.shape)
+    dd, f = dd.contiguous(), call.factors()
     gradients = WeightGradients(call, f, y, has_refresh=True, has_scan=False)
+    if call.tiles.abreast:
+        gradients.clear()
+        last = {"h_last": f.h[0], "c_last": call.c0}
+        dy = phases.backward(call, f, y, dd, [], [], **last, scanned=0, refreshed=call.T)
+        return dy, call.dstate(f), gradients.compute()
+    dy = y.new_empty(y.shape)
     call.run(
         refresh_bwd_kernel,
         y=y,
         h=call.h0,
         c=call.c0,
-        dd=dd.contiguous(),
+        dd=dd,
         dy=dy,
         w=call.weights,
         f=f,

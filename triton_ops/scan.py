@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import phases
 from .cell_call import CellCall
 from .checks import check_rows
 from .operator import operator
@@ -74,6 +75,9 @@ def scan(y: Tensor, weights: list[Tensor], state: list[Tensor], rule: str) -> li
     y = y.contiguous()
     call = CellCall("scan", rule, weights, state, *y.shape, y)
     states = call.empty_states()
+    if call.tiles.abreast:
+        phases.forward(call, y, states, scanned=call.T, refreshed=0)
+        return states
     call.run(
         scan_kernel,
         y=y,
@@ -95,8 +99,13 @@ def scan_bwd(
     y = y.contiguous()
     call = CellCall("scan_bwd", rule, weights, state, *y.shape, y)
     states, dstates = call.saved("states", states), call.saved("dstates", dstates)
-    f, dy = call.factors(), y.new_empty(y.shape)
+    f = call.factors()
     gradients = WeightGradients(call, f, y, has_refresh=False, has_scan=True)
+    if call.tiles.abreast:
+        gradients.clear()
+        dy = phases.backward(call, f, y, None, states, dstates, scanned=call.T, refreshed=0)
+        return dy, gradients.compute(), call.dstate(f)
+    dy = y.new_empty(y.shape)
     call.run(
         scan_bwd_kernel,
         y=y,

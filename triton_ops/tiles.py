@@ -7,6 +7,7 @@ would compile anew.
 from __future__ import annotations
 
 import os
+from contextvars import ContextVar
 from math import prod
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import torch
 
 
 class Tiles(NamedTuple):
-    """How a launch is cut. All are powers of two, but for dots and registers."""
+    """How a launch is cut. All sizes are powers of two."""
 
     samples: int  # that a program takes through the recurrence together, sharing every weight it reads
     rows: int  # (layer, sample) of a product that need not wait for the layer before
@@ -28,6 +29,7 @@ class Tiles(NamedTuple):
     planar_window: tuple[int, int]  # the same of maps read nine times, once for each tap of a 3x3 filter
     interleaved_window: tuple[int, int]
     piece: int  # channels of a program, where programs share the channels of a sample
+    abreast: bool  # whether programs share out each step of a tile's scan, in launches of its own: phases.py
     dots: bool  # whether products of 16 rows go to tl.dot; fp64 is summed without it
     warps: int
     stages: int
@@ -48,15 +50,21 @@ def between(least: int, n: int, most: int) -> int:
 Question = tuple[str, int, int, int, torch.dtype]
 chosen: dict[Question, dict[str, int]] = {}
 trial: dict[str, int] = {}
-asked: list[Question] = []  # since it was cleared
+asked: ContextVar[list[Question] | None] = ContextVar("asked", default=None)  # by whoever wants to know
 
 
 def tiles(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
     """Return tiles for an op with C channels, a bottleneck of R and maps of at most HW pixels; R = HW = 0 where there
     is none."""
     question = (op.removesuffix("_"), C, R, HW, dtype)
-    asked.append(question)
-    how = from_table(*question)._replace(**{**chosen.get(question, {}), **trial, **from_environment()})
+    how, listed = from_table(*question), asked.get()
+    if question in chosen:
+        how = how._replace(**chosen[question])
+    elif not how.abreast:  # whose time is that of many launches, and mostly the host's
+        how = how._replace(**trial)
+        if listed is not None:
+            listed.append(question)
+    how = how._replace(**from_environment())
     return how._replace(piece=max(how.piece, how.planar[0], how.interleaved[0]))
 
 
@@ -69,7 +77,7 @@ def from_environment() -> dict[str, Any]:
 
 def tile_of(columns: int, terms: int, at_once: int) -> tuple[int, int]:
     """Return a tile of so many weights at most, of a product with so many columns, each a sum of so many terms."""
-    inner = between(16, power_of_two(terms), 256)
+    inner = between(16, power_of_two(terms), min(256, at_once // 16))
     return between(16, power_of_two(columns), at_once // inner), inner
 
 
@@ -87,14 +95,20 @@ def from_table(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
     # No tile is wider than what a program takes, 64 channels at least: its neighbour's are its neighbour's.
     piece = between(16, max(64, power_of_two((32 << 10) // max(HW, 1))), power_of_two(C))
     pixels, channels = between(16, power_of_two(HW), whole // 8), between(16, min(power_of_two(C), piece), whole // 8)
-    # Weights of 1024 channels and more, some MB a step, are worth sharing.
-    samples = 1 if C < 1024 else 2 if C < 2048 else 4
+    # Where a step has some 256 K weights, a MB, they are worth sharing: by 16 samples, and by all programs.
+    abreast = cell and (C * R >= 1 << 16 if R else C >= 512) and not wide
+    samples = 16 if abreast else 1 if C < 1024 else 2 if C < 2048 else 4
     # A step waits for each tile of weights, so tiles are as large as registers allow: 32 numbers a thread, and as many
-    # sums for each sample.
-    at_once = 4096 if wide else 16384 // samples // (2 if samples > 1 or op.endswith("_bwd") else 1)
-    into, out_of = tile_of(R or C, C, at_once), tile_of(4 * C, R or C, at_once)
+    # sums for each sample; and twice the threads where there is little else to keep.
+    large = op in ("scan", "layer_update") and samples == 1 and not wide
+    at_once = (4096 if wide else 16384 if large else 8192) // samples
+    product = (16 if wide else 32 if abreast or large else 64, 16)
+    into = product if abreast else tile_of(R or C, C, at_once)
+    out_of = product if abreast else tile_of(4 * C, R or C, at_once)
     if wide:
         warps = 8
+    elif abreast:
+        warps = 4
     elif cell:
         warps = between(4, samples * max(prod(into), prod(out_of)) // 1024, 16)
     else:
@@ -107,7 +121,7 @@ def from_table(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
         samples=samples,
         rows=4 if wide else 16,
         columns=16 if wide else 32,
-        product=(16 if wide else 64, 16),
+        product=product,
         into=into,
         out_of=out_of,
         channels=between(16, power_of_two(C), min(128 if wide else 256, 512 // samples)),
@@ -117,8 +131,9 @@ def from_table(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
         planar_window=(whole // pixels // 4, pixels),
         interleaved_window=(channels, whole // channels // 4),
         piece=piece,
+        abreast=abreast,
         dots=not wide,
         warps=warps,
-        stages=2,
+        stages=3 if abreast else 2,
         registers=registers,
     )

@@ -45,9 +45,12 @@ def tuned(function: Callable) -> Callable:
     @functools.wraps(function)
     def wrapper(*args: Any) -> Any:
         if enabled:
-            tiles.asked.clear()
-            result = function(*args)
-            new = [question for question in tiles.asked if question not in tiles.chosen]
+            new: list[tiles.Question] = []  # that nothing is chosen for
+            asking = tiles.asked.set(new)
+            try:
+                result = function(*args)
+            finally:
+                tiles.asked.reset(asking)
             if not new:
                 return result
             best = fastest(functools.partial(function, *args))

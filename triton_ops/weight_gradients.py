@@ -180,6 +180,10 @@ class WeightGradients:
         # What the backward kernel is told, which is to clear them.
         self.counters = {"arrived": self.arrived, "COUNT": sharing}
 
+    def clear(self) -> None:
+        """Clear the counters, where no kernel does."""
+        self.arrived.zero_()
+
     def compute(self) -> list[Tensor]:
         """Launch, once the backward kernel has filled the factors, and return the gradients in the order of the
         weights."""

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from bench import simulate
+from bench import simulate, simulate_triton
 from bench.common import HERE, Target
 from bench.model import predict, scaling
 from bench.report import gpu_tables, plot
@@ -162,6 +162,13 @@ def simulated() -> str:
     return "\n".join(parts)
 
 
+def simulated_triton() -> str:
+    scans = simulate_triton.report_scans(simulate.Chip.of("h100"))
+    told = "The model of the scans that were measured, with the smaller tiles of then:"
+    parts = [fenced(simulate_triton.report(device)) for device in sorted(simulate.OTHERS)]
+    return "\n".join([*parts, f"{told}\n\n{fenced(scans)}"])
+
+
 def cpu_targets(found: dict) -> list[tuple[str, Target]]:
     """Return the targets of the results in bench.json, by row."""
     of_stages = [(row["name"], target) for row in found["rows"] for target in stages.targets(row)]
@@ -275,6 +282,7 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
         "predictions": predictions,
         "counted": counted,
         "simulated": simulated,
+        "simulated_triton": simulated_triton,
         "gpus": on_gpus,
         "targets": targets,
     },
