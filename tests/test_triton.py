@@ -366,3 +366,30 @@ def test_tiles_are_taken_as_every_version_of_triton_takes_them():
 
 def is_field(node):
     return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "TILES"
+
+
+def test_no_text_goes_from_kernel_to_kernel_as_triton_3_6_takes_none():
+    """What the host gives, such as PROJECTION, may be passed on; a text that is written there has no type."""
+
+    def is_text(node):
+        return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+    seen = 0
+    for path in sorted(Path(triton_ops.__file__).parent.glob("**/*.py")):
+        for function in ast.walk(ast.parse(path.read_text())):
+            jitted = isinstance(function, ast.FunctionDef) and "triton.jit" in map(
+                ast.unparse, (getattr(d, "func", d) for d in function.decorator_list)
+            )
+            if not jitted:
+                continue
+            seen += 1
+            given = [*function.args.defaults, *filter(None, function.args.kw_defaults)]
+            for call in ast.walk(function):
+                if isinstance(call, ast.Call) and not ast.unparse(call.func).startswith(("tl.", "float")):
+                    given += [*call.args, *(k.value for k in call.keywords)]
+                if isinstance(call, ast.AnnAssign):
+                    given += [node for node in ast.walk(call.value) if not isinstance(node, ast.Compare)]
+            compared = {id(node) for c in ast.walk(function) if isinstance(c, ast.Compare) for node in ast.walk(c)}
+            texts = [node.value for node in given if is_text(node) and id(node) not in compared]
+            assert texts == [], f"{path.name}: {function.name}"
+    assert seen > 50

@@ -59,8 +59,8 @@ def test_a_kernel_that_streams_with_little_on_its_way_is_a_fault():
     some = triton_resources.Resources("sm_90", "gap", "", "bfloat16", 56, 0, 4096, widest=16, flight=32)
     assert triton_resources.faults([some]) == []
     assert triton_resources.faults([some._replace(flight=31)])
-    assert triton_resources.faults([some._replace(widest=2, flight=12)]) == []
-    assert triton_resources.faults([some._replace(widest=2, flight=11)])
+    assert triton_resources.faults([some._replace(widest=2, flight=10)]) == []
+    assert triton_resources.faults([some._replace(widest=2, flight=9)])
     assert triton_resources.faults([some._replace(kernel="scan", widest=0, flight=0)]) == []
 
 

@@ -47,7 +47,7 @@ SHAPES = ((12, 256, 64, 8, True), (3, 2048, 102, 7, False), (6, 1024, 51, 14, Fa
 # Kernels that do nothing but stream maps, and the KB that a processor must have on their way; less, for each byte of an
 # element, where planes are so odd that elements are read one by one. fp64 is for checking.
 STREAMS = ("gap", "rescale", "rescale_bwd", "gate_gradient")
-IN_FLIGHT, IN_FLIGHT_ODD = 32, 6
+IN_FLIGHT, IN_FLIGHT_ODD = 32, 5
 
 
 class Work(NamedTuple):

@@ -6,6 +6,10 @@ Programs may share out the columns among them: those of one place along axis 0 o
 import triton
 import triton.language as tl
 
+# What a product is of: rows that need not wait for each other, or the samples of a step of the scan, whose product goes
+# into the bottleneck, or out of it. Triton 3.6 takes no text for such a constant unless it comes from the host.
+ROWS, INTO, OUT_OF = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+
 
 @triton.jit
 def own_columns(N, COLUMNS: tl.constexpr):
@@ -49,14 +53,13 @@ def dots(
 @triton.jit
 def multiply(
     to, to_rows, N, x, x_rows, K, w, ldw, there, TILES: tl.constexpr, PRECISION: tl.constexpr,
-    STEP: tl.constexpr = "", TRANSPOSED: tl.constexpr = False, RELU: tl.constexpr = False,
+    KIND: tl.constexpr = 0, TRANSPOSED: tl.constexpr = False, RELU: tl.constexpr = False,
     also=None, plus=None, plus_rows=None, bias=None, bias2=None, gate=None, gate_rows=None,
 ):  # fmt: skip
     """Compute to = x w^T + plus + bias + bias2, then perhaps relu, or relu's gradient where its result was `gate`: a
-    tile of rows, the program's share of N columns. STEP: the rows are the samples of a step of the scan, and the
-    product goes "into" the bottleneck or "out of" it; where steps are shared out, they have as many rows as others."""
-    ANY: tl.constexpr = STEP == "" or TILES.abreast
-    TILE: tl.constexpr = TILES.product if ANY else TILES.into if STEP == "into" else TILES.out_of
+    tile of rows, the program's share of N columns. Where steps are shared out, they have as many rows as others."""
+    ANY: tl.constexpr = KIND == ROWS or TILES.abreast
+    TILE: tl.constexpr = TILES.product if ANY else TILES.into if KIND == INTO else TILES.out_of
     COLUMNS: tl.constexpr = TILE[0]
     INNER: tl.constexpr = TILE[1]
     DOT: tl.constexpr = TILES.dots and ANY

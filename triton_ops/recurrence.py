@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .products import add, multiply, own_columns
+from .products import INTO, OUT_OF, ROWS, add, multiply, own_columns
 
 
 class Weights(NamedTuple):
@@ -174,7 +174,7 @@ def into_bottleneck(
     h, h_rows, u, u_rows, row, there, w, p, C, R, TILES: tl.constexpr, PRECISION: tl.constexpr, STEP: tl.constexpr
 ):  # fmt: skip
     """Compute u of rows, each from its own h."""
-    KIND: tl.constexpr = "into" if STEP else ""
+    KIND: tl.constexpr = INTO if STEP else ROWS
     multiply(  # p of a joint projection, the bias of a split one; the other is None
         u, u_rows, R, h, h_rows, C, w.w1h, w.ldw1, there, TILES, PRECISION, KIND,
         RELU=True, plus=p, plus_rows=row * R, bias=w.b1h,
@@ -189,7 +189,7 @@ def out_of_bottleneck(
 ):  # fmt: skip
     """Compute the gate pre-activations a = W2h u + q of rows; q of a joint projection is the bias alone. Where there is
     no bottleneck, a = Wh h + q."""
-    KIND: tl.constexpr = "out of" if STEP else ""
+    KIND: tl.constexpr = OUT_OF if STEP else ROWS
     if PROJECTION == "joint":
         multiply(a, a_rows, N, u, u_rows, R, w.w2h, R, there, TILES, PRECISION, KIND, bias=w.q0)
     elif PROJECTION == "split":
@@ -224,7 +224,7 @@ def share_last(h, last_product, w, B, C, R, N, PROJECTION: tl.constexpr, TILES: 
     """Compute W1h h_T, which the refresh of all layers uses; dense: Wh h_T."""
     b, there = samples_of_tile(B, TILES)
     w1_rows = N if PROJECTION == "dense" else R
-    KIND: tl.constexpr = "out of" if PROJECTION == "dense" else "into"
+    KIND: tl.constexpr = OUT_OF if PROJECTION == "dense" else INTO
     multiply(last_product, b * w1_rows, w1_rows, h, b * C, C, w.w1h, w.ldw1, there, TILES, PRECISION, KIND)
     tl.debug_barrier()
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .products import multiply, own_columns, sum_of_layers
+from .products import INTO, OUT_OF, multiply, own_columns, sum_of_layers
 from .recurrence import (
     first_row,
     gates_of,
@@ -139,7 +139,7 @@ def refresh_to_state(w, f, T, B, C, R, N, PROJECTION: tl.constexpr, TILES: tl.co
     w1_rows = N if PROJECTION == "dense" else R
     last = (2 * T * B + b) * w1_rows
     multiply(
-        f.dh, b * C, C, sent, last, w1_rows, w.w1h, w.ldw1, there, TILES, PRECISION, "out of", TRANSPOSED=True
+        f.dh, b * C, C, sent, last, w1_rows, w.w1h, w.ldw1, there, TILES, PRECISION, OUT_OF, TRANSPOSED=True
     )  # fmt: skip
     tl.debug_barrier()
 
@@ -216,7 +216,7 @@ def step_to_bottleneck(w, f, t, T, B, R, N, TILES: tl.constexpr, PRECISION: tl.c
     own = T * B + tl.cast(t, tl.int64) * B + b
     multiply(
         f.ds, own * R, R, f.da, own * N, N, w.w2h, R, there, TILES, PRECISION,
-        "into", TRANSPOSED=True, gate=f.u, gate_rows=own * R,
+        INTO, TRANSPOSED=True, gate=f.u, gate_rows=own * R,
     )  # fmt: skip
     tl.debug_barrier()
 
@@ -228,11 +228,11 @@ def step_to_state(w, f, t, T, B, C, R, N, PROJECTION: tl.constexpr, TILES: tl.co
     own = T * B + tl.cast(t, tl.int64) * B + b
     if PROJECTION == "dense":
         multiply(
-            f.dh, b * C, C, f.da, own * N, N, w.w1h, w.ldw1, there, TILES, PRECISION, "out of", TRANSPOSED=True
+            f.dh, b * C, C, f.da, own * N, N, w.w1h, w.ldw1, there, TILES, PRECISION, OUT_OF, TRANSPOSED=True
         )  # fmt: skip
     else:
         multiply(
-            f.dh, b * C, C, f.ds, own * R, R, w.w1h, w.ldw1, there, TILES, PRECISION, "out of", TRANSPOSED=True
+            f.dh, b * C, C, f.ds, own * R, R, w.w1h, w.ldw1, there, TILES, PRECISION, OUT_OF, TRANSPOSED=True
         )  # fmt: skip
     tl.debug_barrier()
 

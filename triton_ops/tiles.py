@@ -91,7 +91,8 @@ def from_table(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
         "light_step_maps_bwd",
     )  # fmt: skip
     # A tile of a map is 4 K elements, 16 a thread; half of that where odd planes need a pointer for each.
-    whole = 4096 if HW * dtype.itemsize % 8 == 0 and not wide else 2048
+    odd = HW * dtype.itemsize % 8 != 0
+    whole = 2048 if odd or wide else 4096
     # No tile is wider than what a program takes, 64 channels at least: its neighbour's are its neighbour's.
     piece = between(16, max(64, power_of_two((32 << 10) // max(HW, 1))), power_of_two(C))
     pixels, channels = between(16, power_of_two(HW), whole // 8), between(16, min(power_of_two(C), piece), whole // 8)
@@ -114,8 +115,8 @@ def from_table(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
     else:
         warps = 16 if much_at_hand else 8  # twice the threads, each with half the work
     # Maps stream as fast as there are bytes on their way: 32 KB and more, of bf16, in 1024 threads of a processor, or
-    # in 768 that read two maps. Cells wait for weights, 512 threads or 256 at a time.
-    streams = {"gap": 64, "rescale": 64, "gate_gradient": 80, "rescale_bwd": 80}
+    # in 768 that read two maps or have a pointer for each element. Cells wait for weights, with 512 threads or 256.
+    streams = {"gap": 80 if odd else 64, "rescale": 80 if odd else 64, "gate_gradient": 80, "rescale_bwd": 80}
     registers = 255 if wide or (cell and warps <= 8) else streams.get(op, 128)
     return Tiles(
         samples=samples,

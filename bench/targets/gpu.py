@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 import dla_kernels as dla
+from bench import compiles
 from bench.clock import medians_and_spreads, reason, sampled
 from bench.common import LATEST, Shape, commit
 from bench.devices import Call, Cuda, StandIn, slug
@@ -268,7 +269,10 @@ def main(argv: list[str] | None = None, device: Cuda | StandIn | None = None) ->
     args = arguments(argv)
     device = device or (StandIn() if args.stand_in else Cuda())
     log = partial(print, flush=True) if not args.json else lambda text: None
-    status, result, text = run(args, device, log)
+    with compiles.counted() as triton:
+        status, result, text = run(args, device, log)
+    if triton:
+        log(str(triton))
     print(json.dumps(result) if args.json else text)
     return status
 
