@@ -116,7 +116,7 @@ def from_table(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
         warps = 16 if much_at_hand else 8  # twice the threads, each with half the work
     # Maps stream as fast as there are bytes on their way: 32 KB and more, of bf16, in 1024 threads of a processor, or
     # in 768 that read two maps or have a pointer for each element. Cells wait for weights, with 512 threads or 256.
-    streams = {"gap": 80 if odd else 64, "rescale": 80 if odd else 64, "gate_gradient": 80, "rescale_bwd": 80}
+    streams = {"gap": 80 if odd else 64, "rescale": 64, "gate_gradient": 80, "rescale_bwd": 80}
     registers = 255 if wide or (cell and warps <= 8) else streams.get(op, 128)
     return Tiles(
         samples=samples,
