@@ -373,14 +373,14 @@ def report(device: str, parts: str = "") -> str:
     return f"{device}, bf16: predicted, not measured\n{table(HEADER, rows)}"
 
 
-def measured_then() -> dict[tuple[str, bool], float]:
+def measured_then(whose: str = "ours") -> dict[tuple[str, bool], float]:
     """Return the microseconds that were measured on an H100, by row and whether forward."""
     found: dict[tuple[str, bool], float] = {}
     result = json.loads((RESULTS / "h100-80gb-hbm3" / "bench.json").read_text())
     for kind, name in (("rows", "{}"), ("layers", "light_step {}")):
         for row in result[kind]:
             if row["dtype"] == "bf16":
-                forward, both = (1e3 * row["ms"][f"{op}/ours graph"] for op in ("forward", "forward+backward"))
+                forward, both = (1e3 * row["ms"][f"{op}/{whose} graph"] for op in ("forward", "forward+backward"))
                 found |= {(name.format(row["name"]), True): forward, (name.format(row["name"]), False): both - forward}
     return found
 

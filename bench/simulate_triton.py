@@ -112,17 +112,6 @@ def predicted(p: Problem, chip: Chip, which: int = LIKELY) -> tuple[float, Count
     return spent.total(), spent
 
 
-def measured_then() -> dict[tuple[str, bool], float]:
-    """Return what the kernels of one launch took on an H100, as graphs."""
-    rows = json.loads((simulate.RESULTS / "h100-80gb-hbm3" / "bench.json").read_text())["rows"]
-    found = {}
-    for row in rows:
-        if row["dtype"] == "bf16" and "forward/triton graph" in row["ms"]:
-            forward, both = (1e3 * row["ms"][f"{op}/triton graph"] for op in ("forward", "forward+backward"))
-            found |= {(row["name"], True): forward, (row["name"], False): both - forward}
-    return found
-
-
 def scan_then(p: Problem, chip: Chip, which: int) -> float:
     """Return what the model says of the scan that was measured, with the tiles that it had."""
     most = 32 if p.C >= 1024 else 128
@@ -149,7 +138,7 @@ HEADER = ("row", "pass", "before", "predicted", "span", "wanted", "where it goes
 
 
 def report(device: str, parts: str = "") -> str:
-    then = measured_then() if device == "h100" else {}
+    then = simulate.measured_then("triton") if device == "h100" else {}
     lines = []
     for shape in ROWS[:8]:
         for p in layer_problems(shape):

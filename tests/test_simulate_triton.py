@@ -25,7 +25,7 @@ def test_no_row_is_predicted_to_beat_the_memory():
 
 
 def test_every_row_is_predicted_to_take_less_than_the_kernels_of_one_launch_took():
-    then = simulate_triton.measured_then()
+    then = simulate.measured_then("triton")
     for name, p in PROBLEMS:
         assert simulate_triton.predicted(p, H100)[0] < then[name, p.forward], name
 
