@@ -63,7 +63,7 @@ def products(p: Problem) -> tuple[Products, Products]:
 
 
 def cell(p: Problem, chip: Chip, which: int) -> tuple[float, int]:
-    """Return the microseconds of the cell, and its launches."""
+    """Return the microseconds of the cell beside those of its launches, and how many these are."""
     how = tiles_of(p)
     of_step, of_rows = products(p)
     tiles_of_samples = ceil(p.B / how.samples)
@@ -75,9 +75,9 @@ def cell(p: Problem, chip: Chip, which: int) -> tuple[float, int]:
             programs = tiles_of_samples * layers * ceil(N / how.product[0])
             rounds = max(1.0, programs / (2 * chip.processors))
             read = 4 * N * K * tiles_of_samples * layers / chip["cache"]
-            return chip["launch"] + max(alone * rounds, read)
+            return max(alone * rounds, read)
 
-        time = p.T * (sum(phase(N, K, 1) for N, K in of_step) + chip["launch"] + 1)
+        time = p.T * (sum(phase(N, K, 1) for N, K in of_step) + 1)
         return time + sum(phase(N, K, p.T) for N, K in of_rows), launches
     at_once = chip.processors * max(1, 16 // how.warps)
     return ceil(tiles_of_samples / at_once) * alone(p.T, of_step, of_rows, how, which), 1
