@@ -1,54 +1,9 @@
-"""Residual blocks that hand over branch and shortcut unadded, and the channel attention that may end a branch."""
+"""Residual blocks that hand over branch and shortcut unadded."""
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from ..attention import filter_width
-from ..backends import BackendName
-from ..nn.leaf import leaf
-from ..ops import gap, rescale
-
-
-class SE(nn.Module):
-    """Squeeze and excitation: channels are rescaled by a gate behind a bottleneck of C // reduction."""
-
-    def __init__(self, channels: int, reduction: int = 16, backend: BackendName | None = None) -> None:
-        super().__init__()
-        if reduction < 1:
-            raise ValueError(f"reduction: expected at least 1, got {reduction}")
-        self.squeeze = nn.Linear(channels, max(1, channels // reduction), bias=False)
-        self.excite = nn.Linear(max(1, channels // reduction), channels, bias=False)
-        self.backend = backend
-
-    @leaf
-    def forward(self, x: Tensor) -> Tensor:
-        y = gap([x], backend=self.backend)
-        gate = torch.sigmoid(self.excite(self.squeeze(y.to(self.squeeze.weight.dtype)).relu()))
-        return rescale([x], gate.to(y.dtype), backend=self.backend)[0]
-
-
-class ECA(nn.Module):
-    """Efficient channel attention: the gate is a filter over neighbouring channels."""
-
-    def __init__(self, channels: int, backend: BackendName | None = None) -> None:
-        super().__init__()
-        self.taps = nn.Parameter(torch.empty(filter_width(channels)))
-        self.backend = backend
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        nn.init.uniform_(self.taps, -(len(self.taps) ** -0.5), len(self.taps) ** -0.5)
-
-    @leaf
-    def forward(self, x: Tensor) -> Tensor:
-        y = gap([x], backend=self.backend)
-        gate = torch.sigmoid(
-            F.conv1d(y.transpose(0, 1), self.taps.to(y.dtype)[None, None], padding=len(self.taps) // 2)
-        )
-        return rescale([x], gate.transpose(0, 1).to(y.dtype), backend=self.backend)[0]
 
 
 def downsample(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:

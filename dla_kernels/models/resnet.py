@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ..backends import BackendName, check_backend
 from ..cells import Cell, KindName
-from ..nn import DLABase, DLALight, LayerwiseIntegration, MRLABase, MRLALight, make_cell
+from ..nn import ECA, SE, DLABase, DLALight, LayerwiseIntegration, MRLABase, MRLALight, make_cell
 from ..nn.attention import StageAttention
-from .blocks import ECA, SE, BasicBlock, Bottleneck
+from .blocks import BasicBlock, Bottleneck
 from .stage import Stage
 
 AttentionName = Literal["none", "se", "eca", "dia", "mrla_light", "mrla_base", "dla_light", "dla_base"]

@@ -3,9 +3,16 @@
 from .attention import DLABase, DLALight, MRLABase, MRLALight
 from .cells import CellModule, DIACell, DSUCell, LSTMCell, RNNCell, make_cell
 from .integration import LayerwiseIntegration
+from .recalibration import CBAM, ECA, SE, SGE, SPA, SRM, Shared
 from .update import ContextScan, LayerUpdate
 
 __all__ = [
+    "CBAM",
+    "ECA",
+    "SE",
+    "SGE",
+    "SPA",
+    "SRM",
     "CellModule",
     "ContextScan",
     "DIACell",
@@ -18,5 +25,6 @@ __all__ = [
     "MRLABase",
     "MRLALight",
     "RNNCell",
+    "Shared",
     "make_cell",
 ]
