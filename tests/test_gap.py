@@ -51,3 +51,11 @@ def test_halves_are_summed_in_float32(backend, dtype):
 def test_subnormal_maps_are_not_flushed(backend):
     x = torch.full((1, 1, 3, 3), 1e-40, device=backend.device)
     torch.testing.assert_close(dla.gap([x], backend=backend.name).item(), x[0, 0, 0, 0].item(), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(
+    "given", [torch.ones(1, 2, 3, 3), 5, iter([torch.ones(1, 2, 3, 3)])], ids=["map", "number", "iterator"]
+)
+def test_maps_come_as_a_list(given):
+    with pytest.raises(TypeError, match=r"xs: expected a list of maps \[B, C, H, W\], got (Tensor|int|list_iterator)"):
+        dla.gap(given)

@@ -172,6 +172,17 @@ def test_a_map_that_shares_memory_with_itself_is_refused(any_backend, stride):
         dla.rescale([x], torch.ones(1, 2, 6, device=any_backend.device), inplace=True, backend=any_backend.name)
 
 
+@pytest.mark.parametrize("C", [1, 2])
+def test_pixels_may_lie_apart_where_there_is_one_channel(any_backend, C):
+    x = torch.randn(2, C, 3, 8, device=any_backend.device)[..., ::2]
+    inputs = {"xs": [x], "d": torch.randn(1, 2, C, device=any_backend.device)}
+    if C == 1:
+        assert_in_place("rescale", inputs, any_backend)
+    else:
+        with torch.no_grad(), pytest.raises(ValueError, match=r"xs\[0\]: inplace expected a map that is NCHW"):
+            dla.rescale(**inputs, inplace=True, backend=any_backend.name)
+
+
 def test_a_negated_view_is_refused(any_backend):
     x = torch.zeros(2, 6, 4, 4, dtype=torch.complex64, device=any_backend.device).conj().imag
     x = torch.as_strided(x, (2, 6, 4, 4), (96, 16, 4, 1))
