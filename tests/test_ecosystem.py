@@ -2,6 +2,7 @@
 torch.export and ONNX, torchvision's detectors."""
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from dla_kernels.models import ResNet
 from dla_kernels.models.blocks import Bottleneck
 from dla_kernels.verify import functions, make_cases, make_plain_cases, outputs_and_gradients
 
-from .cases import case_name
+from .cases import Shape, case_name, inputs_of, options_of
 from .clients import imported, with_detection
 
 ATTENTIONS = ("none", "se", "eca", "dia", "mrla_light", "mrla_base", "dla_light", "dla_base")
@@ -138,6 +139,19 @@ def test_operations_are_counted_as_in_the_reference(backend, case):
     with FlopCounterMode(display=False) as counter:
         outputs_and_gradients(case, functions(backend.name), tensors)
     assert counter.get_total_flops() == 3 * counted["reference"]
+
+
+@pytest.mark.parametrize("with_e", [True, False])
+def test_operations_of_a_step_are_those_of_the_filters_that_it_has(backend, with_e):
+    cell = FLOP_CELLS[0]
+    inputs = inputs_of("light_step", Shape.parse("T2-B2-C6-R5-HW3x4"), cell, torch.float32, device=backend.device)
+    inputs["e"] = inputs["e"] if with_e else None
+    counts = []
+    for function in (partial(dla.light_step, backend=backend.name), dla.reference.light_step):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            function(**inputs, **options_of("light_step", cell))
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
 
 
 def test_operations_in_place_are_counted():
