@@ -1,5 +1,6 @@
-"""Predict what the Triton kernels take of layer_update on a GPU: maps by the bytes that they move, the cell by how
-often its programs wait for a tile of weights. As in simulate.py no GPU is needed, and a prediction is called one.
+"""Predict what the Triton kernels take of layer_update and light_step on a GPU: maps by the bytes that they move,
+filters by these or by their instructions, the cell by how often its programs wait for a tile of weights. As in
+simulate.py no GPU is needed, and a prediction is called one.
 
     python -m bench.simulate_triton [--device h100] [--rows PARTS]
 """
@@ -11,7 +12,7 @@ import importlib.util
 import json
 from collections import Counter
 from functools import cache
-from math import ceil
+from math import ceil, gcd
 from types import ModuleType
 from typing import Any
 
@@ -19,15 +20,15 @@ import torch
 
 from bench import simulate
 from bench.common import HERE
-from bench.simulate import LIKELY, Chip, Constant, Problem, layer_problems, moved, passed
-from bench.targets.gpu_inputs import ROWS
+from bench.simulate import LIKELY, SHARES, Chip, Constant, Problem, moved, passed
 from dla_kernels.terminal import table
 
 # Fitted to the scans that were measured on an H100 with smaller tiles, 0.3 to 0.8 us for 2 to 8 KB of weights.
 TRIP = Constant(0.9, 0.45, 0.3, "microseconds until a tile of weights begins to arrive and is summed up")
 TILE = Constant(6e4, 1e5, 1.2e5, "bytes of it a microsecond, of a processor: 64 a cycle at best")
 DOT = Constant(0.6, 0.3, 0.2, "microseconds of a tile of a product of 16 rows, whose next one is asked for ahead")
-LARGE, WANTED, WANTED_OF_SMALL = 100e6, 0.85, 0.7  # bytes; shares of a copy's bandwidth, over maps that are read twice
+LARGE, SMALL_SHARE = 100e6, 0.7  # bytes of maps; a copy's bandwidth over two readings of those that are smaller
+RECORD = HERE.parent / "tools" / "resources" / "triton.json"
 
 
 @cache
@@ -42,7 +43,7 @@ def tiles() -> ModuleType:
 
 
 def tiles_of(p: Problem) -> Any:
-    return tiles().from_table("layer_update" if p.forward else "layer_update_bwd", p.C, p.R, 0, torch.bfloat16)
+    return tiles().from_table(p.op if p.forward else f"{p.op}_bwd", p.C, p.R, 0, torch.bfloat16)
 
 
 def trips(N: int, K: int, tile: tuple[int, int]) -> int:
@@ -66,9 +67,9 @@ def cell(p: Problem, chip: Chip, which: int) -> tuple[float, int]:
     """Return the microseconds of the cell beside those of its launches, and how many these are."""
     how = tiles_of(p)
     of_step, of_rows = products(p)
-    tiles_of_samples = ceil(p.B / how.samples)
+    tiles_of_samples, steps = ceil(p.B / how.samples), 1 if p.op == "light_step" else p.T
     if how.abreast:  # each phase as long as its slowest program, or as the cache takes to give all of them their tiles
-        launches = (6 + 3 * p.T) if p.forward else (13 + 3 * p.T)
+        launches = (6 + 3 * steps) if p.forward else (13 + 3 * steps)
 
         def phase(N: int, K: int, layers: int) -> float:
             alone = ceil(K / how.product[1]) * DOT[which] / 2  # two programs on a processor hide half
@@ -77,36 +78,73 @@ def cell(p: Problem, chip: Chip, which: int) -> tuple[float, int]:
             read = 4 * N * K * tiles_of_samples * layers / chip["cache"]
             return max(alone * rounds, read)
 
-        time = p.T * (sum(phase(N, K, 1) for N, K in of_step) + 1)
+        time = steps * (sum(phase(N, K, 1) for N, K in of_step) + 1)
         return time + sum(phase(N, K, p.T) for N, K in of_rows), launches
     at_once = chip.processors * max(1, 16 // how.warps)
-    return ceil(tiles_of_samples / at_once) * alone(p.T, of_step, of_rows, how, which), 1
+    return ceil(tiles_of_samples / at_once) * alone(steps, p.T, of_step, of_rows, how, which), 1
 
 
-def alone(T: int, of_step: Products, of_rows: Products, how: Any, which: int) -> float:
-    """Return the microseconds of a program that takes its samples through the cell."""
+def alone(steps: int, T: int, of_step: Products, of_rows: Products, how: Any, which: int) -> float:
+    """Return the microseconds of a program that takes its samples through the cell, T rows of each."""
     step = sum(trips(*product, tile) * wait(tile, which) for product, tile in zip(of_step, (how.into, how.out_of)))
     rows = ceil(T * how.samples / how.rows) * sum(trips(N, K, how.product) for N, K in of_rows) * DOT[which]
-    return T * (step + 1) + rows
+    return steps * (step + 1) + rows
 
 
 def wait(tile: tuple[int, int], which: int) -> float:
     return TRIP[which] + 4 * tile[0] * tile[1] / TILE[which]
 
 
+@cache
+def turn(kernel: str, columns: int) -> float:
+    """Return the instructions of a turn of a kernel that filters planar maps in pieces of so many columns: as counted
+    for sm_90, of bf16, and between two widths on a line."""
+    rows = json.loads(RECORD.read_text())["rows"]
+    counted = {row[7] // 2: row[9] for row in rows if (row[0], row[1], row[3]) == ("sm_90", kernel, "bfloat16")}
+    narrow, wide = 2, 8
+    return counted[narrow] + (counted[wide] - counted[narrow]) * (columns - narrow) / (wide - narrow)
+
+
+def issued(p: Problem, kernel: str, chip: Chip) -> float:
+    """Return the microseconds in which all warps issue the instructions of a kernel that filters."""
+    how = tiles().from_table(kernel, p.C, 0, p.HW**2, torch.bfloat16)
+    strip = tiles().strip(how, p.HW, gcd(8, p.HW**2), False)
+    turns = ceil((p.HW + 1) / tiles().ROWS_AHEAD) * ceil(p.HW / (strip.pieces * strip.columns))
+    warps = p.B * ceil(p.C / strip.channels) * strip.channels * strip.pieces / 32
+    return warps * turns * turn(kernel, strip.columns) / (chip["issue"] * chip.processors)
+
+
+def filtered(p: Problem, kernel: str, moved: float, chip: Chip) -> float:
+    """Return the microseconds of a kernel that filters: of its bytes, or of its instructions."""
+    return max(moved / chip["memory"], issued(p, kernel, chip))
+
+
+def over_maps(p: Problem, chip: Chip) -> dict[str, float]:
+    """Return the microseconds of the launches over maps."""
+    found = min(1.0, chip["kept"] * chip.l2 / p.S)  # of what is read again, from the end
+    if p.op == "light_step" and p.forward:
+        return {
+            "pool": p.S / chip["memory"],
+            "filters": filtered(p, "light_step_filters", (1.5 - found) * p.S, chip),
+        }
+    if p.op == "light_step":
+        found = min(1.0, chip["kept"] * chip.l2 / (1.5 * p.S)) / 2  # of dout
+        return {
+            "tap sums": filtered(p, "light_step_tap_sums", 1.5 * p.S, chip),
+            "filters": filtered(p, "light_step_maps_bwd", (1.5 - found) * p.S, chip),
+            "parts": 2 * 4 * 20 * p.B * p.C / chip["cache"],  # of the filters' gradients, [B, 20 C], written and read
+        }
+    return {
+        "pool": (1 if p.forward else 2) * p.S / chip["memory"],
+        "rescale": (2 - found) * p.S / chip["memory"],
+    }
+
+
 def predicted(p: Problem, chip: Chip, which: int = LIKELY) -> tuple[float, Counter[str]]:
     """Return the microseconds of one pass, and how they are shared out."""
-    found = min(1.0, chip["kept"] * chip.l2 / p.S)  # of what is read again, from the end
-    reads = 1 if p.forward else 2
     in_cell, launches = cell(p, chip, which)
-    spent = Counter(
-        {
-            "pool": reads * p.S / chip["memory"],
-            "cell": in_cell,
-            "rescale": (2 - found) * p.S / chip["memory"],
-            "launches": (2 + launches) * chip["launch"],
-        }
-    )
+    of_maps = over_maps(p, chip)
+    spent = Counter({**of_maps, "cell": in_cell, "launches": (len(of_maps) + launches) * chip["launch"]})
     if not p.forward:
         spent["weights"] = simulate.weight_gradients(p, chip)
     return spent.total(), spent
@@ -118,7 +156,7 @@ def scan_then(p: Problem, chip: Chip, which: int) -> float:
     step = (32, min(max(16, 1 << (p.R - 1).bit_length()), most))
     how = tiles_of(p)._replace(into=step, out_of=step, product=(32, 16), samples=1 if p.C < 1024 else p.C // 512)
     of_step, (hoisted, *_) = products(p)
-    return chip["launch"] + alone(p.T, of_step, [hoisted], how, which)
+    return chip["launch"] + alone(p.T, p.T, of_step, [hoisted], how, which)
 
 
 def report_scans(chip: Chip) -> str:
@@ -126,11 +164,11 @@ def report_scans(chip: Chip) -> str:
     found = json.loads((simulate.RESULTS / "h100-80gb-hbm3" / "bench.json").read_text())["rows"]
     measured = {row["name"]: 1e3 * row["ms"]["scan/triton graph"] for row in found if row["dtype"] == "bf16"}
     lines = []
-    for shape in ROWS[:8]:
-        us, (p, _) = measured[str(shape)], layer_problems(shape)
+    for name, p in (row for row in simulate.problems() if row[1].op == "layer_update" and row[1].forward):
+        us = measured[name]
         worst, likely, best = (scan_then(p, chip, which) for which in range(3))
         span = f"{best:.0f}-{worst:.0f}"
-        lines.append((str(shape), f"{us:.0f}", f"{likely:.0f}", span, f"{likely / us:.2f}"))
+        lines.append((name, f"{us:.0f}", f"{likely:.0f}", span, f"{likely / us:.2f}"))
     return table(("scan", "measured, us", "model", "span", "model / measured"), lines)
 
 
@@ -140,18 +178,15 @@ HEADER = ("row", "pass", "before", "predicted", "span", "wanted", "where it goes
 def report(device: str, parts: str = "") -> str:
     then = simulate.measured_then("triton") if device == "h100" else {}
     lines = []
-    for shape in ROWS[:8]:
-        for p in layer_problems(shape):
-            if not simulate.holds(str(shape), parts):
-                continue
-            worst, likely, best = (predicted(p, Chip.of(device, which), which) for which in range(3))
-            largest = ", ".join(f"{k} {100 * v / likely[0]:.0f} %" for k, v in likely[1].most_common(3))
-            share = WANTED if p.S > LARGE else WANTED_OF_SMALL
-            wanted = moved(p) / Chip.of(device)["memory"] / share
-            before = then.get((str(shape), p.forward))
-            said = "" if before is None else f"{before:.0f}"
-            span = f"{best[0]:.0f}-{worst[0]:.0f}"
-            lines.append((str(shape), passed(p), said, f"{likely[0]:.0f}", span, f"{wanted:.0f}", largest))
+    for name, p in simulate.problems(parts):
+        worst, likely, best = (predicted(p, Chip.of(device, which), which) for which in range(3))
+        largest = ", ".join(f"{k} {100 * v / likely[0]:.0f} %" for k, v in likely[1].most_common(3))
+        share = SMALL_SHARE if p.op == "layer_update" and p.S <= LARGE else SHARES[p.op]
+        wanted = moved(p) / Chip.of(device)["memory"] / share
+        before = then.get((name, p.forward))
+        said = "" if before is None else f"{before:.0f}"
+        span = f"{best[0]:.0f}-{worst[0]:.0f}"
+        lines.append((name, passed(p), said, f"{likely[0]:.0f}", span, f"{wanted:.0f}", largest))
     return f"{device}, bf16, us: predicted, and what was measured of the kernels before\n{table(HEADER, lines)}"
 
 

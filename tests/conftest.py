@@ -20,7 +20,7 @@ if not torch.cuda.is_available():
     if importlib.util.find_spec("triton"):
         os.environ.setdefault("TRITON_INTERPRET", "1")
         # In the interpreter an operation costs the same for one element or a thousand. Some shapes exceed these tiles.
-        tiles = "samples=4,rows=16,columns=64,into=64x64,out_of=64x64,product=64x64"
+        tiles = "samples=4,rows=16,columns=64,into=64x64,out_of=64x64,product=64x64,window=1024"
         os.environ.setdefault("DLA_KERNELS_TRITON_TILES", tiles)
 
 from dla_kernels.backends import BACKENDS, INTERPRETED

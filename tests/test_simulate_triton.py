@@ -3,10 +3,9 @@
 import pytest
 
 from bench import simulate, simulate_triton
-from bench.simulate import Chip, layer_problems
-from bench.targets.gpu_inputs import ROWS
+from bench.simulate import Chip
 
-PROBLEMS = [(str(shape), p) for shape in ROWS[:8] for p in layer_problems(shape)]
+PROBLEMS = simulate.problems()
 H100 = Chip.of("h100")
 
 
@@ -20,14 +19,16 @@ def test_predictions_lie_between_the_best_and_the_worst_constants(device):
 def test_no_row_is_predicted_to_beat_the_memory():
     for name, p in PROBLEMS:
         us, spent = simulate_triton.predicted(p, H100)
-        assert us > (2 if p.forward else 3) * p.S / H100["memory"], name
+        least = (1.5 if p.forward else 2.5) if p.op == "light_step" else (2 if p.forward else 3)
+        assert us > least * p.S / H100["memory"], name
         assert us == pytest.approx(spent.total())
 
 
 def test_every_row_is_predicted_to_take_less_than_the_kernels_of_one_launch_took():
     then = simulate.measured_then("triton")
     for name, p in PROBLEMS:
-        assert simulate_triton.predicted(p, H100)[0] < then[name, p.forward], name
+        if (name, p.forward) in then:
+            assert simulate_triton.predicted(p, H100)[0] < then[name, p.forward], name
 
 
 def test_the_scans_that_were_measured_are_met_within_a_factor_of_two():
@@ -40,7 +41,7 @@ def test_the_scans_that_were_measured_are_met_within_a_factor_of_two():
 def test_the_tiles_are_those_of_the_kernels():
     tiles = pytest.importorskip("triton_ops.tiles")
     for _, p in PROBLEMS:
-        op = "layer_update" if p.forward else "layer_update_bwd"
+        op = p.op if p.forward else f"{p.op}_bwd"
         assert simulate_triton.tiles_of(p) == tiles.from_table(op, p.C, p.R, 0, simulate_triton.torch.bfloat16)
 
 

@@ -108,7 +108,8 @@ def test_no_tile_is_wider_than_what_a_program_takes(C, HW, monkeypatch):
     for op in ("gap", "rescale", "mix", "depthwise", "light_step"):
         for dtype in (torch.float32, torch.bfloat16, torch.float64):
             how = tiles.tiles(op, C, 0, HW, dtype)
-            widest = max(how.planar[0], how.interleaved[0], how.planar_window[0], how.interleaved_window[0])
+            strips = [tiles.strip(how, side, piece, piece == 4) for side in (1, 7, 56, 300) for piece in (1, 4)]
+            widest = max(how.planar[0], how.interleaved[0], *(strip.channels for strip in strips))
             assert widest <= how.piece
 
 
@@ -350,8 +351,8 @@ def test_tf32_is_used_only_where_the_user_allows_it():
 
 
 def test_tiles_are_taken_as_every_version_of_triton_takes_them():
-    """Triton 3.6 refuses a field of TILES in a shape, and one that is a tuple as an argument, unless it has been given
-    a name of its own; later versions, and the interpreter, do not mind."""
+    """Triton 3.6 refuses a field of TILES or STRIP in a shape, and one that is a tuple as an argument, unless it has
+    been given a name of its own; later versions, and the interpreter, do not mind."""
     table = tiles.tiles("gap", 64, 0, 64, torch.float32)._asdict()
     tuples = {name for name, value in table.items() if isinstance(value, tuple)}
     assert tuples
@@ -361,11 +362,11 @@ def test_tiles_are_taken_as_every_version_of_triton_takes_them():
             refused = {f.attr for f in fields if is_field(f)} & tuples
             if isinstance(node, ast.List):
                 refused |= {item.attr for item in node.elts if is_field(item)}
-            assert not refused, f"{path.name}, line {node.lineno}: give TILES.{min(refused)} a name, a tl.constexpr"
+            assert not refused, f"{path.name}, line {node.lineno}: give {min(refused)} a name, a tl.constexpr"
 
 
 def is_field(node):
-    return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "TILES"
+    return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("TILES", "STRIP")
 
 
 def test_no_text_goes_from_kernel_to_kernel_as_triton_3_6_takes_none():

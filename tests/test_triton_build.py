@@ -62,11 +62,15 @@ def test_a_kernel_that_streams_with_little_on_its_way_is_a_fault():
     assert triton_resources.faults([some._replace(widest=2, flight=10)]) == []
     assert triton_resources.faults([some._replace(widest=2, flight=9)])
     assert triton_resources.faults([some._replace(kernel="scan", widest=0, flight=0)]) == []
+    assert triton_resources.faults([some._replace(kernel="light_step_filters", flight=16)]) == []
+    assert triton_resources.faults([some._replace(kernel="light_step_filters", flight=15)])
 
 
 def test_every_kernel_that_streams_was_looked_into(resources):
     seen = {(r.target, r.kernel) for r in resources if r.flight}
-    assert seen == {(r.target, r.kernel) for r in resources if r.kernel in triton_resources.STREAMS}
+    assert seen == {
+        (r.target, r.kernel) for r in resources if r.kernel in triton_resources.STREAMS + triton_resources.FILTERS
+    }
 
 
 AMD = """
@@ -90,9 +94,9 @@ AMD = """
 
 
 def test_what_a_loop_of_an_amd_chip_asks_for_is_counted_round_its_end():
-    assert list(streams.amd_loops(AMD)) == [streams.Stream(widest=16, ahead=24)]
+    assert list(streams.amd_loops(AMD)) == [streams.Stream(widest=16, ahead=24, instructions=6)]
     waiting = AMD.replace("	global_load_dwordx2", "	s_waitcnt vmcnt(0)\n	global_load_dwordx2")
-    assert list(streams.amd_loops(waiting)) == [streams.Stream(widest=16, ahead=16)]
+    assert list(streams.amd_loops(waiting)) == [streams.Stream(widest=16, ahead=16, instructions=7)]
 
 
 def test_how_many_programs_a_processor_has_room_for():

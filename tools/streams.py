@@ -29,6 +29,7 @@ class Stream(NamedTuple):
 
     widest: int  # bytes of its widest load
     ahead: int  # bytes asked for before the first is used
+    instructions: int
 
 
 def nvidia_loops(cubin: bytes) -> Iterator[Stream]:
@@ -42,7 +43,7 @@ def nvidia_loops(cubin: bytes) -> Iterator[Stream]:
         for loop in innermost(loops):
             body = function.instructions[loop[0] : loop[-1] + 1]
             if any(map(machine_code.is_load, body)):
-                yield Stream(machine_code.widest(body), machine_code.bytes_ahead(body))
+                yield Stream(machine_code.widest(body), machine_code.bytes_ahead(body), len(body))
 
 
 def amd_loops(assembly: str) -> Iterator[Stream]:
@@ -58,7 +59,8 @@ def amd_loops(assembly: str) -> Iterator[Stream]:
     for name in inner:
         widths = [BYTES.get(load[1], 2) for line in bodies[name] if (load := AMD_LOAD.search(line))]
         if widths:
-            yield Stream(max(widths), longest_run(bodies[name]))
+            instructions = sum(re.match(r"\s+[a-z]", line) is not None for line in bodies[name])
+            yield Stream(max(widths), longest_run(bodies[name]), instructions)
 
 
 def longest_run(body: list[str]) -> int:
@@ -84,11 +86,12 @@ def programs_at_once(registers: int, threads: int, shared: int, of_chip: tuple[i
     return min(all_registers // (of_thread * threads), most_threads // threads, most_shared // max(shared, 1))
 
 
-def measure(compiled: Any, registers: int, lanes: int, most_shared: int) -> tuple[int, int]:
+def measure(compiled: Any, registers: int, lanes: int, most_shared: int) -> tuple[int, int, int]:
     """Return the bytes of the widest load of a compiled kernel's loops over maps, and the KB on their way on a
-    processor; each the least of all loops."""
+    processor, each the least of all loops; and the instructions of a turn of each, together."""
     amd = "amdgcn" in compiled.asm
     found = list(amd_loops(compiled.asm["amdgcn"]) if amd else nvidia_loops(compiled.asm["cubin"]))
     threads = compiled.metadata.num_warps * lanes
     programs = programs_at_once(registers, threads, compiled.metadata.shared, AMD if amd else NVIDIA, most_shared)
-    return min(loop.widest for loop in found), min(loop.ahead for loop in found) * threads * programs >> 10
+    flight = min(loop.ahead for loop in found) * threads * programs >> 10
+    return min(loop.widest for loop in found), flight, sum(loop.instructions for loop in found)

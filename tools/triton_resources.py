@@ -45,9 +45,13 @@ SHAPES = ((12, 256, 64, 8, True), (3, 2048, 102, 7, False), (6, 1024, 51, 14, Fa
 
 
 # Kernels that do nothing but stream maps, and the KB that a processor must have on their way; less, for each byte of an
-# element, where planes are so odd that elements are read one by one. fp64 is for checking.
+# access, where planes or rows are so odd that few elements or one are read at a time. fp64 is for checking.
 STREAMS = ("gap", "rescale", "rescale_bwd", "gate_gradient")
 IN_FLIGHT, IN_FLIGHT_ODD = 32, 5
+# The same of those that put maps under filters, which have more to do for an element. On AMD each row is waited for by
+# itself, and its pieces are half as long.
+FILTERS = ("depthwise", "depthwise_bwd", "light_step_filters", "light_step_tap_sums", "light_step_maps_bwd")
+FILTERED = {"cuda": (16, 3), "hip": (8, 1)}
 
 
 class Work(NamedTuple):
@@ -68,6 +72,7 @@ class Resources(NamedTuple):
     shared: int  # bytes
     widest: int = 0  # bytes of an access to a map, of kernels that stream
     flight: int = 0  # KB on their way on a processor
+    turn: int = 0  # instructions of a turn of all its loops over maps
 
 
 def todo(cells: str) -> Iterator[Work]:
@@ -80,6 +85,9 @@ def todo(cells: str) -> Iterator[Work]:
             else:
                 for i, cell in enumerate(KINDS):
                     yield Work(target, op, cell, dtypes[(i + number) % len(dtypes)], (i + 2 * number) % len(SHAPES))
+                if op == "light_step":  # rows of all widths
+                    for shape in range(len(SHAPES)):
+                        yield Work(target, op, KINDS[0], "bfloat16", shape)
                 if op in ("layer_update", "light_step"):  # where all programs share out each phase
                     for cell in KINDS[:2]:
                         yield Work(target, op, cell, dtypes[number % 2], WIDEST)
@@ -147,7 +155,7 @@ def compile_op(work: Work) -> list[Resources]:
         name = kernel.fn.__name__.removesuffix("_kernel")
         used = usage(compiled)
         _, _, lanes, shared = TARGETS[work.target]
-        streamed = streams.measure(compiled, used[0], lanes, shared) if name in STREAMS else ()
+        streamed = streams.measure(compiled, used[0], lanes, shared) if name in STREAMS + FILTERS else ()
         found.append(Resources(work.target, name, work.cell, work.dtype, *used, *streamed))
 
     launch.launch = compile_instead
@@ -260,7 +268,9 @@ def section(record: Record) -> str:
     lines += [
         "",
         "KB on their way on a processor, which loops that stream maps have asked for before they use the first of it,",
-        "and the bytes of an access, at each of the shapes; elements of 7x7 planes are read one by one.",
+        "the bytes of an access, and the instructions of a turn of all loops, at each of the shapes; elements of 7x7",
+        "planes are read one by one. A turn under a filter is two rows of as many columns as an access reads, of",
+        "interleaved maps two pixels of four channels.",
         "",
         "| kernel | dtype | " + " | ".join(TARGETS) + " |",
         "|---|---|" + "---|" * len(TARGETS),
@@ -269,8 +279,8 @@ def section(record: Record) -> str:
         cells = []
         for target in TARGETS:
             some = [r for r in record.rows if (r.kernel, r.dtype, r.target) == (kernel, dtype, target)]
-            least = sorted({(r.flight, r.widest) for r in some})
-            cells.append("; ".join(f"{flight}, {widest}" for flight, widest in least))
+            counted = sorted({(r.flight, r.widest, r.turn) for r in some})
+            cells.append("; ".join(", ".join(map(str, numbers)) for numbers in counted))
         lines.append(f"| {kernel} | {dtype} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -281,9 +291,10 @@ def faults(found: list[Resources]) -> list[Resources]:
 
 
 def starves(r: Resources) -> bool:
-    if r.kernel not in STREAMS or r.dtype == "float64":
+    if r.kernel not in STREAMS + FILTERS or r.dtype == "float64":
         return False
-    return r.flight < (IN_FLIGHT_ODD * r.widest if r.widest <= 4 else IN_FLIGHT)
+    even, odd = (IN_FLIGHT, IN_FLIGHT_ODD) if r.kernel in STREAMS else FILTERED[TARGETS[r.target][0]]
+    return r.flight < (odd * r.widest if r.widest <= 4 else even)
 
 
 def main() -> None:

@@ -35,6 +35,14 @@ class NoCell:
 
     c_of = h_of
 
+    def tensors(self, states: Sequence[Tensor], dstates: Sequence[Tensor] | None = None) -> dict[str, Any]:
+        """Return the cell's tensors by the names that kernels have for them, with gradients of the states if given."""
+        found = {"h0": self.h0, "c0": self.c0, "w": self.weights}
+        found |= {"states_h": self.h_of(states), "states_c": self.c_of(states)}
+        if dstates is not None:
+            found |= {"dstates_h": self.h_of(dstates), "dstates_c": self.c_of(dstates)}
+        return found
+
     def empty(self, *shape: int) -> Tensor:
         """Return an uninitialized tensor of the dtype of sums over what was given."""
         return self.like.new_empty(shape, dtype=self.dtype)

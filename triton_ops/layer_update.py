@@ -99,11 +99,7 @@ def _forward(x: MapList, out: MapList, states: list[Tensor], call: CellCall) -> 
             layer_update_kernel,
             y=y,
             d=d,
-            states_h=call.h_of(states),
-            states_c=call.c_of(states),
-            h0=call.h0,
-            c0=call.c0,
-            w=call.weights,
+            **call.tensors(states),
             s=call.scratch(),
         )
     scale_maps(x, out, d)
@@ -168,13 +164,7 @@ def layer_update_bwd(
             d=d,
             dd=dd,
             dy=dy,
-            states_h=call.h_of(states),
-            states_c=call.c_of(states),
-            dstates_h=call.h_of(dstates),
-            dstates_c=call.c_of(dstates),
-            h0=call.h0,
-            c0=call.c0,
-            w=call.weights,
+            **call.tensors(states, dstates),
             f=f,
             **gradients.counters,
         )

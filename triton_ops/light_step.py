@@ -22,21 +22,19 @@ from .cell_call import CellCall, NoCell, from_row
 from .checks import check_filters, check_light_maps, check_like_maps, check_tensor, require
 from .gap import means
 from .heads import channel_gates, channel_gates_bwd
-from .launch import pieces_of, run
 from .light_step_maps import (
     Filters,
     light_step_filters_kernel,
     light_step_maps_bwd_kernel,
     light_step_tap_sums_kernel,
 )
-from .maps import ELEMENT, MapList, row_of, table
+from .maps import MapList, row_of
 from .moments import Moments
 from .operator import operator
 from .recurrence import hoist, load_start, refresh_layers, scan_layers
 from .recurrence_bwd import begin, finish, keep_start, refresh_bwd_layers, scan_bwd_layers
-from .stencil import MIDDLE
+from .stencil import MIDDLE, over_strips
 from .sums import sum_samples
-from .tiles import Tiles
 from .weight_gradients import NO_COUNTERS, WeightGradients, clear
 
 
@@ -243,15 +241,6 @@ class Step:
         attention = {"K": filters[0].numel(), "HEADS": heads, "SCALE": (C // heads) ** -0.5}
         self.of_cell = {"f": self.given, **attention, "MAPS": len(maps)}
 
-    def over_maps(self, op: str, kernel: Any, lists: tuple[MapList, ...], **args: Tensor | None) -> Tiles:
-        """Launch a kernel over pieces of the maps of a layer, and return its tiles."""
-        B, C, _, W = self.like.shape
-        maps, piece = table(*lists)
-        how, programs = pieces_of(op, self.x)
-        of_maps = {"ELEMENT": ELEMENT[self.like.dtype], "PIECE": piece, "INTERLEAVED": self.x.interleaved[0]}
-        run(kernel, programs, self.like, how, table=maps, W=W, f=self.given, **args, B=B, C=C, **of_maps, TILES=how)
-        return how
-
     def refreshed(self) -> Tensor | None:
         """Return room for d, None where there is none."""
         return self.call.empty(self.call.B, self.call.C) if self.call.cell and len(self.maps.held) > 1 else None
@@ -282,16 +271,14 @@ def light_step(
         y=y,
         gate=gate,
         d=d,
-        states_h=step.gates.h_of(states),
-        states_c=step.gates.c_of(states),
-        h0=step.gates.h0,
-        c0=step.gates.c0,
-        w=step.gates.weights,
+        **step.gates.tensors(states),
         s=scratch,
         of_refresh=of_refresh,
     )
     lists = step.maps, o
-    how = step.over_maps("light_step_filters", light_step_filters_kernel, lists, gate=gate, d=d, planes=of_o.planes)
+    how = over_strips(
+        "light_step_filters", light_step_filters_kernel, lists, f=step.given, gate=gate, d=d, planes=of_o.planes
+    )  # fmt: skip
     return o.as_given(step.x)[0], states, y, of_o.compute(how)
 
 
@@ -319,8 +306,9 @@ def light_step_bwd(
     for unused in dfilters[len(used) :]:
         unused.zero_()
     work = _work(step, sum(f.numel() for f in used))
-    step.over_maps(
-        "light_step_tap_sums", light_step_tap_sums_kernel, (step.maps, grads), on_x=work.on_x, on_o=work.on_o
+    lists = step.maps, grads
+    over_strips(
+        "light_step_tap_sums", light_step_tap_sums_kernel, lists, f=step.given, on_x=work.on_x, on_o=work.on_o
     )  # fmt: skip
     factors = of_scan = gradients = None
     dy = torch.zeros_like(y) if call.cell is None else torch.empty_like(y)
@@ -349,19 +337,13 @@ def light_step_bwd(
         dy=dy,
         work=work,
         P=work.parts.shape[1],
-        states_h=step.gates.h_of(states),
-        states_c=step.gates.c_of(states),
-        dstates_h=step.gates.h_of(dstates),
-        dstates_c=step.gates.c_of(dstates),
-        h0=step.gates.h0,
-        c0=step.gates.c0,
-        w=step.gates.weights,
+        **step.gates.tensors(states, dstates),
         factors=factors,
         of_scan=of_scan,
         **counters,
     )
     of_sample = {"gate": work.gate, "d": work.d, "dy": dy}
-    step.over_maps("light_step_maps_bwd", light_step_maps_bwd_kernel, (grads, dmaps), **of_sample)
+    over_strips("light_step_maps_bwd", light_step_maps_bwd_kernel, (grads, dmaps), f=step.given, **of_sample)
     sum_samples(work.parts, used, call.tiles)
     if gradients:
         dweights = gradients.compute()

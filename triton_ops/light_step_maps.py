@@ -10,9 +10,9 @@ import triton
 import triton.language as tl
 
 from .launch import maps_of_program
-from .maps import map_of, pixels_of, row_of, tile_of
-from .moments import observe, store_plane
-from .stencil import MIDDLE, convolve, convolved, correlate, taps_of
+from .maps import map_of, pixels_of, row_of
+from .moments import store_plane, taken_by_lanes
+from .stencil import MOMENTS, NOTHING, convolve, correlate, taps_of
 
 
 class Filters(NamedTuple):
@@ -39,113 +39,100 @@ def taps_on_o(f, d, row, c, C, FLIPPED: tl.constexpr):
     return taps_of(f.e, tl.load(f.lam + c, c < C, 0.0), middle, c, C, FLIPPED)
 
 
-@triton.jit(do_not_specialize=["W", "B"])
+@triton.jit(do_not_specialize=["B", "W"])
 def light_step_filters_kernel(
     table,  # maps.Table: first x, and o_prev where there is one, then o, written; all [B, C, H, W]
-    W,
     f,  # Filters
     gate,  # [B, C]
     d,  # [B, C]; None without a cell, or without o_prev
     planes,  # [2, B, C] written, for the moments; None where they are not wanted
     B,
     C,
+    W,
     ELEMENT: tl.constexpr,  # dtype of the maps
     PIECE: tl.constexpr,  # neighbouring elements that may be read at once
     INTERLEAVED: tl.constexpr,  # or planar, all maps alike
+    STRIP: tl.constexpr,  # stencil.Strip
     TILES: tl.constexpr,  # tiles.Tiles
 ):
-    TILE: tl.constexpr = TILES.interleaved_window if INTERLEAVED else TILES.planar_window
-    CHANNELS: tl.constexpr = TILE[0]
-    PIXELS: tl.constexpr = TILE[1]
-    BEFORE: tl.constexpr = len(table.maps[0].address) > 1
-    A: tl.constexpr = gate.dtype.element_ty
+    KEPT: tl.constexpr = NOTHING if planes is None else MOMENTS
     _, b, begin, end = maps_of_program(B, C, TILES, BACKWARDS=True)
     HW = pixels_of(table, PIECE, INTERLEAVED)
-    x, x_stride = map_of(table.maps[0], 0, b, ELEMENT, PIECE)
-    o, o_stride = map_of(table.maps[1], 0, b, ELEMENT, PIECE)
-    if BEFORE:
-        before, before_stride = map_of(table.maps[0], 1, b, ELEMENT, PIECE)
+    size = (C, HW // W, W)
     row = row_of(0, b, B, C)
-    for c0 in range(begin, end, CHANNELS):
-        c = c0 + tl.arange(0, CHANNELS)
-        on_x = taps_on_x(f, gate, row, c, C, False)
-        if BEFORE:
-            on_o = taps_on_o(f, d, row, c, C, False)
-        mean, m2 = tl.zeros([CHANNELS, PIXELS], A), tl.zeros([CHANNELS, PIXELS], A)
-        for p0 in range(0, HW, PIXELS):
-            p = p0 + tl.arange(0, PIXELS)
-            there = (c < C)[:, None] & (p < HW)[None, :]
-            sums = convolved(x, x_stride, None, on_x, c, p, C, W, HW, INTERLEAVED)
-            if BEFORE:
-                sums += convolved(before, before_stride, None, on_o, c, p, C, W, HW, INTERLEAVED)
-            new = sums.to(ELEMENT)
-            tl.store(tile_of(o, o_stride, c, p, INTERLEAVED), new, there)
-            if planes is not None:
-                mean, m2 = observe(mean, m2, new.to(A), there, p0 // PIXELS + 1)
+    o = map_of(table.maps[1], 0, b, ELEMENT, PIECE)
+    for c0 in range(begin, end, STRIP.channels):
+        c = c0 + tl.arange(0, STRIP.channels)
+        maps = (map_of(table.maps[0], 0, b, ELEMENT, PIECE),)
+        taps = (taps_on_x(f, gate, row, c, C, False),)
+        if len(table.maps[0].address) > 1:
+            maps += (map_of(table.maps[0], 1, b, ELEMENT, PIECE),)
+            taps += (taps_on_o(f, d, row, c, C, False),)
+        mean, m2 = convolve(maps, None, taps, o, None, size, c, KEPT, INTERLEAVED, STRIP)
         if planes is not None:
-            store_plane(planes, mean, m2, c, b, B, C, HW)
+            count = size[1] * taken_by_lanes(W, STRIP.pieces * STRIP.columns)
+            store_plane(planes, mean, m2, count, c, b, B, C, HW)
 
 
-@triton.jit(do_not_specialize=["W", "B"])
+@triton.jit(do_not_specialize=["B", "W"])
 def light_step_tap_sums_kernel(
     table,  # maps.Table: x and perhaps o_prev, then dout; all [B, C, H, W]
-    W,
     f,  # Filters
     on_x,  # [B, C, 9] written: the gradients of each sample's filters
     on_o,  # [B, C, 9] written, the middle tap alone if there is no e; None without o_prev
     B,
     C,
+    W,
     ELEMENT: tl.constexpr,  # dtype of the maps
     PIECE: tl.constexpr,  # neighbouring elements that may be read at once
     INTERLEAVED: tl.constexpr,  # or planar, all maps alike
+    STRIP: tl.constexpr,  # stencil.Strip
     TILES: tl.constexpr,  # tiles.Tiles
 ):
-    TILE: tl.constexpr = TILES.interleaved_window if INTERLEAVED else TILES.planar_window
-    FIRST: tl.constexpr = MIDDLE if f.e is None else 0
-    END: tl.constexpr = MIDDLE + 1 if f.e is None else 9
+    TAPS: tl.constexpr = 1 if f.e is None else 9
     _, b, begin, end = maps_of_program(B, C, TILES)
-    HW = pixels_of(table, PIECE, INTERLEAVED)
-    dout, dout_stride = map_of(table.maps[1], 0, b, ELEMENT, PIECE)
-    x, x_stride = map_of(table.maps[0], 0, b, ELEMENT, PIECE)
-    on_x += row_of(0, b, B, C) * 9
-    for c0 in range(begin, end, TILE[0]):
-        c = c0 + tl.arange(0, TILE[0])
-        correlate(on_x, dout, dout_stride, None, x, x_stride, c, C, W, HW, 0, 9, INTERLEAVED, TILE[1])
+    size = (C, pixels_of(table, PIECE, INTERLEAVED) // W, W)
+    row = row_of(0, b, B, C) * 9
+    dout = map_of(table.maps[1], 0, b, ELEMENT, PIECE)
+    x = map_of(table.maps[0], 0, b, ELEMENT, PIECE)
+    for c0 in range(begin, end, STRIP.channels):
+        c = c0 + tl.arange(0, STRIP.channels)
+        correlate(on_x + row, dout, None, x, size, c, 9, INTERLEAVED, STRIP)
         if on_o is not None:
-            before, stride = map_of(table.maps[0], 1, b, ELEMENT, PIECE)
-            to = on_o + row_of(0, b, B, C) * 9
-            correlate(to, dout, dout_stride, None, before, stride, c, C, W, HW, FIRST, END, INTERLEAVED, TILE[1])
+            before = map_of(table.maps[0], 1, b, ELEMENT, PIECE)
+            correlate(on_o + row, dout, None, before, size, c, TAPS, INTERLEAVED, STRIP)
 
 
-@triton.jit(do_not_specialize=["W", "B"])
+@triton.jit(do_not_specialize=["B", "W"])
 def light_step_maps_bwd_kernel(
     table,  # maps.Table: dout, then the gradients of x and perhaps of o_prev, written; all [B, C, H, W]
-    W,
     f,  # Filters
     gate,  # [B, C]
     d,  # [B, C]; None without a cell, or without o_prev
     dy,  # [MAPS, B, C] the gradients of the means, of o_prev and then of x
     B,
     C,
+    W,
     ELEMENT: tl.constexpr,  # dtype of the maps
     PIECE: tl.constexpr,  # neighbouring elements that may be read at once
     INTERLEAVED: tl.constexpr,  # or planar, all maps alike
+    STRIP: tl.constexpr,  # stencil.Strip
     TILES: tl.constexpr,  # tiles.Tiles
 ):
-    TILE: tl.constexpr = TILES.interleaved_window if INTERLEAVED else TILES.planar_window
     MAPS: tl.constexpr = len(table.maps[1].address)
     _, b, begin, end = maps_of_program(B, C, TILES, BACKWARDS=True)
     HW = pixels_of(table, PIECE, INTERLEAVED)
-    dout, dout_stride = map_of(table.maps[0], 0, b, ELEMENT, PIECE)
-    dx, stride = map_of(table.maps[1], 0, b, ELEMENT, PIECE)
+    size = (C, HW // W, W)
+    dout = (map_of(table.maps[0], 0, b, ELEMENT, PIECE),)
+    dx = map_of(table.maps[1], 0, b, ELEMENT, PIECE)
     row = row_of(0, b, B, C)
-    for c0 in range(begin, end, TILE[0]):
-        c = c0 + tl.arange(0, TILE[0])
-        taps = taps_on_x(f, gate, row, c, C, True)
+    for c0 in range(begin, end, STRIP.channels):
+        c = c0 + tl.arange(0, STRIP.channels)
+        taps = (taps_on_x(f, gate, row, c, C, True),)
         shift = tl.load(dy + row_of(MAPS - 1, b, B, C) + c, c < C, 0.0) / HW
-        convolve(dout, dout_stride, None, dx, stride, shift, taps, c, C, W, HW, INTERLEAVED, TILE[1])
+        convolve(dout, None, taps, dx, shift, size, c, NOTHING, INTERLEAVED, STRIP)
         if MAPS > 1:
-            dbefore, stride_before = map_of(table.maps[1], 1, b, ELEMENT, PIECE)
-            taps = taps_on_o(f, d, row, c, C, True)
+            dbefore = map_of(table.maps[1], 1, b, ELEMENT, PIECE)
+            taps = (taps_on_o(f, d, row, c, C, True),)
             shift = tl.load(dy + row + c, c < C, 0.0) / HW
-            convolve(dout, dout_stride, None, dbefore, stride_before, shift, taps, c, C, W, HW, INTERLEAVED, TILE[1])
+            convolve(dout, None, taps, dbefore, shift, size, c, NOTHING, INTERLEAVED, STRIP)

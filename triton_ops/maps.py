@@ -157,10 +157,10 @@ def like_given(new: Tensor, x: Tensor) -> Tensor:
     return torch.empty_like(x).copy_(new)
 
 
-def table(*lists: MapList, room: int = 1) -> tuple[Table, int]:
-    """Return what a kernel is told of these lists, with room for a multiple of so many maps, and the length of a
-    piece."""
-    piece = reduce(gcd, (maps.largest_piece() for maps in lists))
+def table(*lists: MapList, room: int = 1, most: int = 16) -> tuple[Table, int]:
+    """Return what a kernel is told of these lists, with room for a multiple of so many maps, and the length of a piece,
+    `most` elements at most."""
+    piece = reduce(gcd, (maps.largest_piece() for maps in lists), most)
     first = lists[0]
     planes = tuple(tagged(2 * x.shape[2] * x.shape[3] + last) for x, last in zip(first.held, first.interleaved))
     return Table(of_all(planes, room), tuple(maps.words(piece, room) for maps in lists)), piece

@@ -9,7 +9,7 @@ from torch import Tensor
 from .checks import check_gates, check_like_maps, check_maps, require
 from .launch import maps_of_program, pieces_of, run
 from .maps import ELEMENT, MapList, map_of, pixels_of, row_of, table, tile_of
-from .moments import Moments, observe, store_plane
+from .moments import Moments, observe, store_plane, taken_by_lanes
 from .operator import operator
 
 
@@ -49,7 +49,7 @@ def mix_kernel(
             if planes is not None:
                 mean, m2 = observe(mean, m2, new.to(A), there, p0 // PIXELS + 1)
         if planes is not None:
-            store_plane(planes, mean, m2, c, b, B, C, HW)
+            store_plane(planes, mean, m2, taken_by_lanes(HW, PIXELS), c, b, B, C, HW)
 
 
 @triton.jit(do_not_specialize=["M", "B"])

@@ -13,19 +13,24 @@ from .tiles import Tiles
 
 @triton.jit
 def observe(mean, m2, o, there, n):
-    """Return mean and m2, the sum of squares around it, of each lane, now with o [c, p], the n-th value of those that
-    are there."""
+    """Return mean and m2, the sum of squares around it, of each lane, now with o, the n-th value of those that are
+    there."""
     away = tl.where(there, o - mean, 0.0)
     mean += away * (1.0 / tl.cast(n, o.dtype))
     return mean, m2 + away * (o - mean)
 
 
 @triton.jit
-def store_plane(planes, mean, m2, c, b, B, C, HW):
-    """Fill planes[:, b, c] with mean and m2 of channels c, from lanes [c, p] that each saw every PIXELSth of HW
+def taken_by_lanes(length, LANES: tl.constexpr):
+    """Return how many of so many each lane takes, if they take turns: [lane]."""
+    return (length - tl.arange(0, LANES) + LANES - 1) // LANES
+
+
+@triton.jit
+def store_plane(planes, mean, m2, count, c, b, B, C, HW):
+    """Fill planes[:, b, c] with mean and m2 of channels c, from lanes [c, lane] that each saw `count` [lane] of HW
     pixels."""
-    PIXELS: tl.constexpr = mean.shape[1]
-    count = ((HW - tl.arange(0, PIXELS) + PIXELS - 1) // PIXELS).to(mean.dtype)[None, :]
+    count = count.to(mean.dtype)[None, :]
     total = tl.sum(mean * count, 1) / HW
     away = mean - total[:, None]
     mean_at = planes + tl.cast(b, tl.int64) * C + c

@@ -227,8 +227,7 @@ def forward(call: CellCall, y: Tensor, states: list[Tensor], *, scanned: int, re
     """Run the cell over the first rows of y and fill states; return d of the last rows, from the state after that."""
     s, rows = call.scratch(), y.shape[0]
     d = call.empty(refreshed, call.B, call.C) if refreshed else None
-    given = {"y": y, "d": d, "states_h": call.h_of(states), "states_c": call.c_of(states)}
-    phases = Phases(forward_phase_kernel, call, **given, h0=call.h0, c0=call.c0, w=call.weights)
+    phases = Phases(forward_phase_kernel, call, y=y, d=d, **call.tensors(states))
     phases.run("start", s=s)
     phases.run(*hoisted(call), layers=rows, s=s)
     step = ("out of",) if call.projection == "dense" else ("into", "out of")
@@ -250,9 +249,8 @@ def backward(
     rows, T = y.shape[0], max(scanned, refreshed)
     dy = torch.empty_like(y)
     both = rows == T and scanned > 0 and refreshed > 0
-    given = {"y": y, "d": d, "dd": dd, "dy": dy, "states_h": call.h_of(states), "states_c": call.c_of(states)}
-    given |= {"dstates_h": call.h_of(dstates), "dstates_c": call.c_of(dstates), "h0": call.h0, "c0": call.c0}
-    given |= {"h_last": h_last, "c_last": c_last, "FIRST": 0 if refreshed else 1, "BOTH": both, "w": call.weights}
+    given = {"y": y, "d": d, "dd": dd, "dy": dy, "h_last": h_last, "c_last": c_last}
+    given |= {"FIRST": 0 if refreshed else 1, "BOTH": both} | call.tensors(states, dstates)
     phases = Phases(backward_phase_kernel, call, **given)
     phases.run("begin", T=scanned, f=f)
     phases.run(*hoisted(call), layers=rows, f=f)

@@ -81,11 +81,7 @@ def scan(y: Tensor, weights: list[Tensor], state: list[Tensor], rule: str) -> li
     call.run(
         scan_kernel,
         y=y,
-        states_h=call.h_of(states),
-        states_c=call.c_of(states),
-        h0=call.h0,
-        c0=call.c0,
-        w=call.weights,
+        **call.tensors(states),
         s=call.scratch(),
     )
     return states
@@ -109,14 +105,8 @@ def scan_bwd(
     call.run(
         scan_bwd_kernel,
         y=y,
-        states_h=call.h_of(states),
-        states_c=call.c_of(states),
-        dstates_h=call.h_of(dstates),
-        dstates_c=call.c_of(dstates),
-        h0=call.h0,
-        c0=call.c0,
+        **call.tensors(states, dstates),
         dy=dy,
-        w=call.weights,
         f=f,
         **gradients.counters,
     )

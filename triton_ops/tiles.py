@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from contextvars import ContextVar
-from math import prod
+from math import gcd, prod
 from typing import Any, NamedTuple
 
 import torch
@@ -26,8 +26,7 @@ class Tiles(NamedTuple):
     channels: int  # of the cell's rule at once
     planar: tuple[int, int]  # channels and pixels of a map whose pixels are neighbours in memory
     interleaved: tuple[int, int]  # and of one whose channels are
-    planar_window: tuple[int, int]  # the same of maps read nine times, once for each tap of a 3x3 filter
-    interleaved_window: tuple[int, int]
+    window: int  # pieces of a row of a map under a 3x3 filter, each what one access reads
     piece: int  # channels of a program, where programs share the channels of a sample
     abreast: bool  # whether programs share out each step of a tile's scan, in launches of its own: phases.py
     dots: bool  # whether products of 16 rows go to tl.dot; fp64 is summed without it
@@ -44,6 +43,28 @@ def power_of_two(n: int) -> int:
 def between(least: int, n: int, most: int) -> int:
     """Return n, or the bound that it is beyond."""
     return max(least, min(n, most))
+
+
+class Strip(NamedTuple):
+    """What a program has of a row of a map under a 3x3 filter. All sizes are powers of two."""
+
+    channels: int
+    pieces: int
+    columns: int  # of a piece: neighbours that one access reads
+
+
+ROWS_AHEAD = 2  # of a strip, which are asked for before the first is used
+CHANNELS_AT_ONCE = 4  # of an interleaved map, that a thread reads, each with taps of its own
+
+
+def strip(how: Tiles, W: int, piece: int, interleaved: bool) -> Strip:
+    """Return the strips of maps W wide, of which so many neighbouring elements may be read at once."""
+    if interleaved:
+        columns, pieces, at_once = 1, between(1, power_of_two(W), 8), how.window * piece
+    else:
+        columns, at_once = gcd(W, piece), how.window
+        pieces = between(1, power_of_two(W // columns), 32)
+    return Strip(between(1, at_once // pieces, how.piece), pieces, columns)
 
 
 # What tune.py found, where it was switched on, by what tiles() is asked; and what it is trying out.
@@ -75,7 +96,7 @@ def from_environment() -> dict[str, Any]:
     return {name: tuple(map(int, value.split("x"))) if "x" in value else int(value) for name, _, value in items}
 
 
-def tile_of(columns: int, terms: int, at_once: int) -> tuple[int, int]:
+def tile_of_weights(columns: int, terms: int, at_once: int) -> tuple[int, int]:
     """Return a tile of so many weights at most, of a product with so many columns, each a sum of so many terms."""
     inner = between(16, power_of_two(terms), min(256, at_once // 16))
     return between(16, power_of_two(columns), at_once // inner), inner
@@ -86,10 +107,8 @@ def from_table(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
     wide = dtype == torch.float64
     cell = op.removesuffix("_bwd") in ("scan", "refresh", "layer_update", "light_step")
     # Some loop reads two maps at once, or keeps the moments of what it writes.
-    much_at_hand = op in (
-        "mix", "mix_bwd", "norm_add", "norm_add_bwd", "light_step_filters", "light_step_tap_sums",
-        "light_step_maps_bwd",
-    )  # fmt: skip
+    much_at_hand = op in ("mix", "mix_bwd", "norm_add", "norm_add_bwd")
+    filters = op.removesuffix("_bwd") in ("depthwise", "light_step_filters", "light_step_tap_sums", "light_step_maps")
     # A tile of a map is 4 K elements, 16 a thread; half of that where odd planes need a pointer for each.
     odd = HW * dtype.itemsize % 8 != 0
     whole = 2048 if odd or wide else 4096
@@ -104,11 +123,11 @@ def from_table(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
     large = op in ("scan", "layer_update") and samples == 1 and not wide
     at_once = (4096 if wide else 16384 if large else 8192) // samples
     product = (16 if wide else 32 if abreast or large else 64, 16)
-    into = product if abreast else tile_of(R or C, C, at_once)
-    out_of = product if abreast else tile_of(4 * C, R or C, at_once)
+    into = product if abreast else tile_of_weights(R or C, C, at_once)
+    out_of = product if abreast else tile_of_weights(4 * C, R or C, at_once)
     if wide:
         warps = 8
-    elif abreast:
+    elif abreast or filters:
         warps = 4
     elif cell:
         warps = between(4, samples * max(prod(into), prod(out_of)) // 1024, 16)
@@ -128,9 +147,7 @@ def from_table(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
         channels=between(16, power_of_two(C), min(128 if wide else 256, 512 // samples)),
         planar=(whole // pixels, pixels),
         interleaved=(channels, whole // channels),
-        # A quarter: a thread holds nine taps of every channel it has, or nine sums of every element.
-        planar_window=(whole // pixels // 4, pixels),
-        interleaved_window=(channels, whole // channels // 4),
+        window=32 * warps,  # one for a thread, which holds nine taps of every channel that it has
         piece=piece,
         abreast=abreast,
         dots=not wide,
