@@ -81,3 +81,10 @@ def test_nan_and_inf_stay_in_their_channel(backend, size, value):
                 C = {"out[1]": 2, "d v": 0}.get(name, 1)  # the dimension of channels
                 for other in {0, 1, 2} - {channel}:
                     assert_same_bits(x.select(C, other), healthy[name].select(C, other), f"{name}, channel {other}")
+
+
+def test_parity_where_channels_of_single_pixels_lie_apart(backend):
+    """Gradients arrive side by side there, so that one of the two maps has its channels as neighbours."""
+    inputs = inputs_of("depthwise", Shape.parse("T1-B2-C9-HW1x1"), None, torch.float32, device=backend.device)
+    inputs["x"] = torch.randn(2, 18, 1, 1).to(backend.device)[:, ::2]
+    check_parity("depthwise", backend, inputs, longest_sum=9)

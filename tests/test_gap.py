@@ -23,6 +23,14 @@ def test_parity_where_samples_begin_off_and_on_a_vector(backend, C, dtype):
     check_parity("gap", backend, inputs_of("gap", shape, None, dtype, device=backend.device), shape.longest_sum)
 
 
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_parity_of_as_many_channels_as_pixels(backend, layout):
+    """The stride between pixels of the one is then that between channels of the other."""
+    shape = Shape.parse("T1-B1-C15-HW5x3")
+    inputs = inputs_of("gap", shape, None, torch.float32, layout=layout, device=backend.device)
+    check_parity("gap", backend, inputs, shape.longest_sum)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("layout", LAYOUT_NAMES)
 def test_parity_in_every_layout(backend, layout, dtype):
