@@ -128,6 +128,13 @@ def test_a_module_takes_every_layout_and_dtype(name):
     torch.testing.assert_close(half.double(), expected, rtol=0.1, atol=0.1)
 
 
+def test_the_filter_of_eca_is_summed_in_the_dtype_of_the_means():
+    module, x = ECA(C).bfloat16(), torch.randn(B, C, 4, 4, dtype=torch.bfloat16)
+    taps = module.taps.float()
+    gate = F.conv1d(x.float().mean((2, 3))[:, None], taps[None, None], padding=len(taps) // 2)[:, 0].sigmoid()
+    assert torch.equal(module(x), (x.float() * gate[:, :, None, None]).bfloat16())
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_a_plane_that_is_constant_has_finite_gradients(name):
     x = torch.ones(B, C, 4, 4, dtype=torch.float64, requires_grad=True)

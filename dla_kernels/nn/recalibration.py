@@ -17,11 +17,11 @@ from ..ops import gap, rescale
 from .leaf import leaf
 
 
-def bottleneck(channels: int, reduction: int) -> int:
-    """Return R = C // reduction, at least one."""
-    if not isinstance(reduction, int) or reduction < 1:
-        raise ValueError(f"reduction: expected an integer of at least 1, got {reduction!r}")
-    return max(1, channels // reduction)
+def check_odd(kernel_size: int) -> int:
+    """Return the width of a filter that has a middle."""
+    if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size: expected an odd integer, got {kernel_size!r}")
+    return kernel_size
 
 
 class Recalibration(nn.Module):
@@ -46,9 +46,9 @@ class Recalibration(nn.Module):
         if x.dim() != 4 or x.shape[1] != self.channels:
             raise ValueError(f"x: expected [B, {self.channels}, H, W], got {list(x.shape)}")
 
-    def _means(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the means of all planes, [B, C], in the dtype of the weights that they meet."""
-        return gap([x], backend=self.backend)[0].to(dtype)
+    def _means(self, x: Tensor) -> Tensor:
+        """Return the means of all planes, [B, C], in the dtype of sums."""
+        return gap([x], backend=self.backend)[0]
 
     def _scaled(self, x: Tensor, gate: Tensor) -> Tensor:
         return rescale([x], gate[None].to(accumulate_dtype(x.dtype)), backend=self.backend)[0]
@@ -57,7 +57,25 @@ class Recalibration(nn.Module):
         return str(self.channels)
 
 
-class SE(Recalibration):
+class Squeezing(Recalibration):
+    """The part of those whose gates are ``sig(W2 relu(W1 y))``, behind a bottleneck of R = C // reduction."""
+
+    def __init__(
+        self, channels: int, inputs: int, reduction: int, backend: BackendName | None, bias: bool = False
+    ) -> None:
+        super().__init__(channels, backend)
+        if not isinstance(reduction, int) or reduction < 1:
+            raise ValueError(f"reduction: expected an integer of at least 1, got {reduction!r}")
+        R = max(1, channels // reduction)
+        self.squeeze = nn.Linear(inputs, R, bias=bias)
+        self.excite = nn.Linear(R, channels, bias=bias)
+
+    def _excited(self, y: Tensor) -> Tensor:
+        """Return what the bottleneck makes of y [..., inputs], [..., C]."""
+        return self.excite(self.squeeze(y.to(self.squeeze.weight.dtype)).relu())
+
+
+class SE(Squeezing):
     """Squeeze and excitation: ``sig(W2 relu(W1 y))`` of the means y, behind a bottleneck of C // reduction.
 
     >>> SE(64)(torch.randn(8, 64, 16, 16)).shape
@@ -67,13 +85,10 @@ class SE(Recalibration):
     def __init__(
         self, channels: int, reduction: int = 16, backend: BackendName | None = None, *, bias: bool = False
     ) -> None:
-        super().__init__(channels, backend)
-        R = bottleneck(channels, reduction)
-        self.squeeze = nn.Linear(channels, R, bias=bias)
-        self.excite = nn.Linear(R, channels, bias=bias)
+        super().__init__(channels, channels, reduction, backend, bias)
 
     def gate(self, x: Tensor) -> Tensor:
-        return torch.sigmoid(self.excite(self.squeeze(self._means(x, self.squeeze.weight.dtype)).relu()))
+        return torch.sigmoid(self._excited(self._means(x)))
 
 
 class ECA(Recalibration):
@@ -82,10 +97,7 @@ class ECA(Recalibration):
 
     def __init__(self, channels: int, backend: BackendName | None = None, *, kernel_size: int | None = None) -> None:
         super().__init__(channels, backend)
-        taps = filter_width(channels) if kernel_size is None else kernel_size
-        if not isinstance(taps, int) or taps < 1 or taps % 2 == 0:
-            raise ValueError(f"kernel_size: expected an odd integer, got {kernel_size!r}")
-        self.taps = nn.Parameter(torch.empty(taps))
+        self.taps = nn.Parameter(torch.empty(filter_width(channels) if kernel_size is None else check_odd(kernel_size)))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -93,28 +105,24 @@ class ECA(Recalibration):
         nn.init.uniform_(self.taps, -(len(self.taps) ** -0.5), len(self.taps) ** -0.5)
 
     def gate(self, x: Tensor) -> Tensor:
-        y = self._means(x, self.taps.dtype)
-        return torch.sigmoid(F.conv1d(y[:, None], self.taps[None, None], padding=len(self.taps) // 2)[:, 0])
+        y = self._means(x)
+        taps = self.taps.to(y.dtype)[None, None]
+        return torch.sigmoid(F.conv1d(y[:, None], taps, padding=len(self.taps) // 2)[:, 0])
 
 
-class CBAM(Recalibration):
+class CBAM(Squeezing):
     """The convolutional block attention module: channels are scaled by ``sig(MLP(mean) + MLP(max))``, then pixels by
     ``sig`` of a filter over their mean and maximum over the channels."""
 
     def __init__(
         self, channels: int, reduction: int = 16, kernel_size: int = 7, backend: BackendName | None = None
     ) -> None:
-        super().__init__(channels, backend)
-        R = bottleneck(channels, reduction)
-        if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size: expected an odd integer, got {kernel_size!r}")
-        self.squeeze = nn.Linear(channels, R, bias=False)
-        self.excite = nn.Linear(R, channels, bias=False)
-        self.spatial = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        super().__init__(channels, channels, reduction, backend)
+        self.spatial = nn.Conv2d(2, 1, check_odd(kernel_size), padding=kernel_size // 2, bias=False)
 
     def gate(self, x: Tensor) -> Tensor:
-        both = torch.stack([self._means(x, self.squeeze.weight.dtype), x.amax((2, 3)).to(self.squeeze.weight.dtype)])
-        return torch.sigmoid(self.excite(self.squeeze(both).relu()).sum(0))
+        means = self._means(x)
+        return torch.sigmoid(self._excited(torch.stack([means, x.amax((2, 3)).to(means.dtype)])).sum(0))
 
     @leaf
     def forward(self, x: Tensor) -> Tensor:
@@ -136,26 +144,23 @@ class SRM(Recalibration):
         self.bn = nn.BatchNorm1d(channels)
 
     def gate(self, x: Tensor) -> Tensor:
-        mean = self._means(x, self.weight.dtype)
+        mean = self._means(x).to(self.weight.dtype)
         std = (x.to(accumulate_dtype(x.dtype)).var((2, 3), correction=0) + self.eps).sqrt().to(self.weight.dtype)
         return torch.sigmoid(self.bn(mean * self.weight[:, 0] + std * self.weight[:, 1]))
 
 
-class SPA(Recalibration):
+class SPA(Squeezing):
     """Spatial pyramid attention: ``sig(W2 relu(W1 y))``, y being means of the map cut into 1, 2 and 4 pieces a side,
     21 C numbers."""
 
     SIDES = (1, 2, 4)
 
     def __init__(self, channels: int, reduction: int = 16, backend: BackendName | None = None) -> None:
-        super().__init__(channels, backend)
-        R = bottleneck(channels, reduction)
-        self.squeeze = nn.Linear(channels * sum(side**2 for side in self.SIDES), R, bias=False)
-        self.excite = nn.Linear(R, channels, bias=False)
+        super().__init__(channels, channels * sum(side**2 for side in self.SIDES), reduction, backend)
 
     def gate(self, x: Tensor) -> Tensor:
         pooled = [F.adaptive_avg_pool2d(x, side).flatten(1) for side in self.SIDES]
-        return torch.sigmoid(self.excite(self.squeeze(torch.cat(pooled, 1).to(self.squeeze.weight.dtype)).relu()))
+        return torch.sigmoid(self._excited(torch.cat(pooled, 1)))
 
 
 class SGE(Recalibration):
@@ -174,7 +179,7 @@ class SGE(Recalibration):
 
     def gate(self, x: Tensor) -> Tensor:
         """Return the gates of groups and pixels [B, groups, H, W]."""
-        means = self._means(x, accumulate_dtype(x.dtype))
+        means = self._means(x)
         g = (x * means[:, :, None, None]).unflatten(1, (self.groups, -1)).sum(2)
         std, mean = torch.std_mean(g, (2, 3), correction=0, keepdim=True)
         return torch.sigmoid(self.gamma[:, None, None] * ((g - mean) / (std + self.eps)) + self.beta[:, None, None])
