@@ -129,6 +129,13 @@ def any_backend(request):
     return request.param
 
 
+@pytest.fixture
+def set_threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)

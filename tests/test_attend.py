@@ -51,13 +51,14 @@ def test_large_scores_do_not_overflow(backend):
     assert ours[0].isfinite().all()
 
 
-@pytest.mark.parametrize("wrong", ["tensor", "one", "rows", "d"])
+@pytest.mark.parametrize("wrong", ["tensor", "one", "iterator", "rows", "d"])
 def test_errors_say_what_was_expected_and_what_came(wrong):
     inputs = inputs_of(OP, Shape.parse("T2-B2-C6-HW1x1"), None, torch.float32)
     keys, scale, d = inputs["past"]
     past, words = {
         "tensor": (keys, "past: expected .*, got Tensor"),
         "one": ((keys,), "past: expected .*, got 1 tensors"),
+        "iterator": (iter(()), r"past: expected \(\), \(keys, scale\) or \(keys, scale, d\), got tuple_iterator"),
         "rows": ((keys, scale[:1]), r"past\[1\]: expected \[2, 2, 6\], got \[1, 2, 6\]"),
         "d": ((keys, scale, d[:2]), r"past\[2\]: expected \[4, 2, 6\], got \[2, 2, 6\]"),
     }[wrong]

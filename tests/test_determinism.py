@@ -39,13 +39,6 @@ BATCH = Shape.parse("T3-B9-C65-R21-HW5x3,8x8,1x1")
 LARGE_MAPS = Shape.parse("T2-B9-C65-R21-HW66x64")
 
 
-@pytest.fixture
-def set_threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def complete_outcome(op, backend, inputs, cotangents, cell):
     return outcome(getattr(dla, op), inputs, cotangents, backend=backend.name, **options_of(op, cell))
 

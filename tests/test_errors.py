@@ -319,15 +319,6 @@ def test_heads_are_a_whole_divisor_of_the_channels(heads):
         dla.attend(torch.ones(2, 6), taps, taps, heads=heads)
 
 
-@pytest.mark.parametrize(
-    "past", [torch.ones(2, 1, 2, 6), iter(()), [torch.ones(1, 2, 6)]], ids=["tensor", "iterator", "one"]
-)
-def test_past_is_a_sequence_of_none_two_or_three(past):
-    taps = torch.ones(3)
-    with pytest.raises(ValueError, match=r"past: expected \(\), \(keys, scale\) or \(keys, scale, d\), got "):
-        dla.attend(torch.ones(2, 6), taps, taps, past, heads=1)
-
-
 @pytest.mark.parametrize("shape", [(2, 3, 4), (1, 2, 0, 3)])
 def test_a_map_has_four_axes_with_something_along_each(shape):
     with pytest.raises(ValueError, match=r"x: expected a map \[B, C, H, W\] with C, H and W of at least 1"):

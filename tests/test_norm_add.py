@@ -52,13 +52,9 @@ def test_parity_in_every_layout(backend, layout, dtype):
         check(backend, MIDDLE, dtype, form, layout)
 
 
-def test_parity_where_threads_share_the_channels_of_a_sample(backend):
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        check(backend, Shape.parse("T2-B1-C130-R1-HW4x3"), torch.float32, FORMS[-1])
-    finally:
-        torch.set_num_threads(before)
+def test_parity_where_threads_share_the_channels_of_a_sample(backend, set_threads):
+    set_threads(2)
+    check(backend, Shape.parse("T2-B1-C130-R1-HW4x3"), torch.float32, FORMS[-1])
 
 
 @pytest.mark.parametrize("form", FORMS, ids=NAMED)
