@@ -5,6 +5,7 @@ from .attention import Attention, BaseStage
 from .backends import BACKENDS
 from .cells import PAPER_DSU, RELEASED_DSU, Cell, Dense, Joint, Split, Weights
 from .models import convert, create_model, list_models, register_timm
+from .nn import fuse
 from .ops import *  # noqa: F403 - only ops/__init__.py lists the ops
 from .register import register_cell
 
@@ -25,6 +26,7 @@ __all__ = [
     "Weights",
     "convert",
     "create_model",
+    "fuse",
     "list_models",
     "models",
     "nn",

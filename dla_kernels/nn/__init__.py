@@ -2,6 +2,7 @@
 
 from .attention import DLABase, DLALight, MRLABase, MRLALight
 from .cells import CellModule, DIACell, DSUCell, LSTMCell, RNNCell, make_cell
+from .fuse import Fused, FusedSE, fuse
 from .integration import LayerwiseIntegration
 from .recalibration import CBAM, ECA, SE, SGE, SPA, SRM, Shared
 from .update import ContextScan, LayerUpdate
@@ -19,6 +20,8 @@ __all__ = [
     "DLABase",
     "DLALight",
     "DSUCell",
+    "Fused",
+    "FusedSE",
     "LSTMCell",
     "LayerUpdate",
     "LayerwiseIntegration",
@@ -26,5 +29,6 @@ __all__ = [
     "MRLALight",
     "RNNCell",
     "Shared",
+    "fuse",
     "make_cell",
 ]
