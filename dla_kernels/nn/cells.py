@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backends import BackendName, check_backend
 from ..cells import PROJECTIONS, Cell, KindName, Weights, accumulate_dtype, as_cell, weight_shapes
 from ..ops import scan
-from ..reference.cells import output_of
+from ..reference.cells import output_of, unpack_state
 from .leaf import leaf
 
 STARTS = ("zeros", "random", "learned")
@@ -20,6 +23,9 @@ class CellModule(nn.Module):
     channels: C.
     cell: what it computes, see ``dla_kernels.Cell``.
     reduction: r, of which the bottleneck is R = max(1, C // r) wide; a dense projection has none.
+    layers: how many cells are stacked. Those after the first are dense, their y being the h of the one below; the state
+        is that of all, the first one's first. Ops take the weights of one alone: ``LayerwiseIntegration`` stacks.
+    dropout: of the h that goes up from each but the last, in training.
     start: the memory before the first layer: ``"zeros"``; ``"random"``, drawn once and kept with the weights; or
         ``"learned"``, a parameter.
     backend: as for the ops.
@@ -37,24 +43,41 @@ class CellModule(nn.Module):
         cell: Cell | KindName | str,
         reduction: int = 4,
         *,
+        layers: int = 1,
+        dropout: float = 0.0,
         start: str = "zeros",
         backend: BackendName | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(layers, int) or layers < 1 or not 0 <= dropout < 1:
+            raise ValueError(
+                f"layers, dropout: expected an integer of at least 1 and a number from 0 to less than 1, got "
+                f"{layers!r}, {dropout!r}"
+            )
         if start not in STARTS:
             raise ValueError(f"start: expected one of {', '.join(STARTS)}, got {start!r}")
         if channels < 1 or reduction < 1:
             raise ValueError(f"channels, reduction: expected at least 1, got {channels}, {reduction}")
         check_backend(backend)
         self.channels, self.cell, self.reduction = channels, as_cell(cell), reduction
-        self.start, self.backend = start, backend
+        self.start, self.backend, self.dropout = start, backend, dropout
         for name, shape in weight_shapes(self.cell, channels, self.R).items():
             setattr(self, name, nn.Parameter(torch.empty(shape)))
         if start == "learned":
             self.memory0 = nn.Parameter(torch.empty(channels))
         elif start == "random":
             self.register_buffer("memory0", torch.empty(channels))
+        if layers > 1:
+            dense = replace(self.cell, projection="dense")
+            self.above = nn.ModuleList(
+                CellModule(channels, dense, start=start, backend=backend) for _ in range(layers - 1)
+            )
         self.reset_parameters()
+
+    @property
+    def stack(self) -> list[CellModule]:
+        """The cells from this one, which is the first, upwards."""
+        return [self, *getattr(self, "above", [])]
 
     @property
     def R(self) -> int:
@@ -83,6 +106,9 @@ class CellModule(nn.Module):
         """Return the state before the first layer, [B, C] each, for ``like`` of batch B; None stands for zeros."""
         if self.start == "zeros":
             return None
+        return tuple(s for cell in self.stack for s in cell._own_start(like))
+
+    def _own_start(self, like: Tensor) -> tuple[Tensor, ...]:
         memory = self.memory0.to(accumulate_dtype(like.dtype)).expand(like.shape[0], -1)
         return tuple(
             memory if name == self.cell.state_names[-1] else torch.zeros_like(memory) for name in self.cell.state_names
@@ -93,8 +119,9 @@ class CellModule(nn.Module):
             raise ValueError(f"{name}: expected {self.channels} channels, got {list(x.shape)}")
 
     def output(self, state: tuple[Tensor, ...]) -> Tensor:
-        """Return what the cell shows of a state: [B, C], or whatever shape that has."""
-        return output_of(state, self.cell)
+        """Return what the cell shows of a state, the uppermost where there are several: [B, C], or whatever shape that
+        has."""
+        return output_of(state[-len(state) // len(self.stack) :], self.cell)
 
     @leaf
     def forward(self, y: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
@@ -102,13 +129,23 @@ class CellModule(nn.Module):
         if y.dim() != 2 or y.shape[1] != self.channels:
             raise ValueError(f"y: expected [B, {self.channels}], got {list(y.shape)}; ContextScan takes [T, B, C]")
         state = self.initial_state(y) if state is None else state
-        states = scan(y[None], self.weights, cell=self.cell, state=state, backend=self.backend)
-        return tuple(s[0] for s in states)
+        if state is not None and len(state) % len(self.stack):
+            raise ValueError(f"state: expected as many tensors for each of {len(self.stack)} cells, got {len(state)}")
+        made: list[Tensor] = []
+        for i, one in enumerate(self.stack):
+            n = 0 if state is None else len(state) // len(self.stack)
+            own = state and tuple(state[i * n : (i + 1) * n])
+            after = tuple(s[0] for s in scan(y[None], one.weights, cell=one.cell, state=own, backend=one.backend))
+            made += after
+            if i + 1 < len(self.stack):
+                y = F.dropout(unpack_state(after, after[0], one.cell)[0], self.dropout, self.training)
+        return tuple(made)
 
     def extra_repr(self) -> str:
         width = "" if self.cell.projection == "dense" else f", R={self.R}"
         start = "" if self.start == "zeros" else f", start={self.start}"
-        return f"{self.channels}, {self.cell.rule}, {self.cell.projection}{width}{start}"
+        layers = "" if len(self.stack) == 1 else f", layers={len(self.stack)}"
+        return f"{self.channels}, {self.cell.rule}, {self.cell.projection}{width}{layers}{start}"
 
 
 class RNNCell(CellModule):
@@ -199,6 +236,11 @@ def check_cell_module(cell: object, *, is_called: bool = False) -> CellModule:
     ``forward`` and no ``output`` of its own, which would be passed over in silence."""
     if not isinstance(cell, CellModule):
         raise TypeError(f"cell: expected a CellModule, such as DSUCell(channels), got {type(cell).__name__}")
+    if len(cell.stack) > 1 and not is_called:
+        raise TypeError(
+            f"cell: expected one that the ops run by its rule, got {len(cell.stack)} stacked; "
+            "LayerwiseIntegration takes these"
+        )
     for name in () if is_called else ("forward", "output"):
         if getattr(type(cell), name) is not getattr(CellModule, name):
             raise TypeError(
