@@ -27,8 +27,7 @@ def test_a_stack_is_its_cells_one_after_the_other(cell, start):
         for i, one in enumerate((alone, *above)):
             states[i] = one(y, states[i])
             expected += states[i]
-            h = states[i][0] if "h" in cell.state_names else torch.sigmoid(states[i][0])
-            y = h
+            y = states[i][0] if "h" in cell.state_names else torch.sigmoid(states[i][0])
         assert_equal_to_rounding(state, expected)
         assert_equal_to_rounding([module.output(state)], [above[-1].output(states[-1])])
     assert [one.cell.projection for one in above] == ["dense"] * 2
@@ -44,7 +43,6 @@ def test_the_dia_papers_three_cells_have_its_weights():
 
 
 def test_dropout_is_of_what_goes_up_in_training():
-    torch.manual_seed(0)
     module, y = CellModule(C, "lstm", layers=2, dropout=0.5), torch.randn(B, C)
     (h0, c0, *above), again = module(y), module(y)
     assert torch.equal(h0, again[0]) and torch.equal(c0, again[1])
@@ -77,6 +75,11 @@ def test_ops_take_one_cell(module):
         (lambda: CellModule(C, "dia", layers=0), "layers, dropout: expected an integer of at least 1"),
         (lambda: CellModule(C, "dia", layers=2, dropout=1.0), "and a number from 0 to less than 1, got 2, 1.0"),
         (lambda: CellModule(C, "rnn", layers=2)(torch.ones(B, C), (torch.ones(B, C),)), "for each of 2 cells, got 1"),
+        (lambda: CellModule(C, "rnn", layers=2)(*torch.ones(2, B, C)), "for each of 2 cells, got Tensor"),
+        (
+            lambda: CellModule(C, "rnn")(*torch.ones(2, B, C)),
+            r"state: expected a tuple \(h,\) for a rnn cell, got Tensor",
+        ),
     ],
 )
 def test_mistakes_are_explained(make, said):

@@ -121,7 +121,22 @@ class CellModule(nn.Module):
     def output(self, state: tuple[Tensor, ...]) -> Tensor:
         """Return what the cell shows of a state, the uppermost where there are several: [B, C], or whatever shape that
         has."""
-        return output_of(state[-len(state) // len(self.stack) :], self.cell)
+        return output_of(self._shares(state)[-1], self.cell)
+
+    def _shares(self, state: tuple[Tensor, ...] | None) -> list:
+        """Return each cell's share of a state, the first one's first."""
+        count = len(self.stack)
+        if count == 1 or state is None:
+            return [state] * count
+        if not isinstance(state, (tuple, list)) or len(state) % count:
+            got = f"{len(state)}" if isinstance(state, (tuple, list)) else type(state).__name__
+            raise ValueError(f"state: expected as many tensors for each of {count} cells, got {got}")
+        n = len(state) // count
+        return [tuple(state[i * n : (i + 1) * n]) for i in range(count)]
+
+    def _step(self, y: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+        states = scan(y[None], self.weights, cell=self.cell, state=state, backend=self.backend)
+        return tuple(s[0] for s in states)
 
     @leaf
     def forward(self, y: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
@@ -129,17 +144,13 @@ class CellModule(nn.Module):
         if y.dim() != 2 or y.shape[1] != self.channels:
             raise ValueError(f"y: expected [B, {self.channels}], got {list(y.shape)}; ContextScan takes [T, B, C]")
         state = self.initial_state(y) if state is None else state
-        if state is not None and len(state) % len(self.stack):
-            raise ValueError(f"state: expected as many tensors for each of {len(self.stack)} cells, got {len(state)}")
-        made: list[Tensor] = []
-        for i, one in enumerate(self.stack):
-            n = 0 if state is None else len(state) // len(self.stack)
-            own = state and tuple(state[i * n : (i + 1) * n])
-            after = tuple(s[0] for s in scan(y[None], one.weights, cell=one.cell, state=own, backend=one.backend))
+        own, *others = self._shares(state)
+        made = after = self._step(y, own)
+        for one, own in zip(self.stack[1:], others):
+            h, _ = unpack_state(after, after[0], self.cell)
+            after = one._step(F.dropout(h, self.dropout, self.training), own)
             made += after
-            if i + 1 < len(self.stack):
-                y = F.dropout(unpack_state(after, after[0], one.cell)[0], self.dropout, self.training)
-        return tuple(made)
+        return made
 
     def extra_repr(self) -> str:
         width = "" if self.cell.projection == "dense" else f", R={self.R}"

@@ -65,7 +65,7 @@ def fuse(model: nn.Module, *, backend: BackendName | None = None) -> Fused:
         for name, child in [*parent.named_children()]:
             names = next((n for n in CONVOLUTIONS if all(hasattr(child, x) for x in n)), None)
             gate = part(child, GATES)
-            if names is None or gate is None or isinstance(child, FusedSE):
+            if names is None or gate is None:
                 continue
             where = f"{path}.{name}" if path else name
             squeeze, excite = (getattr(child, x) for x in names)
