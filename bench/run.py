@@ -19,7 +19,7 @@ from bench.model import predict, scaling
 from bench.ops import timing
 from bench.ops.work import every_op
 from bench.report import plot, render
-from bench.targets import gpu, networks, stages, steps
+from bench.targets import blocks, gpu, networks, stages, steps
 from dla_kernels.__main__ import at_least_one, system
 
 WHAT = {
@@ -119,15 +119,18 @@ def main() -> None:
 
 
 def run_targets(args: argparse.Namespace) -> int:
-    known = [*map(str, (*SHAPES, *steps.LAYERS, steps.STAGE)), *networks.names()]
+    known = [*map(str, (*SHAPES, *steps.LAYERS, steps.STAGE, *blocks.ROWS)), *networks.names()]
     if not any(common.holds(name, args.shapes) for name in known):
         raise SystemExit(f"--shapes: expected a part of one of {', '.join(known)}, got {args.shapes!r}")
     rows = stages.run(args.rounds, not args.no_compile, args.shapes)
     inside = steps.measure(args.rounds, not args.no_compile, args.shapes)
+    ends = blocks.measure(args.rounds, not args.no_compile, args.shapes)
     whole = networks.measure(max(3, args.rounds // 4), args.shapes)
+    inference = networks.infer(args.rounds, args.shapes)
     result = {"system": system(), "commit": commit(), "allocator": common.ALLOCATOR}
-    result |= {"rows": rows, "attention": inside, "networks": whole}
-    parts = [stages.report(rows), steps.report(inside), networks.report(whole), verdict(render.cpu_targets(result))]
+    result |= {"rows": rows, "attention": inside, "blocks": ends, "networks": whole, "inference": inference}
+    parts = [stages.report(rows), steps.report(inside), blocks.report(ends), networks.report(whole)]
+    parts += [networks.inference_report(inference), verdict(render.cpu_targets(result))]
     text = "\n\n".join(part for part in parts if part)
     (args.out / "bench.json").write_text(json.dumps(result, indent=1))
     (args.out / "bench.txt").write_text(text + "\n")

@@ -1,5 +1,6 @@
-"""Predict what layer_update and light_step take on a GPU: a model of its processors, second-level cache and memory runs
-the plan, tile by tile and phase by phase. No GPU is needed, and nothing here is measured but where a constant says so.
+"""Predict what layer_update, light_step and recalibrate take on a GPU: a model of its processors, second-level cache
+and memory runs the plan, tile by tile and phase by phase. No GPU is needed, and nothing here is measured but where a
+constant says so.
 
     python -m bench.simulate [--device h100] [--rows PARTS] [--constants] [--then]
 
@@ -22,8 +23,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from bench import simulate_phases
 from bench.common import HERE, Shape, holds
-from bench.targets import gpu_steps
+from bench.targets import blocks, gpu_steps
 from bench.targets.gpu_inputs import PASSES, ROWS
 from bench.targets.steps import CELL, Row
 from dla_kernels.cells import PAPER_DSU, Cell
@@ -63,6 +65,8 @@ CHIP = {
     "cold products": Constant(7e3, 9e3, 12e3, FITTED),
     "unstaged weights": Constant(1.5e4, 2e4, 3e4, "bytes of them; fitted to 309 layouts, bench.targets.gpu_plans"),
     "products": Constant(1.5e4, 4e4, 1e5, f"of many rows at once; {REASONED}"),
+    "phase products": Constant(4e4, 6.5e4, 9e4, "of tiles: 128 of 251 instructions of a slab; unmeasured"),
+    "phase": Constant(1.5, 1.0, 0.6, f"a product's first slab and its last sums; {REASONED}"),
     "slab": Constant(1.5, 1.2, 0.9, "of weight gradients, 32 rows of the batch: one row of the measured table"),
 }
 OTHERS = {
@@ -176,6 +180,9 @@ def loops() -> dict[str, Loop]:
         "filters": ("filter of two maps", 16 * 2 * 2),
         "correlate": ("sums for two filters", 8 * 3 * 2),
         "filters back": ("gradients of two maps", 16 * 2),
+        "add": ("scale and add planes", 2 * 2 * 16),
+        "masked sums": ("sums behind a relu", 2 * 3 * 16),
+        "masked gradients": ("gradients behind a relu", 2 * 2 * 16),
     }
     return {phase: Loop(counted[name][2], counted[name][4], read) for phase, (name, read) in of.items()}
 
@@ -186,7 +193,7 @@ LOOPS_THEN = {"rescale": Loop(500, 64, 64), "filters": Loop(766, 96, 64)}
 
 
 class Problem(NamedTuple):
-    """One pass of layer_update, or of light_step, whose two layers are its two maps."""
+    """One pass of layer_update, of light_step, whose two layers are its two maps, or of recalibrate, which has one."""
 
     op: str
     forward: bool
@@ -205,11 +212,20 @@ class Problem(NamedTuple):
     def S(self) -> int:
         return self.B * self.sample_bytes
 
+    @property
+    def recurs(self) -> bool:
+        """Whether the state goes through products; else y alone does, to a number for each channel."""
+        return self.cell.projection not in ("squeeze", "light")
+
+    @property
+    def gates(self) -> int:
+        return self.cell.num_gates if self.recurs else 1
+
 
 def waits_of(p: Problem, plan: dict, nb: int, chip: Chip) -> dict[str, float]:
     """Return what the cell takes for a tile of nb samples: what is hoisted, the scan, the refresh."""
-    G, cs, gates = plan["blocks_per_tile"], plan["channels_per_block"], p.cell.num_gates
-    steps = 1 if p.op == "light_step" else p.T
+    G, cs, gates = plan["blocks_per_tile"], plan["channels_per_block"], p.gates
+    steps = 0 if not p.recurs else 1 if p.op == "light_step" else p.T
     resident = -(-plan["tiles_in_flight"] * G // chip.processors)
     w1, w2 = p.R * cs, gates * cs * p.R  # multiplications of a row in a block
     rows, times = p.T * nb, 1 if p.forward else 2
@@ -226,6 +242,8 @@ def waits_of(p: Problem, plan: dict, nb: int, chip: Chip) -> dict[str, float]:
         step += ((w1 + w2) * nb / chip["cold products"] + unstaged / chip["unstaged weights"]) * resident
         scan = steps * step * (1 if p.forward else 2.2)
     exchange = chip["pull"] if G > 1 else 0
+    if p.op == "recalibrate":  # all products are hoisted, but for those of the step; and backward all come back
+        return {"cell ahead": batch + exchange, "scan": scan, "cell behind": 1 if p.forward else batch + exchange}
     return {"cell ahead": batch / 3 + exchange, "scan": scan, "refresh": batch * 2 / 3 + chunks * (exchange + 1)}
 
 
@@ -234,6 +252,7 @@ class Kernels(NamedTuple):
 
     loops: tuple[tuple[str, Loop], ...] = ()
     hot: bool = True
+    phases: bool = True
     spared: str = ""
 
     def loop(self, name: str) -> Loop:
@@ -242,7 +261,7 @@ class Kernels(NamedTuple):
 
 
 NOW = Kernels()
-THEN = Kernels(tuple(LOOPS_THEN.items()), hot=False)
+THEN = Kernels(tuple(LOOPS_THEN.items()), hot=False, phases=False)
 
 
 def tile_phases(p: Problem, plan: dict, nb: int, found: float, chip: Chip, kernels: Kernels) -> list[Phase]:
@@ -252,21 +271,28 @@ def tile_phases(p: Problem, plan: dict, nb: int, found: float, chip: Chip, kerne
     if p.op == "layer_update":
         first = Phase("pool", reads=maps if p.forward else 2 * maps, loop=kernels.loop("pool"))
         last = Phase("rescale", reads=maps, found=found, writes=maps, loop=kernels.loop("rescale"))
-    elif p.forward:
+    elif p.op == "light_step" and p.forward:
         first = Phase("pool", reads=maps, loop=kernels.loop("pool"))
         last = Phase("filters", reads=maps, found=found, writes=maps / 2, loop=kernels.loop("filters"))
+    elif p.op == "recalibrate" and p.forward:
+        first = Phase("pool", reads=maps, loop=kernels.loop("pool"))
+        last = Phase("add", reads=2 * maps, found=found / 2, writes=maps, loop=kernels.loop("add"))
+    elif p.op == "recalibrate":
+        first = Phase("sums", reads=3 * maps, loop=kernels.loop("masked sums"))
+        last = Phase("gradients", reads=2 * maps, found=found, writes=2 * maps, loop=kernels.loop("masked gradients"))
     else:
         first = Phase("correlate", reads=1.5 * maps, loop=kernels.loop("correlate"))
         last = Phase("filters", reads=maps / 2, found=found, writes=maps, loop=kernels.loop("filters back"))
     return [first, *waits, last]
 
 
-def plan_of(p: Problem, device: str, group: int = 0, samples: int = 0) -> dict[str, Any]:
+def plan_of(p: Problem, device: str, group: int = 0, samples: int = 0, phases: int = -1) -> dict[str, Any]:
     """Return the plan, of so many blocks and samples a tile if these are given: that of layer_update, whose backward
-    pass has four maps of two layers, light_step's three."""
-    pixels = p.HW**2 * 3 // 4 if p.op == "light_step" and not p.forward else p.HW**2
-    shape = p.T, p.B, p.C, pixels, p.R
-    chip = DEVICES[device]._replace(group=group, samples=samples)
+    pass reads two maps of each layer, where light_step's reads three of its two, and recalibrate's three of its one."""
+    read = {"layer_update": 4, "light_step": 3, "recalibrate": 6}[p.op]
+    shape = p.T, p.B, p.C, p.HW**2 if p.forward else p.HW**2 * read // 4, p.R
+    phases = phases if p.op == "layer_update" else 0
+    chip = DEVICES[device]._replace(group=group, samples=samples, phases=phases)
     return cuda_plan(*shape, dtype=torch.bfloat16, cell=p.cell, backward=not p.forward, device=chip)
 
 
@@ -275,9 +301,10 @@ def launch_of(p: Problem, plan: dict, chip: Chip, kernels: Kernels) -> Launch:
     tiles = [min(nb, p.B - b0) for b0 in range(0, p.B, nb)]
     count = min(plan["tiles_in_flight"], len(tiles))
     # Between a byte's two readings the cache meets the maps of all tiles in flight.
-    between = count * nb * p.sample_bytes * (1 if p.forward else 2 if p.op == "layer_update" else 1.5)
+    read = {"layer_update": 2, "light_step": 1.5, "recalibrate": 3}[p.op]
+    between = count * nb * p.sample_bytes * (1 if p.forward else read)
     found = 1.0 if kernels.spared == "second reading" else min(1.0, chip["kept"] * chip.l2 / between)
-    staged = 4 * p.R * plan["channels_per_block"] * (1 + p.cell.num_gates) * plan["weights_in_shared"] * G
+    staged = 4 * p.R * plan["channels_per_block"] * (1 + p.gates) * plan["weights_in_shared"] * G
     # They come while the first maps are being pooled, as the cache's share; all but the first block's are there.
     begin = Phase("begin", waits=chip["prologue"] + staged * count / chip["cache"])
     of_tile = {size: tile_phases(p, plan, size, found, chip, kernels) for size in set(tiles)}
@@ -289,9 +316,9 @@ def weight_gradients(p: Problem, chip: Chip) -> float:
     """Return the microseconds of the launch that multiplies the factors of the weights' gradients."""
     rows = (2 * p.T if p.op == "layer_update" else p.T) * p.B  # of the scan, and of the refresh
     slabs = -(-rows // 256)  # of 32 rows, of one of eight blocks that share a piece
-    gates, middle = -(-p.cell.num_gates * p.C // 32), -(-p.R // 32)
+    gates, middle = -(-p.gates * p.C // 32), -(-p.R // 32)
     # Of W1 for h and for y, of W2 and of the bias, which split has for both.
-    pieces = middle * 2 * -(-p.C // 32) + (2 if p.cell.projection == "split" else 1) * gates * (middle + 1)
+    pieces = middle * (1 + p.recurs) * -(-p.C // 32) + (2 if p.cell.projection == "split" else 1) * gates * (middle + 1)
     rounds = -(-pieces * 8 // (chip.processors * 3))  # blocks that run at once, three on a processor
     return chip["launch"] + rounds * slabs * chip["slab"]
 
@@ -300,7 +327,12 @@ def predicted(
     p: Problem, chip: Chip, kernels: Kernels = NOW, plan: dict[str, Any] | None = None
 ) -> tuple[float, Counter[str]]:
     """Return the microseconds of one pass, and how they are shared out among its phases."""
-    plan = plan or plan_of(p, chip.name)
+    plan = plan or plan_of(p, chip.name, phases=-1 if kernels.phases else 0)
+    if plan["path"] == "in-phases":
+        spent = simulate_phases.predicted(p, chip, kernels.spared)
+        if not p.forward:
+            spent["weights"] = weight_gradients(p, chip)
+        return spent.total(), spent
     plan = plan | {"hot_steps": plan["hot_steps"] and kernels.hot}
     end, spent = simulate(launch_of(p, plan, chip, kernels), chip)
     spent["begin"] += chip["launch"]
@@ -313,7 +345,8 @@ def predicted(
 
 # ---- what comes of it ----
 
-SHARES = {"layer_update": 0.85, "light_step": 0.75}  # of a copy's bandwidth: as large rows have it for a target
+# Of a copy's bandwidth, as large rows have it for a target.
+SHARES = {"layer_update": 0.85, "light_step": 0.75, "recalibrate": 1 / 1.3}
 
 
 def waits_for(p: Problem, chip: Chip) -> str:
@@ -323,7 +356,7 @@ def waits_for(p: Problem, chip: Chip) -> str:
     causes = {
         "the second reading of maps from memory": "second reading",
         "instructions of streaming loops": "instructions",
-        "the cell" if plan["weights_in_shared"] else "the cell, whose weights do not fit": "cell",
+        "the cell" if plan["weights_in_shared"] or not p.recurs else "the cell, whose weights do not fit": "cell",
     }
     gains = {said: 1 - predicted(p, chip, Kernels(spared=spared))[0] / whole for said, spared in causes.items()}
     cause = max(gains, key=gains.__getitem__)
@@ -339,16 +372,25 @@ def step_problems(row: Row) -> list[Problem]:
     return [Problem("light_step", forward, 2, row.B, row.C, row.HW, row.R, CELL) for forward in (True, False)]
 
 
+def block_problems(row: blocks.Row) -> list[Problem]:
+    of = (1, row.B, row.C, row.HW, row.shape.R, blocks.CELLS[row.cell])
+    return [Problem("recalibrate", forward, *of) for forward in (True, False)]
+
+
 def problems(parts: str = "") -> list[tuple[str, Problem]]:
     rows = [(str(shape), p) for shape in ROWS[:8] for p in layer_problems(shape)]
     rows += [(f"light_step {layer}", p) for layer in gpu_steps.LAYERS for p in step_problems(layer)]
+    ends = [blocks.Row(row.B, row.C, row.HW, cell, True) for cell in blocks.CELLS for row in gpu_steps.LAYERS]
+    rows += [(f"recalibrate {row}", p) for row in ends for p in block_problems(row)]
     return [(name, p) for name, p in rows if holds(name, parts)]
 
 
 def moved(p: Problem) -> float:
-    """Return the bytes over which targets are stated: maps that layer_update reads twice, and light_step once."""
+    """Return the bytes over which targets are stated: maps that layer_update reads twice, and the others once."""
     if p.op == "light_step":
         return 1.5 * p.S if p.forward else 2.5 * p.S
+    if p.op == "recalibrate":
+        return 3 * p.S if p.forward else 5 * p.S
     return PASSES[passed(p)][1] * p.S
 
 

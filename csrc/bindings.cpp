@@ -1,7 +1,8 @@
 // Every dla:: operator, declared once; each backend's <op> file registers its kernel for it.
 //
 // rule names the cell's pointwise rule (csrc/cells/cells.h). weights holds the tensors of one
-// projection in the order of the Python NamedTuple: 3 = joint, 8 = split, 4 = dense. state is
+// projection in the order of the Python NamedTuple: 3 = joint, 8 = split, 4 = dense, and in recalibrate 7 = light; scan
+// takes of a light cell what its bottleneck makes of y, and [wy, wh, b], each [NG*C]. state is
 // [h] (rnn), [h, c] (all others), [c] (a dsu, whose h is then act(c)), or [] for the cell's own start;
 // states is what the cell saves for every layer: [h] (rnn), [h, c] (lstm, dia), [c] (dsu). Weights,
 // states, y, d and all that is no map are fp32, or fp64 where the maps are.
@@ -41,6 +42,22 @@ DLA_DECLARE(m) {
       "layer_update_bwd(Tensor[] dout, Tensor[] dstates, Tensor[] xs, Tensor[] weights, "
       "Tensor[] state, Tensor y, Tensor[] states, str rule) "
       "-> (Tensor[] dxs, Tensor[] dweights, Tensor[] dstate)");
+
+  // out = f(shortcut + a h), f = relu where asked for, shortcut [] or one map: a step of the cell with y [B, C], the
+  // mean of a, from state to states, each [B, C], and h what it shows then. Two rules more are known here, which have
+  // no state and show sig(a): "se", weights [w1, w2] or [w1, b1, w2, b2], and "eca", weights [taps].
+  m.def(
+      "recalibrate(Tensor a, Tensor[] shortcut, Tensor[] weights, Tensor[] state, str rule, bool relu) "
+      "-> (Tensor out, Tensor[] states, Tensor y)");
+  // In place, one map out: the shortcut, then a is [a]; or a itself, then a is [].
+  m.def(
+      "recalibrate_(Tensor(a!)[] out, Tensor(b!)[] states, Tensor[] a, Tensor[] weights, Tensor[] state, str rule, "
+      "bool relu) -> ()");
+  // out: [] where there was no relu. adds: whether the gradient of a shortcut is wanted, like a; else dshortcut is [].
+  m.def(
+      "recalibrate_bwd(Tensor dout, Tensor[] dstates, Tensor a, Tensor[] out, Tensor[] weights, Tensor[] state, "
+      "Tensor y, Tensor[] states, str rule, bool adds) "
+      "-> (Tensor da, Tensor[] dshortcut, Tensor[] dweights, Tensor[] dstate)");
 
   // Layer attention (docs/notation.md). maps is [x] or [x, o_prev]; filters is [q, k, v, lam], then e where
   // there is one: q, k [K], v, e [C, 1, 3, 3], lam [C]. Without a cell weights and state are [] and rule is "".

@@ -83,6 +83,48 @@ inline void check_weights(const Tensors& weights, int64_t NG, int64_t C, ScalarT
   for (size_t i : {0, 4}) check(i, {R, C}), check(i + 1, {R}), check(i + 2, {NG * C, R}), check(i + 3, {NG * C});
 }
 
+// Where a list that begins with the weights of a bottleneck for y alone has each: -1 for a bias that is absent.
+struct SqueezePlaces {
+  int w1, b1, w2, b2;
+};
+// In second place b1 alone has one dimension.
+inline SqueezePlaces in_squeeze(const Tensors& weights) {
+  const bool has_b1 = weights.size() > 1 && weights[1].dim() == 1;
+  const int w2 = has_b1 ? 2 : 1;
+  return {0, has_b1 ? 1 : -1, w2, int(weights.size()) > w2 + 1 ? w2 + 1 : -1};
+}
+// [w1 [R, C], b1 [R], w2 [C, R], b2 [C]], with biases or without.
+inline void check_squeeze(const Tensors& weights, int64_t C, ScalarType dtype, const Tensor& like) {
+  const SqueezePlaces at = in_squeeze(weights);
+  const int count = int(weights.size());
+  STD_TORCH_CHECK(at.w2 < count && count <= at.w2 + 2, "weights: expected w1 and w2, each with a bias or without, got ",
+                  count, " tensors");
+  const int64_t R = weights[0].dim() > 0 ? weights[0].size(0) : 0;
+  STD_TORCH_CHECK(R > 0, "weights: expected a bottleneck of at least one row");
+  const auto check = [&](int i, std::vector<int64_t> shape) {
+    if (i >= 0) check_tensor("weights", weights[size_t(i)], std::move(shape), dtype, like);
+  };
+  check(at.w1, {R, C}), check(at.b1, {R}), check(at.w2, {C, R}), check(at.b2, {C});
+}
+// Whether these are a light cell's: those of its bottleneck, then [wy, wh, b] of its gates.
+inline bool is_light(const Tensors& weights) { return weights.size() == 7; }
+// [wy, wh, b] of the gates of a light cell, each [NG*C].
+inline void check_light_gates(const Tensors& weights, int64_t NG, int64_t C, ScalarType dtype, const Tensor& like) {
+  STD_TORCH_CHECK(weights.size() == 3, "weights: expected wy, wh and b, got ", weights.size(), " tensors");
+  for (const Tensor& w : weights) check_tensor("weights", w, {NG * C}, dtype, like);
+}
+// All weights of a light cell.
+inline void check_light(const Tensors& weights, int64_t NG, int64_t C, ScalarType dtype, const Tensor& like) {
+  check_squeeze({weights.begin(), weights.begin() + 4}, C, dtype, like);
+  check_light_gates({weights.begin() + 4, weights.end()}, NG, C, dtype, like);
+}
+// [taps [K]], a filter over channels.
+inline void check_taps(const Tensors& weights, ScalarType dtype, const Tensor& like) {
+  STD_TORCH_CHECK(weights.size() == 1, "weights: expected taps, got ", weights.size(), " tensors");
+  STD_TORCH_CHECK(weights[0].dim() == 1 && weights[0].size(0) % 2 == 1, "weights: expected taps [K] with an odd K");
+  check_tensor("weights", weights[0], {weights[0].size(0)}, dtype, like);
+}
+
 // state, each [B, C]: [h], [h, c] where the cell has a memory, or [c] where h follows from it; none where the cell
 // starts by itself.
 inline void check_state(const char* name, const Tensors& state, bool saves_h, bool saves_c, bool may_be_absent,

@@ -19,8 +19,8 @@ struct Half {
   uint16_t bits;
 };
 
-// How y and h become gate pre-activations: docs/notation.md.
-enum class Projection { kJoint, kSplit, kDense };
+// How y and h become gate pre-activations: docs/notation.md. kSqueeze: y alone does, through a bottleneck.
+enum class Projection { kJoint, kSplit, kDense, kSqueeze };
 
 // fp64 accumulates in fp64, everything else in fp32.
 template <class T>

@@ -3,7 +3,7 @@
 from . import models, nn, ops, reference
 from .attention import Attention, BaseStage
 from .backends import BACKENDS
-from .cells import PAPER_DSU, RELEASED_DSU, Cell, Dense, Joint, Split, Weights
+from .cells import PAPER_DSU, RELEASED_DSU, Cell, Dense, Joint, Light, Split, Squeeze, Taps, Weights
 from .models import convert, create_model, list_models, register_timm
 from .nn import fuse
 from .ops import *  # noqa: F403 - only ops/__init__.py lists the ops
@@ -22,7 +22,10 @@ __all__ = [
     "Cell",
     "Dense",
     "Joint",
+    "Light",
     "Split",
+    "Squeeze",
+    "Taps",
     "Weights",
     "convert",
     "create_model",

@@ -43,7 +43,34 @@ class Dense(NamedTuple):
     bh: Tensor  # [NG*C]
 
 
-Weights = Joint | Split | Dense
+class Light(NamedTuple):
+    """``a = wy s + wh h + b``, elementwise for each gate, with ``s = W2 relu(W1 y + b1) + b2``: DIA-LSTM (Light)"""
+
+    w1: Tensor  # [R, C]
+    b1: Tensor  # [R]
+    w2: Tensor  # [C, R]
+    b2: Tensor  # [C]
+    wy: Tensor  # [NG*C]
+    wh: Tensor  # [NG*C]
+    b: Tensor  # [NG*C]
+
+
+class Squeeze(NamedTuple):
+    """``a = W2 relu(W1 y + b1) + b2``, of y alone; a bias may be None"""
+
+    w1: Tensor  # [R, C]
+    b1: Tensor | None  # [R]
+    w2: Tensor  # [C, R]
+    b2: Tensor | None  # [C]
+
+
+class Taps(NamedTuple):
+    """``a_c = sum over k of taps_k y_(c + k - K // 2)``, a filter over the channels of y alone"""
+
+    taps: Tensor  # [K], K odd
+
+
+Weights = Joint | Split | Dense | Light | Squeeze | Taps
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -51,17 +78,18 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
-KindName = Literal["rnn", "lstm", "dia", "dsu", "dsu-paper"]
+KindName = Literal["rnn", "lstm", "dia", "dsu", "dsu-paper", "se", "eca"]
 ActName = Literal["sigmoid", "tanh", "relu", "identity"]
 OutputName = Literal["context", "sigmoid"]
-ProjectionName = Literal["joint", "split", "dense"]
+ProjectionName = Literal["joint", "split", "dense", "light", "squeeze", "taps"]
 
 
 class Kind(NamedTuple):
     """What there is to know of a kind of cell, beside its rule."""
 
     num_gates: int  # NG
-    state_names: tuple[str, ...]  # of what scan returns: ("h",), ("h", "c"), or ("c",), where h follows from c
+    # Of what scan returns: ("h",), ("h", "c"), or ("c",), where h follows from c; () of one that remembers nothing.
+    state_names: tuple[str, ...]
     projection: str  # the usual one
     compiled: bool = True  # whether backends have its rule; else it runs by the reference
 
@@ -71,10 +99,19 @@ KINDS: dict[str, Kind] = {
     "lstm": Kind(4, ("h", "c"), "dense"),
     "dia": Kind(4, ("h", "c"), "split"),
     "dsu": Kind(3, ("c",), "split"),
+    "se": Kind(1, (), "squeeze"),
+    "eca": Kind(1, (), "taps"),
 }
-PROJECTIONS = {"joint": Joint, "split": Split, "dense": Dense}
+PROJECTIONS = {"joint": Joint, "split": Split, "dense": Dense, "light": Light, "squeeze": Squeeze, "taps": Taps}
+RECURRENT: tuple[ProjectionName, ...] = (
+    "joint",
+    "split",
+    "dense",
+    "light",
+)  # those of cells that remember; the others belong to one kind each
 ACTIVATIONS = get_args(ActName)
 OUTPUTS = get_args(OutputName)
+_ACTS = {"dsu": ACTIVATIONS, "dia": ("sigmoid", "tanh", "relu")}  # of the kinds that have a choice
 _FORMS = {"dsu": "sigmoid", "dsu-paper": "context"}  # of the DSU -> its output
 
 
@@ -83,13 +120,15 @@ class Cell:
     """A cell says which recurrence runs over the layers.
 
     kind: ``"rnn" | "lstm" | "dia" | "dsu" | "dsu-paper"``, or a name given to ``register_cell``. ``"dsu"`` is the
-        released form; ``"dsu-paper"`` stands for ``kind="dsu", output="context"``.
-    act: DSU only, ``h = act(c)``: ``"sigmoid" | "tanh" | "relu" | "identity"``.
+        released form; ``"dsu-paper"`` stands for ``kind="dsu", output="context"``. ``"se" | "eca"`` remember nothing:
+        their output is sig(a), for ``recalibrate`` alone.
+    act: DSU, ``h = act(c)``: ``"sigmoid" | "tanh" | "relu" | "identity"``; DIA, ``h = sig(o) act(c)``, one of the first
+        three (with tanh it is the LSTM).
     output: DSU only, what the refresh gate is: ``"sigmoid"`` (sig(c), as in the released code, and without it given) or
         ``"context"`` (c itself, as in the paper). The former also starts from h = 0 where no state is given, the latter
         from h = act(0).
-    projection: ``"joint" | "split" | "dense"``, the type of the weights; left out, the usual one of the kind (rnn,
-        lstm: dense; dia, dsu: split; dsu with output context: joint).
+    projection: ``"joint" | "split" | "dense" | "light"``, the type of the weights; left out, the usual one of the kind
+        (rnn, lstm: dense; dia, dsu: split; dsu with output context: joint; se: squeeze, eca: taps, and no other).
 
     >>> Cell("lstm")
     Cell(kind='lstm', act='sigmoid', output='context', projection='dense')
@@ -127,10 +166,21 @@ class Cell:
             value = getattr(self, field)
             if value not in allowed:
                 raise ValueError(f"Cell.{field}: expected one of {', '.join(allowed)}, got {value!r}")
-        if self.kind != "dsu" and (self.act, self.output) != ("sigmoid", "context"):
+        own = KINDS[self.kind].projection
+        if self.projection not in (RECURRENT if own in RECURRENT else (own,)):
+            allowed_here = " or ".join(RECURRENT if own in RECURRENT else (own,))
             raise ValueError(
-                f"Cell: act and output are choices of the dsu cell, got act={self.act!r}, "
-                f"output={self.output!r} with kind={self.kind!r}; leave them out"
+                f"Cell.projection: expected {allowed_here} with kind={self.kind!r}, got {self.projection!r}; leave it "
+                "out"
+            )
+        if self.kind != "dsu" and self.output != "context":
+            raise ValueError(
+                f"Cell: output is a choice of the dsu cell, got {self.output!r} with kind={self.kind!r}; leave it out"
+            )
+        if self.act not in _ACTS.get(self.kind, ("sigmoid",)):
+            raise ValueError(
+                f"Cell.act: expected {' or '.join(_ACTS.get(self.kind, ('sigmoid',)))} with kind={self.kind!r}, got "
+                f"{self.act!r}; it is a choice of the dsu and dia cells, leave it out for others"
             )
 
     def _set(self, field: str, value: str) -> None:
@@ -158,6 +208,11 @@ class Cell:
         return (("c",), ("h", "c")) if self.h_follows_from_c else (self.state_names,)
 
     @property
+    def remembers(self) -> bool:
+        """Return whether the cell has a state."""
+        return bool(self.state_names)
+
+    @property
     def h_follows_from_c(self) -> bool:
         """Return whether h is a function of c, so that ``scan`` returns c alone."""
         return self.state_names == ("c",)
@@ -170,6 +225,8 @@ class Cell:
     @property
     def rule(self) -> str:
         """Return the name of the pointwise rule in every backend."""
+        if self.kind == "dia":
+            return {"sigmoid": "dia", "tanh": "lstm", "relu": "dia-relu"}[self.act]
         return f"dsu-{self.act}-{self.output}" if self.kind == "dsu" else self.kind
 
 
@@ -189,14 +246,27 @@ RELEASED_DSU = Cell("dsu", output="sigmoid", projection="split")
 
 # Every rule that is compiled, once, in the order of csrc/cells/cells.h: for tests, verify and docs.
 ALL_RULES = tuple(
-    [Cell(kind) for kind in KINDS if kind != "dsu"]
+    [
+        Cell(kind, act)
+        for kind in KINDS
+        if kind != "dsu" and KINDS[kind].state_names
+        for act in (("sigmoid", "relu") if kind == "dia" else ("sigmoid",))  # with tanh it is the lstm
+    ]
     + [Cell("dsu", act, output) for output in OUTPUTS for act in ACTIVATIONS]
 )
 
 
 def weight_shapes(cell: Cell, C: int, R: int) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each weight of ``cell`` for C channels and bottleneck width R (dense ignores R)."""
+    """Return the shape of each weight of ``cell`` for C channels and bottleneck width R (dense ignores R; of taps it is
+    their number)."""
     N = cell.num_gates * C
+    bottleneck = {"w1": (R, C), "b1": (R,), "w2": (C, R), "b2": (C,)}
+    if cell.projection == "taps":
+        return {"taps": (R,)}
+    if cell.projection == "squeeze":
+        return bottleneck
+    if cell.projection == "light":
+        return bottleneck | {"wy": (N,), "wh": (N,), "b": (N,)}
     if cell.projection == "joint":
         return {"w1": (R, 2 * C), "w2": (N, R), "b2": (N,)}
     if cell.projection == "split":

@@ -21,6 +21,7 @@ class Device(NamedTuple):
     threads: int = 256
     group: int = 0  # blocks of a tile, if not the plan shall decide; and
     samples: int = 0  # samples of one
+    phases: int = -1  # whether the cell runs a phase a launch, 0 or 1, likewise
 
 
 DEVICES = {

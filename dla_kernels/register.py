@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .cells import KINDS, PROJECTIONS, Cell, Kind, ProjectionName
+from .cells import KINDS, RECURRENT, Cell, Kind, ProjectionName
 from .reference.cells import RULES, Rule
 
 STATES = (("h",), ("h", "c"), ("c",))
@@ -32,7 +32,7 @@ def register_cell(
     step: takes the gates' pre-activations, NG tensors, and h and c, all [..., C]; returns h and c. A cell without a
         memory hands c on. What h says to the next layer comes through the projection.
     output: takes h and c; returns what the refresh gate is, [..., C].
-    projection: the usual one, ``"joint"``, ``"split"`` or ``"dense"``.
+    projection: the usual one, ``"joint"``, ``"split"``, ``"dense"`` or ``"light"``.
 
     >>> def step(a, h, c):  # a minimal gated unit
     ...     f = torch.sigmoid(a[0])
@@ -48,8 +48,8 @@ def register_cell(
         raise ValueError(f"gates: expected at least 1, got {gates!r}")
     if tuple(states) not in STATES:
         raise ValueError(f"states: expected one of {', '.join(map(str, STATES))}, got {states!r}")
-    if projection not in PROJECTIONS:
-        raise ValueError(f"projection: expected one of {', '.join(PROJECTIONS)}, got {projection!r}")
+    if projection not in RECURRENT:
+        raise ValueError(f"projection: expected one of {', '.join(RECURRENT)}, got {projection!r}")
     rule = Rule(step, output, feed)
     check_rule(rule, gates, tuple(states))
     KINDS[name] = Kind(gates, tuple(states), projection, compiled=False)

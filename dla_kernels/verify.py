@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import ops, reference
 from .attention import Attention, filter_width
-from .cells import ALL_RULES, PROJECTIONS, Cell, ProjectionName, accumulate_dtype, weight_shapes
+from .cells import ALL_RULES, PROJECTIONS, RECURRENT, Cell, accumulate_dtype, weight_shapes
 from .reference.heads import moments_of
 
 Outputs = Sequence[Tensor]
@@ -116,6 +116,13 @@ def make_cases(cell: Cell, sizes: Sequence[tuple[int, int]], B: int, C: int, R: 
         mrla, _, _ = f.light_step(x, o_prev, attention, lam, heads=heads_of(C))
         return (o, *states, first, mrla, moments)
 
+    def recalibrate(f: Any, t: Sequence[Tensor]) -> Outputs:
+        a, shortcut, *rest = t
+        w, start = pack(*rest[:W]), tuple(rest[W:])
+        out, new_state = f.recalibrate(a, w, cell=cell, state=start, shortcut=shortcut, relu=True)
+        alone, _ = f.recalibrate(a, w, cell=cell, state=start)
+        return (out, *new_state, alone)
+
     def base_step(f: Any, t: Sequence[Tensor]) -> Outputs:
         stage, out, w = None, [], pack(*t[8:])
         for i in range(2):
@@ -124,12 +131,16 @@ def make_cases(cell: Cell, sizes: Sequence[tuple[int, int]], B: int, C: int, R: 
             out.append(o)
         return out
 
+    of_one_map = Case("recalibrate", cell, (*maps, *weights, *state), recalibrate)
+    if not cell.remembers:
+        return [of_one_map]
     return [
         Case("scan", cell, (y, *weights, *state), scan),
         Case("refresh", cell, (y, *weights, *state), refresh),
         Case("layer_update", cell, (*xs, *weights, *state), layer_update),
         Case("light_step", cell, (*maps, *layers[:3], lam, e, *weights, *state), light_step, False),
         Case("base_step", cell, (*maps, *layers, *weights), base_step, False),
+        of_one_map,
     ]
 
 
@@ -234,10 +245,13 @@ def plan(backends: Sequence[tuple[str, str]]) -> list[tuple[str, Case, str]]:
         cases = make_plain_cases(sizes, 5, 33, device)
         tiny = make_plain_cases(small, 2, 3, device)
         for rule in ALL_RULES:
-            for projection in get_args(ProjectionName):
+            for projection in RECURRENT:
                 cell = replace(rule, projection=projection)
                 cases += make_cases(cell, sizes, 5, 33, 9, device)
             tiny += make_cases(rule, small, 2, 3, 2, device)
+        for forgetful in (Cell("se"), Cell("eca")):
+            cases += make_cases(forgetful, sizes, 5, 33, 9, device)
+            tiny += make_cases(forgetful, small, 2, 3, 3, device)
         todo += [(backend, case, check) for case in cases for check in DTYPES]
         todo += [(backend, case, "gradcheck") for case in tiny]
     return todo

@@ -11,9 +11,12 @@ import dla_kernels as dla
 from dla_kernels.attention import Attention, BaseStage, filter_width
 from dla_kernels.cells import ALL_RULES, PROJECTIONS, Cell, accumulate_dtype, weight_shapes
 
-OPS = ("gap", "scan", "refresh", "rescale", "layer_update", "depthwise", "attend", "mix", "light_step", "base_step")
+OPS = (
+    *("gap", "scan", "refresh", "rescale", "layer_update", "recalibrate"),
+    *("depthwise", "attend", "mix", "light_step", "base_step"),
+)
 STEPS = ("light_step", "base_step")
-OPS_WITH_CELL = ("scan", "refresh", "layer_update", *STEPS)
+OPS_WITH_CELL = ("scan", "refresh", "layer_update", "recalibrate", *STEPS)
 OPS_WITH_MAPS = tuple(op for op in OPS if op not in ("scan", "refresh", "attend"))
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 HALVES = (torch.bfloat16, torch.float16)
@@ -148,7 +151,13 @@ def lay_out(xs, layout):
 # ---- cells ----
 
 
-CELLS = [replace(rule, projection=projection) for rule in ALL_RULES for projection in PROJECTIONS]
+# The projections of which every op with a cell has kernels. A light cell has them in recalibrate, scan and what is made
+# of scan; one is put before these, and every rule of it before all ops in test_recalibrate.py.
+COMMON = ("joint", "split", "dense")
+CELLS = [replace(rule, projection=projection) for rule in ALL_RULES for projection in COMMON]
+LIGHT = Cell("dia", projection="light")
+# Those that remember nothing, for recalibrate alone.
+FORGETFUL = [Cell("se"), Cell("eca")]
 # One cell for each projection; together they have every kind of state and output.
 FEW_CELLS = [
     Cell("dsu-paper"),
@@ -163,7 +172,10 @@ def cell_name(cell):
 
 def with_cells(ops, cells):
     """Return each op with each of the cells, or with None where it takes no cell."""
-    return [(op, cell) for op in ops for cell in (cells if op in OPS_WITH_CELL else [None])]
+    of_op = {"recalibrate": [*cells, LIGHT, *FORGETFUL]} | {
+        op: [*cells, LIGHT] for op in ("scan", "refresh", "layer_update")
+    }
+    return [(op, cell) for op in ops for cell in (of_op.get(op, cells) if op in OPS_WITH_CELL else [None])]
 
 
 def with_layouts(ops, layouts):
@@ -198,14 +210,14 @@ def rows(shape, dtype, device="cpu"):
 
 def weights(cell, shape, dtype, device="cpu"):
     """Return weights of a scale at which gates are neither dead nor saturated."""
-    named = weight_shapes(cell, shape.C, shape.R)
+    named = weight_shapes(cell, shape.C, filter_width(shape.C) if cell.projection == "taps" else shape.R)
     scale = {name: s[-1] ** -0.5 if len(s) == 2 else 0.3 for name, s in named.items()}
     return PROJECTIONS[cell.projection](*((torch.randn(s) * scale[n]).to(device, dtype) for n, s in named.items()))
 
 
 def state(shape, form, dtype, device="cpu"):
     """Return one tensor [B, C] for each letter of form, or None without one."""
-    return form and tuple((0.7 * torch.randn(shape.B, shape.C)).to(device, dtype) for _ in form)
+    return None if form is None else tuple((0.7 * torch.randn(shape.B, shape.C)).to(device, dtype) for _ in form)
 
 
 def filters(shape, dtype, device="cpu"):
@@ -234,7 +246,7 @@ def is_shared(name):
     return name.partition(".")[0] in SHARED
 
 
-OPTIONS = ("cell", "heads", "moments", "inplace", "backend")  # parameters that are no tensors
+OPTIONS = ("cell", "heads", "moments", "relu", "inplace", "backend")  # parameters that are no tensors
 TAKEN = {op: [name for name in inspect.signature(getattr(dla, op)).parameters if name not in OPTIONS] for op in OPS}
 TAKEN["base_step"].remove("state")  # its state is in the stage
 
@@ -246,11 +258,14 @@ def inputs_of(op, shape, cell, dtype, *, layout="nchw", form="default", weight_d
         form = state_forms(cell)[-1]
     weight_dtype = weight_dtype or dtype
     of_one_size = replace(shape, sizes=shape.sizes[:1])
-    x, o_prev = maps(replace(of_one_size, T=2), dtype, layout, device) if op in (*STEPS, "depthwise") else (None, None)
+    has_two = op in (*STEPS, "depthwise", "recalibrate")
+    x, o_prev = maps(replace(of_one_size, T=2), dtype, layout, device) if has_two else (None, None)
     channels = (shape.C,), (shape.C, 1, 3, 3)
     make = {
         "x": lambda: x,
         "o_prev": lambda: o_prev,
+        "a": lambda: x,
+        "shortcut": lambda: o_prev,
         "stage": lambda: stage(shape, form, dtype, layout, device),
         "values": lambda: maps(of_one_size, dtype, layout, device),
         "past": lambda: [torch.randn(n * shape.T, shape.B, shape.C).to(device, dtype) for n in (1, 1, 2)],
@@ -278,10 +293,12 @@ def laid_out_again(inputs, layout):
             again[name] = lay_out(again[name], layout)
     if "stage" in again:
         again["stage"] = again["stage"]._replace(values=tuple(lay_out(again["stage"].values, layout)))
-    single = [name for name in ("x", "o_prev") if name in again]
+    single = [name for name in ("x", "o_prev", "a", "shortcut") if name in again]
     return again | dict(zip(single, lay_out([again[name] for name in single], layout)))
 
 
 def options_of(op, cell):
     """Return what ``dla.<op>`` takes besides tensors and the backend."""
-    return ({"cell": cell} if op in OPS_WITH_CELL else {}) | ({"heads": 1} if op in (*STEPS, "attend") else {})
+    options = {"cell": cell} if op in OPS_WITH_CELL else {}
+    options |= {"relu": True} if op == "recalibrate" else {}
+    return options | ({"heads": 1} if op in (*STEPS, "attend") else {})

@@ -3,8 +3,6 @@
 #include <climits>
 #include <cmath>
 #include <cstdio>
-#include <cstring>
-#include <deque>
 #include <functional>
 #include <set>
 #include <string>
@@ -30,9 +28,11 @@ inline int64_t sized(int buffer, int64_t bytes, int element) {
 #include "cuda/mix.cuh"
 #include "cuda/moments.cuh"
 #include "cuda/planner.h"
+#include "cuda/recalibrate.cuh"
 #include "cuda/refresh.cuh"
 #include "cuda/scan.cuh"
 #include "cuda/weight_gradients.cuh"
+#include "cuda_harness_memory.h"
 
 using namespace dla;
 using namespace dla::cuda;
@@ -43,52 +43,6 @@ inline int64_t exact(int buffer, int64_t bytes, int element) {
   if (bytes > 0 && buffer == shortened) bytes -= (buffer == kW1h || buffer == kW2h ? 8 : 1) * element;
   return bytes;
 }
-
-// ---- memory that is exactly as large as asked for, and what is in it ----
-
-struct Pool {
-  std::deque<std::vector<float>> results, inputs;
-  std::deque<std::vector<uint16_t>> half_results, half_inputs;
-  uint64_t state = 0;
-
-  float draw() { return simt::detail::Random{state += 77}.below(2001) / 1000.0f - 1; }
-  float* result(int64_t n) { return results.emplace_back(n, NAN).data(); }
-  float* drawn(int64_t n, float scale) {
-    std::vector<float>& x = inputs.emplace_back(n);
-    for (float& v : x) v = scale * draw();
-    return x.data();
-  }
-  float* result_map(int64_t n, float) { return result(n); }
-  BFloat16* result_map(int64_t n, BFloat16) {
-    return reinterpret_cast<BFloat16*>(half_results.emplace_back(n, uint16_t(0xffff)).data());
-  }
-  float* drawn_map(int64_t n, float) { return drawn(n, 1); }
-  BFloat16* drawn_map(int64_t n, BFloat16) {
-    std::vector<uint16_t>& x = half_inputs.emplace_back(n);
-    for (uint16_t& v : x) v = narrow<BFloat16>(draw()).bits;
-    return reinterpret_cast<BFloat16*>(x.data());
-  }
-  uint64_t hash() const {
-    uint64_t h = 1;
-    for (const auto& x : results)
-      for (const float v : x) {
-        uint32_t bits;
-        std::memcpy(&bits, &v, sizeof bits);
-        h = (h ^ bits) * 0x9E3779B97F4A7C15u, h ^= h >> 29;
-      }
-    for (const auto& x : half_results)
-      for (const uint16_t v : x) h = (h ^ v) * 0x9E3779B97F4A7C15u, h ^= h >> 29;
-    return h;
-  }
-  int missing() const {
-    int n = 0;
-    for (const auto& x : results)
-      for (const float v : x) n += v != v;
-    for (const auto& x : half_results)
-      for (const uint16_t v : x) n += (v & 0x7fff) > 0x7f80;
-    return n;
-  }
-};
 
 // ---- launching ----
 
@@ -173,6 +127,10 @@ struct Call {
       cell.w1y = memory.drawn(R * C, wide), cell.b1y = memory.drawn(R, 0.5f), cell.w2y = memory.drawn(N * R, narrow);
       cell.w1h = memory.drawn(R * C, wide), cell.b1h = memory.drawn(R, 0.5f), cell.w2h = memory.drawn(N * R, narrow);
       cell.q0 = memory.drawn(N, 0.5f), cell.q1 = memory.drawn(N, 0.5f);
+    } else if (of.projection == Projection::kSqueeze) {
+      cell.R = R, cell.ld_w1 = C, cell.NG = 1;
+      cell.w1y = memory.drawn(R * C, wide), cell.b1y = memory.drawn(R, 0.5f), cell.w2y = memory.drawn(C * R, narrow);
+      cell.q0 = memory.drawn(C, 0.5f);
     } else {
       cell.ld_w1 = C;
       cell.w1y = memory.drawn(N * C, wide), cell.w1h = memory.drawn(N * C, wide);
@@ -191,8 +149,8 @@ struct Call {
   }
   void prepare_grads() {
     const bool has_scan = cell.scan_end > 0, has_refresh = cell.refresh_begin < cell.T;
-    grads.dh0 = memory.result(state), grads.dc0 = memory.result(state);
-    const bool low = of.projection != Projection::kDense, split = of.projection == Projection::kSplit;
+    if (cell.rule < kNumRules) grads.dh0 = memory.result(state), grads.dc0 = memory.result(state);
+    const bool low = of.projection != Projection::kDense, squeeze = of.projection == Projection::kSqueeze;
     const int64_t R = of.R, N = cell.NG * C;
     Factors<float>& f = grads.factors;
     const int64_t scanned = cell.scan_end * of.B, first = cell.refresh_begin * of.B;
@@ -203,7 +161,8 @@ struct Call {
     f.h = of_scan(C), f.da_scan = of_scan(N), f.da_refresh = of_refresh(N);
     if (has_refresh) f.h_last = memory.result(state), f.last_sum = memory.result(of.B * (low ? R : N));
     if (low) f.u_scan = of_scan(R), f.ds_scan = of_scan(R), f.u_refresh = of_refresh(R), f.ds_refresh = of_refresh(R);
-    if (split) f.uy = memory.result(rows * R), f.dsy = memory.result(rows * R);
+    if (of.projection == Projection::kSplit || squeeze) f.uy = memory.result(rows * R), f.dsy = memory.result(rows * R);
+    if (squeeze) f.da_scan = memory.result(rows * C);
   }
   void give_states(const float* h, const float* c) {
     grads.states_h = h, grads.states_c = c;
@@ -307,6 +266,44 @@ struct Call {
     start(light_step_bwd_kernel<float>, backward, back, of.device);
   }
 
+  // T = 1. By the rule's name and the projection: taps, a squeeze, a light cell, or a recurrence.
+  void recalibrate() {
+    constexpr int64_t K = 3;
+    const bool taps = std::string(of.rule) == "eca", squeeze = of.projection == Projection::kSqueeze;
+    const bool light = squeeze && cell.rule < kNumRules, relu = !of.mixed, adds = !of.mixed;
+    const int64_t size = state * of.HW[0], sample_bytes = C * of.HW[0] * int64_t(sizeof(float));
+    take(taps || squeeze ? 0 : 1, 1);
+    ShownArgs<float> shown{taps ? Shows::kTaps : light ? Shows::kLightCell : squeeze ? Shows::kSqueeze : Shows::kCell};
+    int64_t N = 0;
+    with_rule(cell.rule, [&](auto rule) { N = decltype(rule)::NG * C; });
+    if (light) shown.light = {memory.drawn(N, 1), memory.drawn(N, 1), memory.drawn(N, 1)};
+    if (taps) shown.taps = memory.drawn(K, 1), shown.K = int(K);
+
+    RecalibrateArgs<float> forward{cell, shown, memory.result(state), nullptr, nullptr, adds, relu, {}};
+    if (cell.saves_h) forward.states_h = memory.result(state);
+    if (cell.saves_c) forward.states_c = memory.result(state);
+    const MapView<float> a = map(0, memory.drawn(size, 1)), out = map(0, memory.result(size));
+    enter_map(a, kIn, of.B, forward.layer), enter_map(out, kSum, of.B, forward.layer);
+    if (adds) enter_map(map(0, memory.drawn(size, 1)), kShortcut, of.B, forward.layer);
+    start(recalibrate_kernel<float>, forward, problem(Pass::kForward, sample_bytes), of.device);
+
+    if (!taps) prepare_grads();
+    give_states(forward.states_h, forward.states_c);
+    RecalibrateBwdArgs<float> backward{cell, grads, shown, forward.y, {}, nullptr, nullptr, relu, adds, {}, {}};
+    const Problem back = problem(Pass::kBackward, (relu ? 3 : 2) * sample_bytes);
+    if (light) backward.factors = {memory.result(of.B * N), memory.result(of.B * N), memory.result(of.B * N)};
+    if (taps) {
+      backward.da = memory.result(state);
+      backward.dtaps = memory.result(of.B * make_plan(back, of.device).blocks_per_tile * K);
+    }
+    enter_map(a, kIn, of.B, backward.branch);
+    enter_map(map(0, memory.drawn(size, 1)), kGradOut, of.B, backward.branch);
+    enter_map(map(0, memory.result(size)), kGradIn, of.B, backward.branch);
+    if (relu) enter_map(out, kResult, of.B, backward.beside);
+    if (adds) enter_map(map(0, memory.result(size)), kGradShortcut, of.B, backward.beside);
+    start(recalibrate_bwd_kernel<float>, backward, back, of.device);
+  }
+
   // T: this layer and T - 1 before it.
   void attend() {
     constexpr int64_t K = 3, heads = 2;
@@ -355,7 +352,7 @@ struct Call {
     const int64_t tiles = tiles_of(M, N) + tiles_of(M, 1);
     for (const int group : {1, 4})
       start(weight_gradients_kernel<float>, args,
-            Launch{tiles * group, group, kGradientThreads, gradient_shared_bytes<float>()});
+            Launch{tiles * group, group, kProductThreads, product_shared_bytes<float>()});
   }
 
   void operator()() {
@@ -365,6 +362,7 @@ struct Call {
     if (op == "layer_update") layer_update<float>();
     if (op == "layer_update, bf16") layer_update<BFloat16>();
     if (op == "light_step") light_step();
+    if (op == "recalibrate") recalibrate();
     if (op == "attend") attend();
     if (op == "planes") planes();
     if (op == "weight_gradients") weight_gradients();
@@ -372,7 +370,8 @@ struct Call {
 };
 
 static const char *kLstm = "lstm", *kDsu = "dsu-sigmoid-context";
-constexpr Projection kJoint = Projection::kJoint, kSplit = Projection::kSplit, kDense = Projection::kDense;
+constexpr Projection kJoint = Projection::kJoint, kSplit = Projection::kSplit, kDense = Projection::kDense,
+                     kSqueeze = Projection::kSqueeze;
 static const std::vector<Case> kCases = {
     // Devices: processors, shared bytes, L2 (1: as large a cluster as there is), largest cluster, threads
     {"cluster", "layer_update", kDsu, kJoint, 3, 3, 37, 5, {15, 16}, false, device_of(2, 6000, 1, 4, 64)},
@@ -420,6 +419,16 @@ static const std::vector<Case> kCases = {
     {"light, no cell", "light_step", "", kJoint, 2, 3, 38, 0, {15}, false, device_of(2, 6000, 1, 4, 64)},
     {"light, first", "light_step", "", kJoint, 1, 3, 16, 0, {15}, true, device_of(1, 6000, 1, 1, 64)},
     {"light, a tile", "light_step", kDsu, kJoint, 2, 9, 16, 5, {15}, true, device_of(1, 1024, 1, 1, 32, 8)},
+    {"end of a block", "recalibrate", kLstm, kSplit, 1, 3, 38, 5, {15}, false, device_of(2, 6000, 1, 4, 64)},
+    {"end, dense", "recalibrate", kLstm, kDense, 1, 3, 17, 0, {15}, true, device_of(1, 9000, 1, 1, 96)},
+    {"end, joint, tiles", "recalibrate", kDsu, kJoint, 1, 9, 16, 5, {15}, true, device_of(1, 1024, 1, 1, 32, 8)},
+    {"end, light", "recalibrate", kDsu, kSqueeze, 1, 3, 38, 5, {15}, true, device_of(2, 6000, 1, 4, 64)},
+    {"end, light, tiles", "recalibrate", kLstm, kSqueeze, 1, 9, 16, 5, {15}, false, device_of(1, 1024, 1, 1, 32, 8)},
+    {"squeeze", "recalibrate", "se", kSqueeze, 1, 5, 38, 5, {15}, false, device_of(2, 6000, 1, 4, 64)},
+    {"squeeze, tiles", "recalibrate", "se", kSqueeze, 1, 9, 20, 5, {15}, true, device_of(1, 1024, 1, 1, 32, 8)},
+    {"squeeze alone", "recalibrate", "se", kSqueeze, 1, 3, 38, 5, {15}, true, device_of(2, 6000, 1, 4, 64), true},
+    {"taps", "recalibrate", "eca", kJoint, 1, 3, 38, 0, {15}, false, device_of(2, 6000, 1, 4, 64)},
+    {"taps, tiles", "recalibrate", "eca", kJoint, 1, 9, 20, 0, {15}, true, device_of(1, 1024, 1, 1, 32, 8)},
     {"attend", "attend", kDsu, kDense, 3, 3, 18, 0, {}, false, device_of(1, 300, 0, 1, 96)},
     {"planes", "planes", kDsu, kDense, 3, 3, 17, 0, {15}, true, device_of(1, 300, 0, 1, 96)},
     {"weight gradients", "weight_gradients", kDsu, kDense, 1, 1, 1, 0, {}, false, device_of(1, 300, 0, 1, 32)},

@@ -11,7 +11,7 @@ import sanitized
 from bench import devices, run
 from bench.common import Shape, Target
 from bench.report import gpu_tables
-from bench.targets import gpu, gpu_inputs, gpu_networks, gpu_plans, gpu_steps, networks
+from bench.targets import blocks, gpu, gpu_inputs, gpu_networks, gpu_plans, gpu_steps, networks
 from dla_kernels import reference
 from dla_kernels.verify import heads_of
 
@@ -240,15 +240,40 @@ def test_bench_goes_to_the_gpu_where_asked(monkeypatch):
 def test_the_tax_of_attention_is_relative_to_the_plain_network():
     row = networks.measure_depth(20, rounds=1, batch=2, size=8)
     kinds = ["plain", "dla_light/ours", "dla_light/eager", "dla_base/ours", "dla_base/eager", "dla_base/copying"]
+    kinds += ["dia/ours", "dia/eager", "se/ours", "se/eager"]
     assert list(row["ms"]) == list(row["peak_bytes"]) == kinds
     assert all(peak > 0 for peak in row["peak_bytes"].values())
-    row["ms"] = dict(zip(kinds, (100.0, 120.0, 150.0, 130.0, 180.0, 240.0)))
+    row["ms"] = dict(zip(kinds, (100.0, 120.0, 150.0, 130.0, 180.0, 240.0, 110.0, 130.0, 101.0, 102.0)))
     assert networks.tax(row, "dla_light/ours") == pytest.approx(0.2)
     checks = {(name, target.name): target for name, target in networks.targets([row])}
     assert checks["dla_light_resnet20", "tax / eager tax"].met  # 0.2 / 0.5
     assert not checks["dla_base_resnet20", "tax / eager tax"].met  # 0.3 / 0.8
     assert checks["dla_base_resnet20", "tax / copying tax"].met  # 0.3 / 1.4
+    assert checks["dia_resnet20", "tax / eager tax"].met  # 0.1 / 0.3
     assert re.search(r"dla_base_resnet20 +copying +240 +140%", networks.report([row]))
+
+
+def test_what_attention_adds_to_inference_is_relative_to_the_plain_network():
+    row = networks.measure_inference(20, rounds=1, batch=2, size=8)
+    kinds = ["plain", "dia/ours", "dia/eager", "light/ours", "light/eager"]
+    assert list(row["ms"]) == kinds
+    row["ms"] = dict(zip(kinds, (100.0, 104.0, 112.0, 103.0, 105.0)))
+    checks = {target.name: target for _, target in networks.inference_targets([row])}
+    assert checks["dia, added to inference"].met  # 0.04
+    assert not checks["light, added to inference"].met  # 0.03
+    assert re.search(r"resnet20 +light +eager +105 +5.0%", networks.inference_report([row]))
+
+
+def test_ends_of_blocks_have_targets_where_they_squeeze_and_have_a_shortcut():
+    rows = [
+        blocks.measure_row(blocks.Row(2, 16, 4, cell, adds), 1, False)
+        for cell, adds in [("se", True), ("se", False), ("dia", True), ("light", True)]
+    ]
+    for row in rows:
+        row["ms"] |= {"forward/ours": 1.0, "forward/eager": 2.5, "both/ours": 2.0, "both/eager": 3.0}
+    (_, forward), (_, both) = blocks.targets(rows)
+    assert forward.met and not both.met  # 2.5 and 1.5 times
+    assert re.search(r"se-B2-C16-HW4x4 .* 2.50x .* 1.50x", blocks.report(rows))
 
 
 def test_a_network_whose_gradient_is_off_is_not_timed(monkeypatch):

@@ -17,6 +17,7 @@ KERNELS = [f"{name}.cuh" for name in ("products", "planes", "stacks", "tile", "s
 KERNELS += [f"{name}.cuh" for name in ("recurrence", "recurrence_bwd")]
 KERNELS += [f"{name}.cuh" for name in ("scan", "refresh", "layer_update", "weight_gradients")]
 KERNELS += [f"{name}.cuh" for name in ("gather", "light_step", "attend")]
+KERNELS += [f"{name}.cuh" for name in ("tile_product", "recalibrate", "recalibrate_maps")]
 BUFFERS_H, PLANNER = CSRC / "cuda" / "plan.h", CSRC / "cuda" / "planner.h"
 SEEDS = 20
 
@@ -76,6 +77,7 @@ REDUNDANT = {
     "recurrence_bwd: begin, block_barrier 1",
     "recurrence_bwd: finish, block_barrier 2",
     "recurrence_bwd: finish, block_barrier 3",
+    "recalibrate: back, block_barrier 2",
 }
 BUFFERS = re.findall(r"^  (k\w+),", BUFFERS_H.read_text().partition("enum Buffer {")[2].partition("}")[0], re.MULTILINE)
 

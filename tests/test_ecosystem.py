@@ -11,12 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dla_kernels as dla
 from dla_kernels import backends
-from dla_kernels.cells import PROJECTIONS
 from dla_kernels.models import ResNet
 from dla_kernels.models.blocks import Bottleneck
 from dla_kernels.verify import functions, make_cases, make_plain_cases, outputs_and_gradients
 
-from .cases import Shape, case_name, inputs_of, options_of
+from .cases import COMMON, Shape, case_name, inputs_of, options_of
 from .clients import imported, with_detection
 
 ATTENTIONS = ("none", "se", "eca", "dia", "mrla_light", "mrla_base", "dla_light", "dla_base")
@@ -117,7 +116,7 @@ def test_timms_features_only_has_timms_feature_info():
 # ---- operations counted ----
 
 SIZES = [(3, 4)] * 2
-FLOP_CELLS = [dla.Cell("dsu-paper", projection=projection) for projection in PROJECTIONS]
+FLOP_CELLS = [dla.Cell("dsu-paper", projection=projection) for projection in COMMON]
 FLOP_CASES = [
     *make_plain_cases(SIZES, 2, 6, "cpu"),
     *(case for cell in FLOP_CELLS for case in make_cases(cell, SIZES, 2, 6, 5, "cpu")),

@@ -170,7 +170,7 @@ WRONG = {
     "unknown act": (lambda: dla.Cell(act="gelu"), ValueError, "Cell.act", "sigmoid, tanh", "'gelu'"),
     "unknown output": (lambda: dla.Cell(output="h"), ValueError, "Cell.output", "context, sigmoid", "'h'"),
     "unknown projection": (lambda: dla.Cell(projection="full"), ValueError, "Cell.projection", "joint", "'full'"),
-    "act of an lstm": (lambda: dla.Cell("lstm", act="tanh"), ValueError, "Cell", "dsu", "act='tanh'"),
+    "act of an lstm": (lambda: dla.Cell("lstm", act="tanh"), ValueError, "Cell", "dsu", "'tanh'"),
     "unknown backend": (lambda: dla.gap(maps(), backend="tpu"), ValueError, "backend", "reference, cpu", "'tpu'"),
 }
 for weights, cell in ((joint, dla.PAPER_DSU), (split, dla.RELEASED_DSU), (dense, dla.Cell("lstm"))):

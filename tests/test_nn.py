@@ -377,7 +377,7 @@ def test_checkpointing_changes_no_gradient(name):
         (lambda: DSUCell(64, form="new"), "form: expected one of paper, released, got 'new'"),
         (lambda: DSUCell(64, start="warm"), "start: expected one of zeros, random, learned, got 'warm'"),
         (lambda: DSUCell(0), "channels, reduction: expected at least 1, got 0, 20"),
-        (lambda: make_cell("gru", 64), "Cell.kind: expected one of rnn, lstm, dia, dsu, got 'gru'"),
+        (lambda: make_cell("gru", 64), "Cell.kind: expected one of rnn, lstm, dia, dsu, se, eca, got 'gru'"),
     ],
 )
 def test_mistakes_are_explained(mistake, message):

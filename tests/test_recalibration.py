@@ -6,7 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
+from dla_kernels.models.blocks import BasicBlock
+from dla_kernels.models.resnet import ResNetStage
 from dla_kernels.nn import CBAM, ECA, SE, SGE, SPA, SRM, DIACell, LayerwiseIntegration, Shared
 
 from .tolerances import assert_equal_to_rounding
@@ -225,3 +228,79 @@ def test_checkpointing_repeats_the_layer_that_it_was():
     first = checkpoint(shared, 0, x, use_reentrant=False)
     out = checkpoint(shared, 1, first, use_reentrant=False)
     assert_equal_to_rounding([torch.autograd.grad(out.square().sum(), x)[0]], [wanted])
+
+
+# ---- what the op cannot see is run step by step ----
+
+
+@pytest.mark.parametrize("make", [lambda: SE(8, 2), lambda: SE(8, 2, bias=True)])
+def test_pruned_and_normalised_layers_are_called(make):
+    for hang in (
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+        lambda layer: nn.utils.weight_norm(layer),
+        lambda layer: nn.utils.spectral_norm(layer),
+        lambda layer: nn.utils.parametrizations.weight_norm(layer),
+    ):
+        module, x = make(), torch.randn(2, 8, 4, 4)
+        hang(module.squeeze)
+        for _ in range(2):  # the second backward pass fails where the weight is not made anew
+            module(x, x).sum().backward()
+        gate = torch.sigmoid(module.excite(module.squeeze(x.mean((2, 3))).relu()))[:, :, None, None]
+        torch.testing.assert_close(module.eval()(x), x * gate, rtol=1e-4, atol=1e-5)
+
+
+def test_a_subclass_with_gates_of_its_own_is_asked_for_them():
+    class Open(SE):
+        def gate(self, x):
+            return torch.ones(x.shape[:2])
+
+    class Halved(ECA):
+        def scaled(self, x):
+            return x / 2
+
+    x = torch.randn(2, 8, 4, 4)
+    assert torch.equal(Open(8)(x), x)
+    assert torch.equal(Halved(8)(x, x), (x + x / 2).relu())
+
+
+@pytest.mark.parametrize("make", [lambda: SE(8), lambda: ECA(8)])
+def test_gates_are_those_by_which_the_op_scales(make):
+    module, x = make(), torch.randn(2, 8, 4, 4)
+    torch.testing.assert_close(module.scaled(x), module(x))
+    torch.testing.assert_close(module.gate(x)[:, :, None, None] * x, module(x))
+
+
+def test_cells_that_are_watched_are_called():
+    x, a = torch.randn(2, 2, 8, 4, 4)
+    integrate, seen = LayerwiseIntegration(DIACell(8)), []
+    plain, _ = integrate(x, a)
+    handle = integrate.cell.register_forward_hook(lambda *_: seen.append(1))
+    watched, _ = integrate(x, a)
+    handle.remove()
+    integrate(x, a)
+    assert len(seen) == 1
+    torch.testing.assert_close(watched, plain)
+    forward = integrate.cell.forward
+    integrate.cell.forward = lambda *args: seen.append(2) or forward(*args)
+    integrate(x, a)
+    assert seen == [1, 2]
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_a_shortcut_of_another_dtype_or_size_is_added_as_torch_does(relu):
+    x, a = torch.randn(2, 8, 4, 4), torch.randn(2, 8, 4, 4).bfloat16()
+    integrate = LayerwiseIntegration(DIACell(8))
+    out, _ = integrate(x, a, relu=relu)
+    scaled, _ = integrate(torch.zeros_like(a), a)
+    expected = x + scaled
+    torch.testing.assert_close(out, expected.relu() if relu else expected)
+    assert out.dtype == torch.float32
+    assert integrate(x[:1], a.float(), relu=relu)[0].shape == x.shape
+    assert SE(8)(a, x).dtype == torch.float32
+
+
+def test_a_block_takes_any_module_that_scales_its_branch():
+    block = BasicBlock(8, 8, recalibrate=nn.Tanh())
+    stage, x = ResNetStage([("0", block)], None), torch.randn(2, 8, 4, 4)
+    a, identity = block(x)
+    torch.testing.assert_close(stage(x), (identity + a.tanh()).relu(), rtol=1e-4, atol=1e-5)

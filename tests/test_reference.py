@@ -58,7 +58,7 @@ def dyn(cell, w, y, h, c):
     c = [sig(f[k]) * c[k] + sig(i[k]) * tanh(g[k]) for k in range(C)]
     if cell.kind == "dsu":
         return [ACT[cell.act](v) for v in c], c, ([sig(v) for v in c] if cell.output == "sigmoid" else c)
-    squash = {"lstm": tanh, "dia": sig}[cell.kind]
+    squash = tanh if cell.kind == "lstm" else ACT[cell.act]
     h = [sig(o) * squash(v) for o, v in zip(gate[3], c)]
     return h, c, h
 

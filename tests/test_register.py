@@ -30,7 +30,13 @@ def tensors_in(results):
 # A cell like each compiled one of another form of state, and what the two are called.
 TWINS = {
     "rnn": {"gates": 1, "states": ("h",), "step": rules.rnn, "output": rules.read_h, "projection": "dense"},
-    "lstm": {"gates": 4, "states": ("h", "c"), "step": rules.lstm, "output": rules.read_h, "projection": "dense"},
+    "lstm": {
+        "gates": 4,
+        "states": ("h", "c"),
+        "step": rules.RULES["lstm"].step,
+        "output": rules.read_h,
+        "projection": "dense",
+    },
     "dsu-paper": {
         "gates": 3,
         "states": ("c",),
@@ -106,7 +112,7 @@ def test_a_name_may_be_registered_again_but_not_that_of_a_kernel():
     register_minimal(output=lambda h, c: torch.sigmoid(c))
     assert (nn.CellModule(8, "minimal").output((torch.zeros(1, 8),)) == 0.5).all()
     for name in ("lstm", "dsu-paper", "My cell"):
-        with pytest.raises(ValueError, match=f"none of rnn, lstm, dia, dsu, got '{name}'"):
+        with pytest.raises(ValueError, match=f"none of rnn, lstm, dia, dsu, se, eca, got '{name}'"):
             dla.register_cell(name, gates=2, states=("c",), step=minimal, output=lambda h, c: c)
     assert "minimal" not in [cell.kind for cell in cells.ALL_RULES]
 
@@ -119,7 +125,7 @@ def test_a_name_may_be_registered_again_but_not_that_of_a_kernel():
         ({"states": ("h",)}, "step, output: expected h alone to matter"),
         ({"states": ("h",), "step": lambda a, h, c: (a[0], c)}, "step, output: expected h alone to matter"),
         ({"states": ("c", "h")}, "states: expected one of .*, got"),
-        ({"projection": "full"}, "projection: expected one of joint, split, dense, got 'full'"),
+        ({"projection": "full"}, "projection: expected one of joint, split, dense, light, got 'full'"),
         ({"step": lambda a, h, c: c}, r"step: expected h and c .* two tensors \[2, 3\], got a tensor \[2, 3\]"),
         ({"step": lambda a, h, c: (c, c[:1])}, r"step: .*, got a tensor \[2, 3\], a tensor \[1, 3\]"),
         ({"output": lambda h, c: c.sum()}, r"output: expected a tensor \[2, 3\], got a tensor \[\]"),
@@ -129,7 +135,7 @@ def test_a_name_may_be_registered_again_but_not_that_of_a_kernel():
 def test_what_is_no_cell_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         register_minimal(**wrong)
-    with pytest.raises(ValueError, match=r"Cell\.kind: expected one of rnn, lstm, dia, dsu, got 'minimal'"):
+    with pytest.raises(ValueError, match=r"Cell\.kind: expected one of rnn, lstm, dia, dsu, se, eca, got 'minimal'"):
         dla.Cell("minimal")
 
 

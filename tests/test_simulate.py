@@ -58,6 +58,8 @@ def test_the_time_of_a_launch_is_shared_out_among_its_phases():
 ROWS = simulate.problems()
 EVERY_ROW = pytest.mark.parametrize("name, problem", ROWS, ids=[f"{name}-{p.op}-{p.forward}" for name, p in ROWS])
 EVERY_DEVICE = pytest.mark.parametrize("device", sorted(simulate.OTHERS))
+# Forward and backward, how often all maps of a problem pass the memory at least.
+FEWEST = {"layer_update": (2, 3), "light_step": (1, 1), "recalibrate": (3, 5)}
 
 
 @EVERY_DEVICE
@@ -65,8 +67,8 @@ EVERY_DEVICE = pytest.mark.parametrize("device", sorted(simulate.OTHERS))
 def test_every_row_is_predicted_within_its_span_and_above_its_floor(name, problem, device):
     worst, likely, best = (simulate.predicted(problem, Chip.of(device, which))[0] for which in range(3))
     assert best < likely < worst
-    moved = problem.S if problem.op == "light_step" else (2 if problem.forward else 3) * problem.S
-    assert best > moved / Chip.of(device, 2)["memory"]
+    passes = FEWEST[problem.op][0 if problem.forward else 1]
+    assert best > passes * problem.S / Chip.of(device, 2)["memory"]
 
 
 def test_a_row_that_takes_too_long_says_why():

@@ -14,6 +14,7 @@ ROW = 240  # bytes of [B, C]
 TAPS = 720  # bytes of a 3x3 filter for each channel
 JOINT = 4 * (R * 2 * C + 3 * C * R + 3 * C)  # bytes of w1, w2, b2
 SPLIT = 4 * 2 * (R * C + R + 3 * C * R + 3 * C)  # bytes of two bottlenecks with biases
+SQUEEZE = 4 * (R * C + R + C * R + C)  # bytes of one, to a gate for each channel
 UPTO = 1 + 2 + 3 + 4  # values that T layers of DLA-B mix
 BEFORE = 1 + 2 + 3  # those of earlier layers
 BCR, BC = B * C * R, B * C
@@ -56,6 +57,10 @@ EXPECTED = {
         S,
         4 * T * P + 3 * (T * 16 * BCR + 2 * BCR),
     ),
+    # reads a, the shortcut; relu(shortcut + a h) behind the mean of a; 2 C R into the bottleneck and out of it
+    ("recalibrate", "forward"): (2 * M + SQUEEZE, M + ROW, M, 4 * P + 4 * BCR),
+    # reads dout, out, a, y; what the relu let through, its product with a, and dout and out again for both gradients
+    ("recalibrate", "backward"): (3 * M + ROW + SQUEEZE, 2 * M + SQUEEZE, 2 * M, 5 * P + 3 * 4 * BCR),
     # nine multiplications and additions, and an addition for each of two means
     ("depthwise", "forward"): (M + TAPS, M + 2 * ROW, 0, 20 * P),
     # reads dv, x; to x and to the filter, and the means' gradients on top
@@ -122,6 +127,8 @@ def test_traffic_is_that_worked_out_by_hand(op, which):
         ("layer_update", "forward", T, T, T),
         ("layer_update", "backward", 2 * T, T, T),
         ("norm_add", "backward", 2, 1, 2),
+        ("recalibrate", "forward", 2, 1, 1),
+        ("recalibrate", "backward", 3, 2, 2),
         ("light_step", "forward", 2, 1, 2),
         ("light_step", "backward", 3, 2, 1),
         ("base_step", "forward", T + UPTO, 2 * T, 0),

@@ -23,7 +23,8 @@ def test_every_kernel_was_compiled_for_every_chip(resources, pytestconfig):
     # The same kernels write in place.
     operators = [name for name in SCHEMAS if name not in QUESTIONS and not name.endswith("_")]
     of_maps = {"gate_gradient", "light_step_filters", "light_step_tap_sums", "light_step_maps_bwd"}
-    of_cells = {"forward_phase", "backward_phase"}
+    of_maps |= {"shown_gradient"}
+    of_cells = {"forward_phase", "backward_phase", "squeeze", "squeeze_bwd", "taps", "taps_bwd"}
     expected = {*operators, *of_maps, *of_cells, "weight_gradients", "sums", "moments", "norm_sums"}
     for target in BUILD.chips(pytestconfig.option.tier):
         assert {r.kernel for r in resources if r.target == target} == expected, target
@@ -31,7 +32,8 @@ def test_every_kernel_was_compiled_for_every_chip(resources, pytestconfig):
 
 def test_kernels_were_compiled_for_every_dtype_and_kind_of_cell(resources):
     assert {r.dtype for r in resources} == set(triton_resources.MAP_DTYPES)
-    assert {r.cell for r in resources} == {"", *triton_resources.KINDS}
+    more = triton_resources.RECALIBRATING + triton_resources.LIGHT
+    assert {r.cell for r in resources} == {"", *triton_resources.KINDS, *more}
 
 
 def test_no_kernel_spills_or_wants_more_shared_memory_than_there_is(resources):

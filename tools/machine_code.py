@@ -54,9 +54,10 @@ class Loop(NamedTuple):
     turn: str
     limits: Mapping[str, int]
     variant: Mapping[str, int] = MappingProxyType({})  # counts of loads or stores that tell which one is meant
+    dtype: str = "bf16"  # of the kernel
 
 
-DTYPE, MANGLED = "bf16", "BFloat16"
+MANGLED = {"bf16": "BFloat16E", "fp32": "kernelIfE"}
 NONE = {"divisions": 0, "fences": 0, "spills": 0}
 # Of the variants of a loop that a kernel holds the one is meant that has the widest loads, and of such the longest.
 # The limits are what was reached, with a little room.
@@ -136,6 +137,46 @@ LOOPS = (
         "16 pixels of both",
         NONE | {"instructions": 560, "bytes_ahead": 48, "generic": 0, "branches": 0},
         {"stores": 8},
+    ),
+    Loop(
+        "scale and add planes",
+        "recalibrate",
+        "recalibrate_maps.cuh",
+        "write_planes",
+        "for (int v0 = team.lane;",
+        "2 vectors of 8 pixels of both",
+        NONE | {"instructions": 180, "bytes_ahead": 64, "generic": 0, "branches": 1},
+        {"loads": 4},
+    ),
+    Loop(
+        "sums behind a relu",
+        "recalibrate_bwd",
+        "recalibrate_maps.cuh",
+        "sum_planes",
+        "for (int v0 = team.lane;",
+        "2 vectors of 8 pixels of three",
+        NONE | {"instructions": 190, "bytes_ahead": 96, "generic": 0, "branches": 0},
+        {"loads": 6},
+    ),
+    Loop(
+        "gradients behind a relu",
+        "recalibrate_bwd",
+        "recalibrate_maps.cuh",
+        "write_planes",
+        "for (int v0 = team.lane;",
+        "2 vectors of 8 pixels of two, and of two written",
+        NONE | {"instructions": 215, "bytes_ahead": 64, "generic": 0, "branches": 1},
+        {"loads": 4},
+    ),
+    Loop(
+        "slab of a product",
+        "phase",
+        "tile_product.cuh",
+        "add",
+        "for (int64_t k0 =",
+        "32 terms of 32 x 32 sums",
+        NONE | {"instructions": 380, "bytes_ahead": 16, "generic": 0},
+        dtype="fp32",
     ),
 )
 
@@ -331,8 +372,10 @@ def measure(folder: Path, archs: Iterable[int] = ARCHS, root: Path = ROOT) -> li
         compiled = folder / OBJECTS / f"{kernel}.cu.o"
         for arch, listing in listings(compiled) if compiled.exists() else ():
             if arch in archs:
-                (function,) = (f for name, f in functions(listing).items() if MANGLED in name)
-                found += [measured(loop, arch, function, root) for loop in LOOPS if loop.kernel == kernel]
+                kernels = functions(listing)
+                for loop in (loop for loop in LOOPS if loop.kernel == kernel):
+                    (function,) = (f for name, f in kernels.items() if MANGLED[loop.dtype] in name)
+                    found.append(measured(loop, arch, function, root))
     return sorted(found)
 
 
@@ -349,7 +392,7 @@ def section(record: Record) -> str:
     lines = [
         TITLE,
         "",
-        f"What one turn of each loop holds for {DTYPE} maps, special cases included, in what nvcc {record.compiler}",
+        f"What one turn of each loop holds for bf16 maps, special cases included, in what nvcc {record.compiler}",
         f"made of sources `{record.digest[:12]}`. `tools/machine_code.py` says what is allowed, and",
         "`tools/cuda_resources.py --write` makes this table. Bytes ahead: what a thread asks for before it uses the",
         "first of it. Generic: accesses to memory that may be of any kind. Divisions: of integers. Fences: of all",

@@ -37,6 +37,9 @@ TARGETS = {
     "gfx942": ("hip", "gfx942", 64, 64 << 10),
 }
 KINDS = ("dsu-sigmoid-context joint", "dia split", "lstm dense", "rnn dense")
+TAPS = "eca taps"
+RECALIBRATING = (*KINDS[:2], "dia light", "se squeeze", TAPS)
+LIGHT = ("dia light", "dsu-sigmoid-context light")
 MAP_DTYPES = ("bfloat16", "float32", "float16", "float64")
 ROW_DTYPES = ("float32", "float64")
 # T, C, R, side of the maps, channels last: a tile of rows and less, few and many channels, even and odd planes.
@@ -46,7 +49,7 @@ SHAPES = ((12, 256, 64, 8, True), (3, 2048, 102, 7, False), (6, 1024, 51, 14, Fa
 
 # Kernels that do nothing but stream maps, and the KB that a processor must have on their way; less, for each byte of an
 # access, where planes or rows are so odd that few elements or one are read at a time. fp64 is for checking.
-STREAMS = ("gap", "rescale", "rescale_bwd", "gate_gradient")
+STREAMS = ("gap", "rescale", "rescale_bwd", "gate_gradient", "recalibrate", "shown_gradient", "recalibrate_bwd")
 IN_FLIGHT, IN_FLIGHT_ODD = 32, 5
 # The same of those that put maps under filters, which have more to do for an element. On AMD each row is waited for by
 # itself, and its pieces are half as long.
@@ -91,6 +94,19 @@ def todo(cells: str) -> Iterator[Work]:
                 if op in ("layer_update", "light_step"):  # where all programs share out each phase
                     for cell in KINDS[:2]:
                         yield Work(target, op, cell, dtypes[number % 2], WIDEST)
+        for i, cell in enumerate(RECALIBRATING):
+            yield Work(target, "recalibrate", cell, MAP_DTYPES[(i + number) % 2], (i + number) % len(SHAPES))
+        for shape in range(len(SHAPES)):  # rows of all widths
+            for dtype in MAP_DTYPES[:2]:
+                yield Work(target, "recalibrate", TAPS, dtype, shape)
+        for i, dtype in enumerate(MAP_DTYPES[2:]):
+            yield Work(target, "recalibrate", TAPS, dtype, i)
+        for cell in RECALIBRATING[2:4]:  # where all programs share out each phase, and where each has its samples
+            for shape in (WIDEST, 0):
+                yield Work(target, "recalibrate", cell, "float32", shape)
+        for i, (cell, dtype) in enumerate(zip(LIGHT, ROW_DTYPES)):
+            yield Work(target, "scan", cell, dtype, i)
+        yield Work(target, "scan", LIGHT[0], "float32", WIDEST)
         for i, dtype in enumerate(MAP_DTYPES):
             for op in ("gap", "rescale", "depthwise", "mix", "norm_add", *(["attend"] if dtype in ROW_DTYPES else [])):
                 yield Work(target, op, "", dtype, i)
@@ -191,14 +207,20 @@ def compile_op(work: Work) -> list[Resources]:
         functions["norm_add_bwd"](xs[0], xs[0], moments, *moments, keep, 1e-5, True, True)
     else:
         rule, projection = work.cell.split()
-        N = RULES[rule].NG * C
-        half = [(R, C), (R,), (N, R), (N,)]
-        shapes = {"joint": [(R, 2 * C), (N, R), (N,)], "split": [*half, *half], "dense": [(N, C), (N,)] * 2}[projection]
-        w = [torch.empty(shape, **rows) for shape in shapes]
-        cell = RULES[rule]
-        state = [torch.empty(B, C, **rows) for _ in range(1 if rule == "rnn" else 2)]
-        states = [y] * (cell.saves_h + cell.saves_c)
-        if work.op == "scan":
+        cell = RULES.get(rule)  # None of one that remembers nothing
+        N = cell.NG * C if cell else C
+        half, bottleneck, light = [(R, C), (R,), (N, R), (N,)], [(R, C), (R,), (C, R), (C,)], [(N,)] * 3
+        recurrent = {"joint": [(R, 2 * C), (N, R), (N,)], "split": [*half, *half], "dense": [(N, C), (N,)] * 2}
+        others = {"light": [*bottleneck, *light], "squeeze": bottleneck, "taps": [(5,)]}
+        w = [torch.empty(shape, **rows) for shape in (recurrent | others)[projection]]
+        state = [torch.empty(B, C, **rows) for _ in range(0 if cell is None else 1 if rule == "rnn" else 2)]
+        states = [y] * (cell.saves_h + cell.saves_c if cell else 0)
+        if work.op == "recalibrate":
+            for added in ([], xs[:1]) if projection == "taps" else (xs[:1],):
+                functions["recalibrate"](xs[0], added, w, state, rule, bool(added))
+                of_map = xs[0], added, w, state, y[0], [s[0] for s in states], rule, bool(added)
+                functions["recalibrate_bwd"](xs[0], [s[0] for s in states], *of_map)
+        elif work.op == "scan":
             functions["scan"](y, w, [], rule)
             functions["scan_bwd"](states, y, w, state, states, rule)
         elif work.op == "refresh":

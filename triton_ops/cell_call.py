@@ -55,29 +55,17 @@ class NoCell:
         run(kernel, (self.programs, *shares), self.like, self.tiles, **sizes, **what)
 
 
-class CellCall(NoCell):
-    """The cell of a call, and its tensors as kernels take them."""
+class StateCall(NoCell):
+    """The cell of a call and its state as kernels take them, however its gates come about."""
 
     def __init__(
-        self, op: str, rule: str, weights: list[Tensor], state: list[Tensor], T: int, B: int, C: int, like: Tensor,
-        rows_of_y: int | None = None,
-    ) -> None:  # fmt: skip
-        self.cell = check_rule(rule)
-        self.rows_of_y = T if rows_of_y is None else rows_of_y  # where not each of them is a layer of the scan
-        self.projection = check_weights(weights, self.cell.NG, C, accumulate_dtype(like.dtype), like)
-        R = 0 if self.projection == "dense" else weights[0].shape[0]
+        self, op: str, rule: str, state: list[Tensor], T: int, B: int, C: int, like: Tensor, R: int = 0
+    ) -> None:
         super().__init__(op, T, B, C, like, R)
+        self.cell = check_rule(rule)
         may_start_by_itself = not op.startswith("refresh")
         check_state(state, self.cell, may_start_by_itself, (B, C), self.dtype, like)
-        self.given = [w.contiguous() for w in weights]
         self.state = [s.contiguous() for s in state]
-        w = self.given
-        if self.projection == "joint":
-            self.weights = Weights(w[0], w[0][:, C:], None, None, w[1], None, w[2], None, 2 * C)
-        elif self.projection == "split":
-            self.weights = Weights(w[4], w[0], w[5], w[1], w[6], w[2], w[3], w[7], C)
-        else:
-            self.weights = Weights(w[2], w[0], None, None, None, None, w[1], w[3], C)
         self.N = self.cell.NG * C
 
     @property
@@ -104,13 +92,34 @@ class CellCall(NoCell):
         check_states(name, states, count, may_be_absent, shape, self.dtype, self.like)
         return [s.contiguous() for s in states]
 
-    def rows(self, width: int) -> Tensor:
-        """Return rows for what each row of y decides."""
-        return self.empty(self.rows_of_y, self.B, width)
-
     def empty_states(self) -> list[Tensor]:
         """Return what a forward pass fills: h and c of every layer, as far as the cell saves them."""
         return [self.empty(self.T, self.B, self.C) for _ in range(self.cell.saves_h + self.cell.saves_c)]
+
+
+class CellCall(StateCall):
+    """The cell of a call, and its tensors as kernels take them."""
+
+    def __init__(
+        self, op: str, rule: str, weights: list[Tensor], state: list[Tensor], T: int, B: int, C: int, like: Tensor,
+        rows_of_y: int | None = None,
+    ) -> None:  # fmt: skip
+        self.rows_of_y = T if rows_of_y is None else rows_of_y  # where not each of them is a layer of the scan
+        self.projection = check_weights(weights, check_rule(rule).NG, C, accumulate_dtype(like.dtype), like)
+        R = 0 if self.projection == "dense" else weights[0].shape[0]
+        super().__init__(op, rule, state, T, B, C, like, R)
+        self.given = [w.contiguous() for w in weights]
+        w = self.given
+        if self.projection == "joint":
+            self.weights = Weights(w[0], w[0][:, C:], None, None, w[1], None, w[2], None, 2 * C)
+        elif self.projection == "split":
+            self.weights = Weights(w[4], w[0], w[5], w[1], w[6], w[2], w[3], w[7], C)
+        else:
+            self.weights = Weights(w[2], w[0], None, None, None, None, w[1], w[3], C)
+
+    def rows(self, width: int) -> Tensor:
+        """Return rows for what each row of y decides."""
+        return self.empty(self.rows_of_y, self.B, width)
 
     def _p_q_uy_last_product(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor]:
         """Return what both passes hoist or share, None where the projection has no use for it."""

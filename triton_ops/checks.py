@@ -121,6 +121,45 @@ def check_weights(weights: Sequence[Tensor], NG: int, C: int, dtype: torch.dtype
     return projection
 
 
+BOTTLENECK, LIGHT = 4, 7  # weights of a light cell: those of its bottleneck, and all
+
+
+def is_light(weights: Sequence[Tensor]) -> bool:
+    """Return whether these are a light cell's."""
+    return len(weights) == LIGHT
+
+
+def check_light(weights: Sequence[Tensor], N: int, dtype: torch.dtype, like: Tensor) -> None:
+    """Require wy, wh and b of a light cell."""
+    require(len(weights) == 3, f"weights: expected wy, wh and b of a light cell, got {len(weights)} tensors")
+    for w in weights:
+        check_tensor("weights", w, (N,), dtype, like)
+
+
+def check_squeeze(
+    w1: Tensor, b1: Tensor | None, w2: Tensor | None, b2: Tensor | None, count: int, C: int, like: Tensor
+) -> int:
+    """Require the weights of a bottleneck from C channels to as many, and return its width. There may be no bias."""
+    given = [w for w in (w1, b1, w2, b2) if w is not None]
+    require(
+        w2 is not None and len(given) == count, f"weights: expected w1, b1, w2 and b2, or fewer biases, got {count}"
+    )
+    R = w1.shape[0] if w1.dim() else 0
+    require(R > 0, "weights: expected a bottleneck of at least one row")
+    for w, shape in zip((w1, b1, w2, b2), ((R, C), (R,), (C, R), (C,))):
+        if w is not None:
+            check_tensor("weights", w, shape, accumulate_dtype(like.dtype), like)
+    return R
+
+
+def check_taps(weights: Sequence[Tensor], like: Tensor) -> None:
+    """Require a filter over the channels, [K] with an odd K."""
+    require(len(weights) == 1, f"weights: expected the taps alone, got {len(weights)} tensors")
+    taps = weights[0]
+    require(taps.dim() == 1 and taps.numel() % 2 == 1, "weights: expected taps [K] with an odd K")
+    check_tensor("weights", taps, taps.shape, accumulate_dtype(like.dtype), like)
+
+
 def check_state(
     state: Sequence[Tensor], cell: Cell, may_be_absent: bool, shape: Sequence[int], dtype: torch.dtype, like: Tensor
 ) -> None:

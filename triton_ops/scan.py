@@ -8,7 +8,8 @@ from torch import Tensor
 
 from . import phases
 from .cell_call import CellCall
-from .checks import check_rows
+from .checks import check_rows, is_light
+from .light_scan import light_scan, light_scan_bwd
 from .operator import operator
 from .recurrence import hoist, load_start, scan_layers
 from .recurrence_bwd import begin, finish, keep_start, scan_bwd_layers
@@ -71,19 +72,13 @@ def scan_bwd_kernel(
 
 @operator()
 def scan(y: Tensor, weights: list[Tensor], state: list[Tensor], rule: str) -> list[Tensor]:
+    if is_light(weights):
+        return light_scan(y, weights, state, rule)
     check_rows("y", y)
     y = y.contiguous()
     call = CellCall("scan", rule, weights, state, *y.shape, y)
     states = call.empty_states()
-    if call.tiles.abreast:
-        phases.forward(call, y, states, scanned=call.T, refreshed=0)
-        return states
-    call.run(
-        scan_kernel,
-        y=y,
-        **call.tensors(states),
-        s=call.scratch(),
-    )
+    forward(call, y, states)
     return states
 
 
@@ -91,10 +86,31 @@ def scan(y: Tensor, weights: list[Tensor], state: list[Tensor], rule: str) -> li
 def scan_bwd(
     dstates: list[Tensor], y: Tensor, weights: list[Tensor], state: list[Tensor], states: list[Tensor], rule: str
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    if is_light(weights):
+        return light_scan_bwd(dstates, y, weights, state, states, rule)
     check_rows("y", y)
     y = y.contiguous()
     call = CellCall("scan_bwd", rule, weights, state, *y.shape, y)
-    states, dstates = call.saved("states", states), call.saved("dstates", dstates)
+    return backward(call, y, call.saved("states", states), call.saved("dstates", dstates))
+
+
+def forward(call: CellCall, y: Tensor, states: list[Tensor]) -> None:
+    """Fill states from the rows of y."""
+    if call.tiles.abreast:
+        phases.forward(call, y, states, scanned=call.T, refreshed=0)
+        return
+    call.run(
+        scan_kernel,
+        y=y,
+        **call.tensors(states),
+        s=call.scratch(),
+    )
+
+
+def backward(
+    call: CellCall, y: Tensor, states: list[Tensor], dstates: list[Tensor]
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Return the gradients of y, of the weights and of the state given."""
     f = call.factors()
     gradients = WeightGradients(call, f, y, has_refresh=False, has_scan=True)
     if call.tiles.abreast:

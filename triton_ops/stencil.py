@@ -43,8 +43,8 @@ def places(plane, size, c, left, row, INTERLEAVED: tl.constexpr, STRIP: tl.const
 
 
 @triton.jit
-def after(x, edge):
-    """Return x [c, piece, n] moved to the right by a column, with edge [c, piece] before it."""
+def moved(x, edge, TO_THE_RIGHT: tl.constexpr):
+    """Return x [c, piece, n] moved by a column, with edge [c, piece] in the place that is left."""
     C: tl.constexpr = x.shape[0]
     PIECES: tl.constexpr = x.shape[1]
     N: tl.constexpr = x.shape[2]
@@ -52,20 +52,8 @@ def after(x, edge):
         return edge[:, :, None]
     else:
         even, odd = tl.split(tl.reshape(x, [C, PIECES, N // 2, 2]))
-        return tl.reshape(tl.join(after(odd, edge), even), [C, PIECES, N])
-
-
-@triton.jit
-def before(x, edge):
-    """Return x [c, piece, n] moved to the left by a column, with edge [c, piece] behind it."""
-    C: tl.constexpr = x.shape[0]
-    PIECES: tl.constexpr = x.shape[1]
-    N: tl.constexpr = x.shape[2]
-    if N == 1:
-        return edge[:, :, None]
-    else:
-        even, odd = tl.split(tl.reshape(x, [C, PIECES, N // 2, 2]))
-        return tl.reshape(tl.join(odd, before(even, edge)), [C, PIECES, N])
+        pairs = tl.join(moved(odd, edge, True), even) if TO_THE_RIGHT else tl.join(odd, moved(even, edge, False))
+        return tl.reshape(pairs, [C, PIECES, N])
 
 
 @triton.jit
@@ -80,18 +68,16 @@ def middle_of(plane, plus, size, c, left, row, A: tl.constexpr, INTERLEAVED: tl.
 @triton.jit
 def seen(plane, plus, size, c, left, row, A: tl.constexpr, INTERLEAVED: tl.constexpr, STRIP: tl.constexpr):
     """Return a row of a map + plus as its pixels see it to their left, where they are, and to their right."""
+    middle = middle_of(plane, plus, size, c, left, row, A, INTERLEAVED, STRIP)
     at, inside, step = places(plane, size, c, left, row, INTERLEAVED, STRIP)
-    n = tl.arange(0, STRIP.columns)[None, None, :]
     column = (left + tl.arange(0, STRIP.pieces) * STRIP.columns)[None, :]
     has_left, has_right = inside & (column > 0), inside & (column + STRIP.columns < size[2])
     left_edge = tl.load(at - step, has_left, 0.0).to(A)
-    middle = tl.load(at[:, :, None] + n * step, inside[:, :, None], 0.0).to(A)
     right_edge = tl.load(at + STRIP.columns * step, has_right, 0.0).to(A)
     if plus is not None:
         left_edge += tl.where(has_left, plus[:, None], 0.0)
-        middle += tl.where(inside, plus[:, None], 0.0)[:, :, None]
         right_edge += tl.where(has_right, plus[:, None], 0.0)
-    return after(middle, left_edge), middle, before(middle, right_edge)
+    return moved(middle, left_edge, True), middle, moved(middle, right_edge, False)
 
 
 # ---- filters ----

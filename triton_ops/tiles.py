@@ -105,7 +105,8 @@ def tile_of_weights(columns: int, terms: int, at_once: int) -> tuple[int, int]:
 def from_table(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
     """Return what the table says, before anyone has measured or asked for something else."""
     wide = dtype == torch.float64
-    cell = op.removesuffix("_bwd") in ("scan", "refresh", "layer_update", "light_step")
+    cell = op.removesuffix("_bwd") in ("scan", "refresh", "layer_update", "light_step", "squeeze")
+    light = op.removesuffix("_bwd") == "light_scan"
     # Some loop reads two maps at once, or keeps the moments of what it writes.
     much_at_hand = op in ("mix", "mix_bwd", "norm_add", "norm_add_bwd")
     filters = op.removesuffix("_bwd") in ("depthwise", "light_step_filters", "light_step_tap_sums", "light_step_maps")
@@ -116,18 +117,19 @@ def from_table(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
     piece = between(16, max(64, power_of_two((32 << 10) // max(HW, 1))), power_of_two(C))
     pixels, channels = between(16, power_of_two(HW), whole // 8), between(16, min(power_of_two(C), piece), whole // 8)
     # Where a step has some 256 K weights, a MB, they are worth sharing: by 16 samples, and by all programs.
-    abreast = cell and (C * R >= 1 << 16 if R else C >= 512) and not wide
-    samples = 16 if abreast else 1 if C < 1024 else 2 if C < 2048 else 4
+    of_step = C * R // 2 if op.startswith("squeeze") else C * R  # whose products are half as many, or fewer
+    abreast = cell and (of_step >= 1 << 16 if R else C >= 512) and not wide
+    samples = 16 if abreast else 4 if light else 1 if C < 1024 else 2 if C < 2048 else 4
     # A step waits for each tile of weights, so tiles are as large as registers allow: 32 numbers a thread, and as many
     # sums for each sample; and twice the threads where there is little else to keep.
-    large = op in ("scan", "layer_update") and samples == 1 and not wide
+    large = op in ("scan", "layer_update", "squeeze") and samples == 1 and not wide
     at_once = (4096 if wide else 16384 if large else 8192) // samples
     product = (16 if wide else 32 if abreast or large else 64, 16)
     into = product if abreast else tile_of_weights(R or C, C, at_once)
     out_of = product if abreast else tile_of_weights(4 * C, R or C, at_once)
     if wide:
         warps = 8
-    elif abreast or filters:
+    elif abreast or filters or light:
         warps = 4
     elif cell:
         warps = between(4, samples * max(prod(into), prod(out_of)) // 1024, 16)
@@ -136,6 +138,8 @@ def from_table(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
     # Maps stream as fast as there are bytes on their way: 32 KB and more, of bf16, in 1024 threads of a processor, or
     # in 768 that read two maps or have a pointer for each element. Cells wait for weights, with 512 threads or 256.
     streams = {"gap": 80 if odd else 64, "rescale": 64, "gate_gradient": 80, "rescale_bwd": 80}
+    streams |= {"recalibrate": 80, "recalibrate_bwd": 128 if odd else 80}
+    streams |= {"shown_gradient": 128 if odd or dtype.itemsize > 2 else 80}
     registers = 255 if wide or (cell and warps <= 8) else streams.get(op, 128)
     return Tiles(
         samples=samples,
@@ -144,7 +148,7 @@ def from_table(op: str, C: int, R: int, HW: int, dtype: torch.dtype) -> Tiles:
         product=product,
         into=into,
         out_of=out_of,
-        channels=between(16, power_of_two(C), min(128 if wide else 256, 512 // samples)),
+        channels=32 if light else between(16, power_of_two(C), min(128 if wide else 256, 512 // samples)),
         planar=(whole // pixels, pixels),
         interleaved=(channels, whole // channels),
         window=32 * warps,  # one for a thread, which holds nine taps of every channel that it has

@@ -18,7 +18,7 @@ from .cell_call import CellCall
 from .launch import precision, run
 from .maps import ELEMENT, Words, entry, tagged
 from .recurrence_bwd import Factors
-from .tiles import between
+from .tiles import Tiles, between
 
 ENOUGH_PROGRAMS = 512
 FEWEST_ROWS = 256  # of one program, where it shares a tile
@@ -159,19 +159,17 @@ def products_of(
     ]
 
 
-class WeightGradients:
+class Gradients:
     """The gradients of all weights of a backward pass. Made before its kernel runs, which clears the counters; computed
     after it."""
 
-    def __init__(self, r: CellCall, f: Factors, y: Tensor, *, has_refresh: bool, has_scan: bool) -> None:
-        self.how, self.like = r.tiles, y
-        self.dweights = [torch.empty_like(w) for w in r.given]
-        self.products = products_of(r, f, y, self.dweights, has_refresh, has_scan)
-        side = r.tiles.columns
+    def __init__(self, how: Tiles, y: Tensor, dweights: list[Tensor], products: list[Product]) -> None:
+        self.how, self.like, self.dweights, self.products = how, y, dweights, products
+        side = how.columns
         tiles = [triton.cdiv(N, side) * triton.cdiv(K, side) for N, K in map(_sizes, self.products)]
         rows = max(p.g[..., 0].numel() for p in self.products)
         self.splits = between(1, triton.cdiv(rows, FEWEST_ROWS), max(1, ENOUGH_PROGRAMS // sum(tiles)))
-        self.rows_of_split = triton.cdiv(triton.cdiv(rows, self.splits), r.tiles.rows) * r.tiles.rows
+        self.rows_of_split = triton.cdiv(triton.cdiv(rows, self.splits), how.rows) * how.rows
         self.first = [sum(tiles[:i]) * self.splits for i in range(len(tiles))]
         self.programs = sum(tiles) * self.splits
         sharing = self.programs if self.splits > 1 else 0
@@ -218,6 +216,14 @@ class WeightGradients:
             PRECISION=precision(),
         )
         return self.dweights
+
+
+class WeightGradients(Gradients):
+    """The same of a cell, from the factors that its backward pass leaves."""
+
+    def __init__(self, r: CellCall, f: Factors, y: Tensor, *, has_refresh: bool, has_scan: bool) -> None:
+        dweights = [torch.empty_like(w) for w in r.given]
+        super().__init__(r.tiles, y, dweights, products_of(r, f, y, dweights, has_refresh, has_scan))
 
 
 def _sizes(p: Product) -> tuple[int, int]:

@@ -49,8 +49,8 @@ class Products(NamedTuple):
         N = cell.num_gates * C
         if cell.projection == "joint":  # W2 follows the sum of both
             return cls(2 * R * C, 2 * R * C, 2 * N * R)
-        one = 2 * R * C + 2 * N * R if cell.projection == "split" else 2 * N * C
-        return cls(one, one, 0)
+        one = 2 * R * C + 2 * N * R if cell.projection in ("split", "squeeze") else 2 * N * C
+        return cls(one, one if cell.remembers else 0, 0)
 
 
 def weight_bytes(cell: Cell, shape: Shape, itemsize: int) -> int:

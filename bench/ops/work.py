@@ -23,6 +23,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, 
 PASSES = ("forward", "backward", "both")
 CELLS = dict.fromkeys(("scan", "refresh", "layer_update"), dla.PAPER_DSU)
 CELLS |= dict.fromkeys(("light_step", "base_step"), dla.RELEASED_DSU)
+CELLS["recalibrate"] = Cell("se")
 D = 32  # channels per head, as in the published networks
 
 

@@ -102,7 +102,7 @@ def layers(found: dict, path: Path, tag: dict[str, str] | None = None) -> None:
     steps, stages = found["attention"]["layers"], found["attention"]["stages"]
     whole = [(f"base_step, {row['name']}, {op}", over_ours(row["ms"], op)) for row in stages for op in PASSES]
     for row in found["networks"]:
-        for kind in ("dla_light", "dla_base"):
+        for kind in ("dla_light", "dla_base", "dia", "se"):
             if times := over_ours(row["ms"], kind):
                 whole.append((f"{kind}_resnet{row['depth']}, a training step", times))
     panels = {f"light_step, {op}": [(row["name"], over_ours(row["ms"], op)) for row in steps] for op in PASSES}

@@ -19,7 +19,7 @@ from bench import simulate, simulate_triton
 from bench.common import HERE, Target
 from bench.model import predict, scaling
 from bench.report import gpu_tables, plot
-from bench.targets import gpu_plans, gpu_steps, networks, stages, steps
+from bench.targets import blocks, gpu_plans, gpu_steps, networks, stages, steps
 from bench.targets.gpu_inputs import DTYPES, ROWS, map_bytes
 from dla_kernels.terminal import table
 
@@ -68,17 +68,21 @@ def at_a_glance(found: dict) -> list[tuple[str, dict[str, float]]]:
         return {name.replace("eager, ", ""): times[name] for name in times if name != "ours in place"}
 
     net, steps = found["networks"][0], found["attention"]
-    name, depth = "dla_{}_resnet{}, a training step, B = 32", net["depth"]
-    whole = {kind: {k.partition("/")[2]: ms for k, ms in net["ms"].items() if kind in k} for kind in ("light", "base")}
+    name, depth = "{}_resnet{}, a training step, B = 32", net["depth"]
+    kinds = dict.fromkeys(key.partition("/")[0] for key in net["ms"] if "/" in key)
+    whole = {
+        kind: {k.partition("/")[2]: ms for k, ms in net["ms"].items() if k.startswith(f"{kind}/")} for kind in kinds
+    }
     return [
         ("layer_update: a stage of 6 layers at once", of(found["rows"])),
         ("light_step: a layer of DLA-L", of(steps["layers"])),
         ("base_step: a stage of 12 layers of DLA-B", of(steps["stages"])),
+        ("recalibrate: the end of a block with squeeze and excitation", of(found["blocks"], "both")),
         *((name.format(kind, depth), times) for kind, times in whole.items()),
     ]
 
 
-GLANCE_ROWS = ("T6-B32-C64-HW32x32-r4", "B32-C64-HW32x32", "T12-B16-C256-HW8x8")
+GLANCE_ROWS = ("T6-B32-C64-HW32x32-r4", "B32-C64-HW32x32", "T12-B16-C256-HW8x8", "se-B32-C64-HW32x32")
 
 
 def glance() -> str:
@@ -102,8 +106,16 @@ def layers() -> str:
     return fenced(steps.report(results("cpu/bench.json")["attention"])) + picture
 
 
+def block_ends() -> str:
+    return fenced(blocks.report(results("cpu/bench.json")["blocks"]))
+
+
 def taxes() -> str:
     return fenced(networks.report(results("cpu/bench.json")["networks"]))
+
+
+def inference() -> str:
+    return fenced(networks.inference_report(results("cpu/bench.json")["inference"]))
 
 
 def growth() -> str:
@@ -172,7 +184,8 @@ def simulated_triton() -> str:
 def cpu_targets(found: dict) -> list[tuple[str, Target]]:
     """Return the targets of the results in bench.json, by row."""
     of_stages = [(row["name"], target) for row in found["rows"] for target in stages.targets(row)]
-    return of_stages + steps.targets(found["attention"]) + networks.targets(found["networks"])
+    inside = steps.targets(found["attention"]) + blocks.targets(found["blocks"])
+    return of_stages + inside + networks.targets(found["networks"]) + networks.inference_targets(found["inference"])
 
 
 def gpu_promises() -> list[tuple[str, Target]]:
@@ -240,6 +253,9 @@ def highlights() -> str:
         add(f"`layer_update`, a stage at once, {op}", found["rows"], op, both)
     for op in ("forward", "forward+backward"):
         add(f"`light_step`, a layer of DLA-L, {op}", inside["layers"], op, both)
+    ends = [row for row in found["blocks"] if row["cell"] == "se" and row["adds"]]
+    for which, op in (("forward", "forward"), ("both", "forward+backward")):
+        add(f"`recalibrate`, the end of a block with squeeze and excitation, {op}", ends, which, both)
     add("`base_step`, 12 layers of DLA-B, forward+backward", inside["stages"], "forward+backward", both)
     lines = [
         "| faster than | eager PyTorch | `torch.compile` | the published way, copying |",
@@ -277,7 +293,9 @@ PAGES: dict[Path, dict[str, Callable[[], str]]] = {
         "stages": whole_stages,
         "speedups": speedups,
         "layers": layers,
+        "blocks": block_ends,
         "taxes": taxes,
+        "inference": inference,
         "growth": growth,
         "predictions": predictions,
         "counted": counted,

@@ -10,7 +10,8 @@
 #define DLA_FOR_EACH_RULE(X)                         \
   X("rnn", Rnn)                                      \
   X("lstm", Lstm)                                    \
-  X("dia", Dia)                                      \
+  X("dia", Dia<Sigmoid>)                             \
+  X("dia-relu", Dia<Relu>)                           \
   X("dsu-sigmoid-context", Dsu<Sigmoid, Identity>)   \
   X("dsu-tanh-context", Dsu<Tanh, Identity>)         \
   X("dsu-relu-context", Dsu<Relu, Identity>)         \

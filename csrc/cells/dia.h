@@ -1,10 +1,11 @@
-// dia:  c' = sig(f) c + sig(i) tanh(g),  h' = sig(o) sig(c'),  output h'
+// dia:  c' = sig(f) c + sig(i) tanh(g),  h' = sig(o) act(c'),  output h'; with tanh it is the lstm
 #pragma once
 
 #include "lstm.h"
 
 namespace dla {
 
-using Dia = OutputGated<Sigmoid>;
+template <class Act>
+using Dia = OutputGated<Act>;
 
 }  // namespace dla

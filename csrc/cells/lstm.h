@@ -5,7 +5,7 @@
 
 namespace dla {
 
-// An LSTM whose squash of c' is a parameter: tanh here, sigmoid in dia.h.
+// An LSTM whose squash of c' is a parameter: tanh here, sigmoid or relu in dia.h.
 template <class Squash>
 struct OutputGated {
   static constexpr int NG = 4;

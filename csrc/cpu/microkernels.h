@@ -54,6 +54,9 @@ struct RuleKernels {
   // itself goes to out, which may be absent.
   void (*output_bwd)(int64_t M, int64_t n, int64_t C, Rows<const A> a, Rows<const A> h, Rows<const A> c,
                      Rows<const A> dd, Rows<A> dc, Rows<A> da, Rows<A> out);
+  // out: what the cell shows of a state; and what its gradient dd adds to that of the state. h, c may be absent.
+  void (*show)(int64_t M, int64_t n, Rows<const A> h, Rows<const A> c, Rows<A> out);
+  void (*show_bwd)(int64_t M, int64_t n, Rows<const A> c, Rows<const A> dd, Rows<A> dh, Rows<A> dc);
 };
 
 // Gate columns in one panel of a packed W2 (weights.h).
@@ -106,6 +109,12 @@ struct MapKernels {
   void (*scale)(Plane<const T> x, const A* d, const A* e, Plane<T> out, bool stream);
   // out[c, :] = y[c, :] + f(x[c, :] * d[c] + e[c]), f = relu where asked for; e and stream as in scale
   void (*add_scaled)(Plane<const T> y, Plane<const T> x, const A* d, const A* e, bool relu, Plane<T> out, bool stream);
+  // microkernels/recalibrate.h: out[c, :] = f(before[c, :] + x[c, :] * d[c]); before may be absent, stream as in scale
+  void (*recalibrate)(Plane<const T> x, const A* d, Plane<const T> before, bool relu, Plane<T> out, bool stream);
+  // g = dout where a relu let out through: sum[c] of g x over HW
+  void (*passed_dot)(Plane<const T> dout, Plane<const T> out, Plane<const T> x, A* sum);
+  // dx[c, :] = g[c, :] * d[c] + e[c], and g itself to dbefore, which may be absent
+  void (*passed_scale)(Plane<const T> dout, Plane<const T> out, const A* d, const A* e, Plane<T> dx, Plane<T> dbefore);
   // out[c, :] = sum over m < M of xs[m][c, :] * coef[m, c]
   void (*mix)(const Plane<const T>* xs, int64_t M, Rows<const A> coef, Plane<T> out);
   // microkernels/norm.h: dz = dout where f passes it on. sum[c] of dz, sum_off[c] of dz (o - mean), over HW.

@@ -3,6 +3,7 @@
 // matrix, and one layer of all samples is every T-th row of it.
 #pragma once
 
+#include "products.h"
 #include "weights.h"
 
 namespace dla {
@@ -57,26 +58,17 @@ class Start {
   int64_t C_;
 };
 
-template <class A>
-void relu_(int64_t n, A* x) {  // NaN passes
-  for (int64_t i = 0; i < n; ++i) x[i] = x[i] < A(0) ? A(0) : x[i];
-}
-
 // A cell with its weights, over nb samples of T layers; M = nb * T rows.
-// Threads share the work in one of two ways. Usually each takes blocks of samples, and all that
-// follows runs inside one thread. Where the weights outgrow a core's cache the recurrence is *wide*:
-// one block holds the whole batch and every product and pointwise rule is cut by columns, so that a
-// thread keeps its own part of the weights in cache through all layers. Results are the same bits.
 template <class A>
-class Recurrence {
+class Recurrence : public Products<A> {
  public:
+  using Products<A>::axpys, Products<A>::columns, Products<A>::dots, Products<A>::kernels, Products<A>::wide;
   const RuleKernels<A>& rule;
   const CellWeights<A>& w;
   const int64_t T, C, R, N;
-  const bool wide;
 
   Recurrence(const RuleKernels<A>& rule, const CellWeights<A>& w, int64_t T)
-      : rule(rule), w(w), T(T), C(w.C), R(w.R), N(w.N), wide(num_threads() > 1 && w.bytes() > cache_bytes()) {}
+      : Products<A>(w.bytes()), rule(rule), w(w), T(T), C(w.C), R(w.R), N(w.N) {}
 
   // f(b0, nb) over blocks of samples; a wide recurrence takes all of them at once.
   template <class F>
@@ -84,32 +76,13 @@ class Recurrence {
     if (wide && B > 0) return f(0, B);
     Blocks(B, 4 * T * N * int64_t(sizeof(A))).run(f);
   }
-  // f(begin, end) over columns 0 .. n, cut at multiples of `piece`.
-  template <class F>
-  void columns(int64_t n, F f, int64_t piece = 16) const {
-    if (!wide) return f(0, n);
-    parallel_for((n + piece - 1) / piece,
-                 [&](int64_t begin, int64_t end) { f(begin * piece, std::min(n, end * piece)); });
-  }
-  void dots(int64_t M, int64_t n, int64_t K, Rows<const A> x, Rows<const A> weight, Rows<const A> init,
-            Rows<A> out) const {
-    const auto some = [&](int64_t i, int64_t end) {
-      kernels_.dots(M, end - i, K, x, weight.from(i), init.data ? init.right(i) : init, out.right(i));
-    };
-    columns(n, some, /*piece=*/4);
-  }
-  void axpys(int64_t M, int64_t n, int64_t K, Rows<const A> x, Rows<const A> weight, Rows<A> out) const {
-    columns(n, [&](int64_t i, int64_t end) {
-      kernels_.axpys(M, end - i, K, x.data, x.ld, 1, weight.right(i), {}, out.right(i));
-    });
-  }
 
   // a = W2 u + q for M rows.
   void from_bottleneck(int64_t M, Rows<const A> u, const Matrix<A>& panels, Rows<const A> q, Rows<A> a) const {
     const auto some = [&](int64_t begin, int64_t end) {
       for (int64_t n = begin * kPanel; n < std::min(N, end * kPanel); n += kPanel)
-        kernels_.axpys(M, std::min(kPanel, N - n), R, u.data, u.ld, 1, panels.rows.from(n / kPanel * R), q.right(n),
-                       a.right(n));
+        kernels().axpys(M, std::min(kPanel, N - n), R, u.data, u.ld, 1, panels.rows.from(n / kPanel * R), q.right(n),
+                        a.right(n));
     };
     const int64_t count = (N + kPanel - 1) / kPanel;
     wide ? parallel_for(count, some) : some(0, count);
@@ -140,6 +113,8 @@ class Recurrence {
         out.q_held = Matrix<A>(M, N);
         dots(M, N, C, y, w.w1y, w.q_bias, out.q_held.rows);
         out.q = out.q_held.rows;
+        break;
+      case Projection::kSqueeze:  // of cells that have no recurrence
         break;
     }
     return out;
@@ -203,16 +178,12 @@ class Recurrence {
   static Rows<X> at(Rows<X> x, int64_t i) {
     return x.data ? x.right(i) : x;
   }
-  const RowKernels<A>& kernels() const { return kernels_; }
 
   // Row (b, t) of a sample-major matrix for one t and all b.
   template <class X>
   Rows<X> every_layer(Rows<X> x, int64_t t) const {
     return x.ld == 0 ? x : Rows<X>{x[t], x.ld * T};
   }
-
- private:
-  const RowKernels<A>& kernels_ = row_kernels<A>();
 };
 
 }  // namespace cpu

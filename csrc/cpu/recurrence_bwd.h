@@ -5,6 +5,7 @@
 #pragma once
 
 #include "recurrence.h"
+#include "weight_products.h"
 
 namespace dla {
 namespace cpu {
@@ -134,7 +135,7 @@ class RecurrenceBwd {
           for (int64_t i = 0; i < M * N_; ++i) dq_[row][i] = da_scan.data[i] + da_refresh.data[i];
         const Rows<A> dsy = dsy_.rows.from(row);
         cell_.axpys(M, R_, N_, dq().from(row), w_.w2y, dsy);
-        mask(M, uy_.rows.from(row), dsy);
+        mask<A>(M, R_, uy_.rows.from(row), dsy);
         cell_.axpys(M, C_, R_, dsy, w_.w1y, dy.rows);
         break;
       }
@@ -143,6 +144,8 @@ class RecurrenceBwd {
           for (int64_t i = 0; i < M * N_; ++i) da_refresh.data[i] += da_scan.data[i];
         cell_.axpys(M, C_, N_, dq().from(row), w_.w1y, dy.rows);
         break;
+      case Projection::kSqueeze:  // of cells that have no recurrence
+        break;
     }
     return dy;
   }
@@ -150,25 +153,22 @@ class RecurrenceBwd {
   // In the order of the weights.
   Tensors weight_gradients() const {
     const int64_t M = B_ * T_;
-    Products products;
-    const auto result = [&](std::vector<int64_t> shape, std::vector<Product> terms) {
-      Tensor out = empty<A>(shape);
-      const Rows<A> rows = rows_of<A>(out);
-      products.add(shape.size() == 2 ? shape[0] : 1, rows.ld, std::move(terms), rows);
-      return out;
+    WeightProducts<A> products;
+    const auto result = [&](std::vector<int64_t> shape, std::vector<Product<A>> terms) {
+      return products.made(std::move(shape), std::move(terms));
     };
-    const auto column_sums = [&](Rows<const A> x) { return Product{ones(), x, M}; };
-    const Product h_scan{w_.bottleneck() ? ds_scan_.rows : da_scan_.rows, h_.rows, has_scan_ ? M : 0};
-    const Product h_last{last_sum_.rows, h_last_.rows, has_refresh_ ? B_ : 0};
-    const Product u_scan{da_scan_.rows, u_scan_.rows, has_scan_ ? M : 0};
-    const Product u_refresh{da_refresh_.rows, u_refresh_.rows, has_refresh_ ? M : 0};
+    const auto column_sums = [&](Rows<const A> x) { return Product<A>{products.ones(), x, M}; };
+    const Product<A> h_scan{w_.bottleneck() ? ds_scan_.rows : da_scan_.rows, h_.rows, has_scan_ ? M : 0};
+    const Product<A> h_last{last_sum_.rows, h_last_.rows, has_refresh_ ? B_ : 0};
+    const Product<A> u_scan{da_scan_.rows, u_scan_.rows, has_scan_ ? M : 0};
+    const Product<A> u_refresh{da_refresh_.rows, u_refresh_.rows, has_refresh_ ? M : 0};
     Tensors out;
     switch (w_.projection) {
       case Projection::kJoint: {
         const Tensor w1 = empty<A>({R_, 2 * C_});  // columns: h first, then y
         products.add(R_, C_, {h_scan, h_last}, rows_of<A>(w1));
         products.add(R_, C_, {{dp(), y_.rows, M}}, rows_of<A>(w1).right(C_));
-        Product scan_sum = column_sums(da_scan_.rows), refresh_sum = column_sums(da_refresh_.rows);
+        Product<A> scan_sum = column_sums(da_scan_.rows), refresh_sum = column_sums(da_refresh_.rows);
         if (!has_scan_) scan_sum.K = 0;
         if (!has_refresh_) refresh_sum.K = 0;
         out = {w1, result({N_, R_}, {u_scan, u_refresh}), result({N_}, {scan_sum, refresh_sum})};
@@ -184,8 +184,10 @@ class RecurrenceBwd {
         out = {result({N_, C_}, {{dq(), y_.rows, M}}), result({N_}, {column_sums(dq())}),
                result({N_, C_}, {h_scan, h_last}), result({N_}, {column_sums(dq())})};
         break;
+      case Projection::kSqueeze:
+        break;
     }
-    products.run(cell_.kernels());
+    products.run();
     return out;
   }
 
@@ -211,65 +213,22 @@ class RecurrenceBwd {
   Matrix<A> u_scan_, u_refresh_, uy_;               // bottleneck activations
   Matrix<A> ds_scan_, ds_refresh_, dsy_;            // gradients in front of their relu
   Matrix<A> da_scan_, da_refresh_, dq_, last_sum_;  // gradients of the gates; sums over layers
-  const A one_ = 1;
 
   // dp = ds_scan + ds_refresh and dq = da_scan + da_refresh, each where finish() left it.
   Rows<A> dp() const { return has_refresh_ ? ds_refresh_.rows : ds_scan_.rows; }
   Rows<A> dq() const { return dq_.exists() ? dq_.rows : has_refresh_ ? da_refresh_.rows : da_scan_.rows; }
-  Rows<const A> ones() const { return {&one_, 0}; }
 
   // ds = (W2h^T da) where u > 0.
   Rows<A> through_bottleneck(int64_t M, Rows<const A> da, Rows<const A> u, Rows<A> ds) const {
     cell_.axpys(M, R_, N_, da, w_.w2h, ds);
-    mask(M, u, ds);
+    mask<A>(M, R_, u, ds);
     return ds;
-  }
-  void mask(int64_t M, Rows<const A> u, Rows<A> ds) const {
-    for (int64_t m = 0; m < M; ++m)
-      for (int64_t r = 0; r < R_; ++r) ds[m][r] = u[m][r] <= A(0) ? A(0) : ds[m][r];
   }
   void add(int64_t nb, Rows<A> from, Rows<A> to) const {
     if (!from.data) return;
     for (int64_t b = 0; b < nb; ++b)
       for (int64_t c = 0; c < C_; ++c) to[b][c] += from[b][c];
   }
-
-  // sum over rows k of g[k, :]^T x[k, :]
-  struct Product {
-    Rows<const A> g, x;
-    int64_t K;
-  };
-  // Outputs out [M, N], each a sum of products, cut into tiles that the threads share.
-  class Products {
-   public:
-    void add(int64_t M, int64_t N, std::vector<Product> terms, Rows<A> out) {
-      for (int64_t m = 0; m < M; m += kRows)
-        for (int64_t n = 0; n < N; n += kColumns)
-          tasks_.push_back({m, n, std::min(kRows, M - m), std::min(kColumns, N - n), terms, out.from(m).right(n)});
-    }
-    void run(const RowKernels<A>& kernels) const {
-      parallel_for(tasks_.size(), [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          const Task& task = tasks_[i];
-          Rows<const A> so_far;
-          for (const Product& p : task.terms) {
-            if (p.K == 0 && &p != &task.terms.front()) continue;
-            kernels.axpys(task.M, task.N, p.K, p.g.data + task.m, 1, p.g.ld, p.x.right(task.n), so_far, task.out);
-            so_far = task.out;
-          }
-        }
-      });
-    }
-
-   private:
-    static constexpr int64_t kRows = 64, kColumns = 64;
-    struct Task {
-      int64_t m, n, M, N;
-      std::vector<Product> terms;
-      Rows<A> out;
-    };
-    std::vector<Task> tasks_;
-  };
 };
 
 }  // namespace cpu

@@ -43,6 +43,8 @@ struct CellWeights {
         w1y = {at(0), C}, w1h = {at(2), C};
         q_bias = sum(at(1), at(3));
         break;
+      case Projection::kSqueeze:  // of cells that have no recurrence
+        break;
     }
     if (w2h.data) panels_h = to_panels(w2h);
     if (w2y.data) panels_y = to_panels(w2y);

@@ -19,10 +19,11 @@ struct Rule {
   bool saves_h, saves_c;
 
   Rule() : number(kNumRules), NG(0), saves_h(false), saves_c(false) {}  // of no cell
-  explicit Rule(const std::string& name) : number(rule_number(name.c_str())) {
+  // others: what else the op knows.
+  explicit Rule(const std::string& name, const char* others = "") : number(rule_number(name.c_str())) {
     std::string known;
     for (const char* rule : kRuleNames) known += std::string(known.empty() ? "" : ", ") + rule;
-    STD_TORCH_CHECK(number < kNumRules, "rule: expected one of ", known, ", got '", name, "'");
+    STD_TORCH_CHECK(number < kNumRules, "rule: expected one of ", known, others, ", got '", name, "'");
     with_rule(number, [&](auto rule) {
       using Of = decltype(rule);
       NG = Of::NG, saves_h = Of::kSavesH, saves_c = Of::kSavesC;
@@ -47,10 +48,11 @@ inline Tensor aligned(const Tensor& w) {
 }
 
 // For measurements: DLA_KERNELS_GROUP and DLA_KERNELS_SAMPLES set how many blocks share a tile (1 is the portable
-// path) and how many samples make one.
+// path) and how many samples make one; DLA_KERNELS_PHASES=1 or 0 whether the cell runs a phase a launch.
 inline Device planned_device() {
   Device device = current_device();
   if (const char* group = std::getenv("DLA_KERNELS_GROUP")) device.group = std::atoi(group);
+  if (const char* phases = std::getenv("DLA_KERNELS_PHASES")) device.phases = std::atoi(phases);
   if (const char* samples = std::getenv("DLA_KERNELS_SAMPLES")) device.samples = std::atoi(samples);
   return device;
 }
@@ -64,7 +66,7 @@ struct CellCall {
   Rule rule;
   CellArgs<A> args{};
   Tensors weights, state;
-  Tensor workspace;
+  Tensor workspace, zeros;
 
   // No cell, but its plan: who takes which channels of which sample.
   CellCall(int64_t T, int64_t B, int64_t C) {
@@ -79,14 +81,10 @@ struct CellCall {
     check_weights(given, rule.NG, C, dtype_of<A>(), like);
     check_state("state", start, rule.saves_h, rule.saves_c, /*may_be_absent=*/scan_end > 0, B, C, dtype_of<A>(), like);
     for (const Tensor& w : given) weights.push_back(aligned(w));
-    state = as_contiguous(start);
-    args.rule = rule.number, args.NG = rule.NG, args.saves_h = rule.saves_h, args.saves_c = rule.saves_c;
-    args.projection = projection_of(given);
+    use_state(start);
+    args.NG = rule.NG, args.projection = projection_of(given);
     args.T = T, args.B = B, args.C = C;
     args.scan_end = int(scan_end), args.refresh_begin = int(refresh_begin);
-    args.h0 = gives_h(rule, state) ? data<A>(state[0]) : nullptr;
-    args.c0 = rule.saves_c && !state.empty() ? data<A>(state.back()) : nullptr;
-    args.start_h = rule.template start_h<A>();
     const auto at = [&](size_t i) { return data<A>(weights[i]); };
     switch (args.projection) {
       case Projection::kJoint:
@@ -102,9 +100,34 @@ struct CellCall {
         args.ld_w1 = C;
         args.w1y = at(0), args.q0 = at(1), args.w1h = at(2), args.q1 = at(3);
         break;
+      case Projection::kSqueeze:
+        break;  // projection_of knows of none
     }
   }
+  // Where y alone goes through a bottleneck, to one number for each channel, and the kernel says what follows of it.
+  // given, which is checked, begins with the weights of the bottleneck.
+  CellCall(const Rule& rule, const Tensors& given, const Tensors& start, int64_t T, int64_t B, int64_t C,
+           const Tensor& like)
+      : rule(rule) {
+    check_state("state", start, rule.saves_h, rule.saves_c, /*may_be_absent=*/true, B, C, dtype_of<A>(), like);
+    for (const Tensor& w : given) weights.push_back(aligned(w));
+    use_state(start);
+    const SqueezePlaces in = in_squeeze(weights);
+    const int64_t R = weights[size_t(in.w1)].size(0);
+    args.NG = 1, args.projection = Projection::kSqueeze;
+    args.T = T, args.B = B, args.C = C, args.R = R, args.ld_w1 = C;
+    args.scan_end = 0, args.refresh_begin = int(T);
+    if (in.b1 < 0 || in.b2 < 0) zeros = torch::stable::new_zeros(like, {std::max(R, C)}, dtype_of<A>());
+    const auto at = [&](int i) { return data<A>(i < 0 ? zeros : weights[size_t(i)]); };
+    args.w1y = at(in.w1), args.b1y = at(in.b1), args.w2y = at(in.w2), args.q0 = at(in.b2);
+  }
 
+  // Whether the cell is to run a phase a launch.
+  bool in_phases(Pass pass, int64_t sample_bytes) const {
+    const Problem problem{pass,   args.projection, args.NG,   args.T, args.B,           args.C,
+                          args.R, sample_bytes,    sizeof(A), false,  args.scan_end > 0};
+    return cuda::in_phases(problem, planned_device());
+  }
   // Decides how a kernel with these Args runs, and gives it its workspace.
   template <class Args>
   Launch prepare(Pass pass, int64_t sample_bytes, const Tensor& like, bool attention = false) {
@@ -148,6 +171,15 @@ struct CellCall {
   // Of states as they are saved.
   A* h_of(const Tensors& states) const { return rule.saves_h && !states.empty() ? data<A>(states.front()) : nullptr; }
   A* c_of(const Tensors& states) const { return rule.saves_c && !states.empty() ? data<A>(states.back()) : nullptr; }
+
+ private:
+  void use_state(const Tensors& start) {
+    state = as_contiguous(start);
+    args.rule = rule.number, args.saves_h = rule.saves_h, args.saves_c = rule.saves_c;
+    args.h0 = gives_h(rule, state) ? data<A>(state[0]) : nullptr;
+    args.c0 = rule.saves_c && !state.empty() ? data<A>(state.back()) : nullptr;
+    args.start_h = rule.template start_h<A>();
+  }
 };
 
 // f(an A, device, y, cell) for the cell over given rows y [T, B, C], contiguous: it scans them, or refreshes them.

@@ -1,10 +1,8 @@
 // The backward pass of a cell: its gradients, and those of its weights, which are products of what the pass leaves.
 #pragma once
 
-#include <utility>
-#include <vector>
-
 #include "cell_call.h"
+#include "held.h"
 #include "weight_gradients.h"
 
 namespace dla {
@@ -18,33 +16,29 @@ struct Gradients {
 
   Gradients(const CellCall<A>& cell, const Tensor& like) : cell_(cell) {
     const int64_t B = cell.args.B, C = cell.args.C, R = cell.args.R, N = cell.args.NG * C, rows = cell.args.T * B;
-    const bool low = cell.args.projection != Projection::kDense, split = cell.args.projection == Projection::kSplit;
+    const bool low = cell.args.projection != Projection::kDense, squeeze = cell.args.projection == Projection::kSqueeze;
+    const bool y_apart = cell.args.projection == Projection::kSplit || squeeze;
     const bool has_scan = cell.args.scan_end > 0, has_refresh = cell.args.refresh_begin < cell.args.T;
     for (size_t i = 0; i < cell.state.size(); ++i) dstate.push_back(empty<A>(like, {B, C}));
     args.dh0 = cell.args.h0 ? data<A>(dstate.front()) : nullptr;
     args.dc0 = cell.args.c0 ? data<A>(dstate.back()) : nullptr;
 
     Factors<A>& f = args.factors;
-    std::vector<std::pair<A**, int64_t>> wanted;
-    const auto want = [&](bool needed, A** pointer, int64_t size) {
-      if (needed) wanted.emplace_back(pointer, size);
+    const auto want = [&](bool needed, A*& pointer, int64_t size) {
+      if (needed) held_.want(pointer, size);
     };
-    want(has_scan, &f.h, rows * C);
-    want(has_scan, &f.da_scan, rows * N);
-    want(has_refresh, &f.da_refresh, rows * N);
-    want(has_scan && low, &f.u_scan, rows * R);
-    want(has_scan && low, &f.ds_scan, rows * R);
-    want(has_refresh && low, &f.u_refresh, rows * R);
-    want(has_refresh && low, &f.ds_refresh, rows * R);
-    want(split, &f.uy, rows * R);
-    want(split, &f.dsy, rows * R);
-    want(has_refresh, &f.h_last, B * C);
-    want(has_refresh, &f.last_sum, B * (low ? R : N));
-    int64_t size = 0;
-    for (const auto& factor : wanted) size += factor.second;
-    held_ = empty<A>(like, {size});
-    int64_t at = 0;
-    for (const auto& factor : wanted) *factor.first = data<A>(held_) + at, at += factor.second;
+    want(has_scan, f.h, rows * C);
+    want(has_scan || squeeze, f.da_scan, rows * N);
+    want(has_refresh, f.da_refresh, rows * N);
+    want(has_scan && low, f.u_scan, rows * R);
+    want(has_scan && low, f.ds_scan, rows * R);
+    want(has_refresh && low, f.u_refresh, rows * R);
+    want(has_refresh && low, f.ds_refresh, rows * R);
+    want(y_apart, f.uy, rows * R);
+    want(y_apart, f.dsy, rows * R);
+    want(has_refresh, f.h_last, B * C);
+    want(has_refresh, f.last_sum, B * (low ? R : N));
+    held_.allocate(like);
   }
 
   // States as the forward pass saved them, and what arrives at them.
@@ -102,6 +96,9 @@ struct Gradients {
         with_h(f.da_scan, N, out(2), C);
         column_sums(f.da_scan, f.da_refresh, N, out(3));
         break;
+      case Projection::kSqueeze:
+        squeeze_gradients(y, products);
+        break;
     }
   }
   // The same, where there are no other weights.
@@ -112,8 +109,20 @@ struct Gradients {
   }
 
  private:
+  void squeeze_gradients(const A* y, WeightGradients<A>& products) {
+    const CellArgs<A>& cell = cell_.args;
+    const Factors<A>& f = args.factors;
+    const int64_t C = cell.C, R = cell.R, rows = cell.T * cell.B;
+    const SqueezePlaces at = in_squeeze(cell_.weights);
+    const auto out = [&](int i) { return data<A>(dweights[size_t(i)]); };
+    products.add(out(at.w1), R, C, C, {f.dsy, y, R, C, rows}, {});
+    products.add(out(at.w2), C, R, R, {f.da_scan, f.uy, C, R, rows}, {});
+    if (at.b1 >= 0) products.add_column_sums(out(at.b1), R, f.dsy, R, rows);
+    if (at.b2 >= 0) products.add_column_sums(out(at.b2), C, f.da_scan, C, rows);
+  }
+
   const CellCall<A>& cell_;
-  Tensor held_;
+  Held<A> held_;
 };
 
 }  // namespace cuda

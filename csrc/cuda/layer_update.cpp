@@ -1,8 +1,12 @@
 #include <tuple>
 
+#include "gap_args.h"
 #include "gradients.h"
 #include "layer_update_args.h"
 #include "map_arguments.h"
+#include "map_gradients_args.h"
+#include "phases.h"
+#include "rescale_args.h"
 
 namespace dla {
 namespace cuda {
@@ -15,6 +19,46 @@ int64_t sample_bytes(const std::vector<MapView<const T>>& maps) {
   return pixels * maps[0].C * int64_t(sizeof(T));
 }
 
+// The same where the cell has launches of its own, between those over the maps.
+template <class T>
+Tensor forward_in_phases(const Tensors& xs, const ReadMaps<T>& x, const std::vector<MapView<T>>& out,
+                         const CellCall<accumulate_t<T>>& cell, const Tensors& states) {
+  using A = accumulate_t<T>;
+  const OnDevice device(xs[0]);
+  const int64_t B = cell.args.B;
+  const Tensor y = empty<A>(xs[0], {cell.args.T, B, cell.args.C}), d = empty<A>(xs[0], sizes_of(y));
+  const Pieces pieces = pieces_of(x.views, B);
+  GapArgs<T> pool{pieces, data<A>(y), {}};
+  enter_maps(x.views, kIn, B, pool.layers);
+  run(device, pool, launch_of<T>(pieces));
+  Phases<A>(device, cell, data<A>(y), xs[0]).forward(cell.h_of(states), cell.c_of(states), data<A>(d));
+  RescaleArgs<T> rescale{pieces, data<A>(d), pool.layers};
+  enter_maps(out, kOut, B, rescale.layers);
+  run(device, rescale, launch_of<T>(pieces));
+  return y;
+}
+
+// Fills dx, which exists, and what grads point to.
+template <class T>
+void backward_in_phases(const Tensors& xs, const ReadMaps<T>& x, const ReadMaps<T>& dout,
+                        const std::vector<MapView<T>>& dx, const CellCall<accumulate_t<T>>& cell,
+                        const Gradients<accumulate_t<T>>& grads, const accumulate_t<T>* y) {
+  using A = accumulate_t<T>;
+  const OnDevice device(xs[0]);
+  const int64_t B = cell.args.B;
+  const std::vector<int64_t> rows{cell.args.T, B, cell.args.C};
+  const Tensor d = empty<A>(xs[0], rows), dd = empty<A>(xs[0], rows), dy = empty<A>(xs[0], rows);
+  const Pieces pieces = pieces_of(x.views, B);
+  GateGradientsArgs<T> of_gates{pieces, data<A>(dd), {}};
+  enter_maps(x.views, kIn, B, of_gates.layers);
+  enter_maps(dout.views, kGradOut, B, of_gates.layers);
+  run(device, of_gates, launch_of<T>(pieces));
+  Phases<A>(device, cell, y, xs[0]).backward(grads.args, data<A>(dd), data<A>(d), data<A>(dy));
+  MapGradientsArgs<T> of_maps{pieces, data<A>(d), data<A>(dy), of_gates.layers};
+  enter_maps(dx, kGradIn, B, of_maps.layers);
+  run(device, of_maps, launch_of<T>(pieces));
+}
+
 // Fills out and states, which exist; returns y.
 template <class T>
 Tensor forward(const Tensors& xs, const ReadMaps<T>& x, const std::vector<MapView<T>>& out,
@@ -23,6 +67,7 @@ Tensor forward(const Tensors& xs, const ReadMaps<T>& x, const std::vector<MapVie
   using Args = LayerUpdateArgs<T>;
   const OnDevice device(xs[0]);
   const int64_t B = cell.args.B;
+  if (cell.in_phases(Pass::kForward, sample_bytes(x.views))) return forward_in_phases<T>(xs, x, out, cell, states);
   const Tensor y = empty<A>(xs[0], {cell.args.T, B, cell.args.C});
   const Launch how = cell.template prepare<Args>(Pass::kForward, sample_bytes(x.views), xs[0]);
   Args args{cell.args, data<A>(y), cell.h_of(states), cell.c_of(states), {}};
@@ -99,12 +144,16 @@ std::tuple<Tensors, Tensors, Tensors> layer_update_bwd(const Tensors& dout, cons
 
     Gradients<A> grads(cell, xs[0]);
     grads.use_states(states, dstates);
-    const Launch how = cell.template prepare<Args>(Pass::kBackward, 2 * sample_bytes(x.views), xs[0]);
-    Args args{cell.args, grads.args, data<A>(y), {}};
-    enter_maps(x.views, kIn, B, args.layers);
-    enter_maps(dy.views, kGradOut, B, args.layers);
-    enter_maps(dx, kGradIn, B, args.layers);
-    run(device, args, how);
+    if (cell.in_phases(Pass::kBackward, 2 * sample_bytes(x.views))) {
+      backward_in_phases<T>(xs, x, dy, dx, cell, grads, data<A>(y));
+    } else {
+      const Launch how = cell.template prepare<Args>(Pass::kBackward, 2 * sample_bytes(x.views), xs[0]);
+      Args args{cell.args, grads.args, data<A>(y), {}};
+      enter_maps(x.views, kIn, B, args.layers);
+      enter_maps(dy.views, kGradOut, B, args.layers);
+      enter_maps(dx, kGradIn, B, args.layers);
+      run(device, args, how);
+    }
     grads.weight_gradients(device, data<A>(y));
     restore_layout(xs, dxs);
     return {dxs, grads.dweights, grads.dstate};

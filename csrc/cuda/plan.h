@@ -9,10 +9,11 @@
 namespace dla {
 namespace cuda {
 
-constexpr int kThreads = 256;    // of a block on a device
-constexpr int kMaxLayers = 256;  // their table travels as a kernel argument
-constexpr int kMaxSamples = 8;   // per tile
-constexpr int kMaxGroup = 8;     // blocks per tile: what every device with clusters grants
+constexpr int kThreads = 256;        // of a block on a device
+constexpr int kMaxLayers = 256;      // their table travels as a kernel argument
+constexpr int kMaxSamples = 8;       // per tile
+constexpr int kMaxGroup = 8;         // blocks per tile: what every device with clusters grants
+constexpr int kScratchOfThread = 8;  // values, of the buffer kScratch; 9 with attention
 
 struct Device {
   int processors;            // SMs
@@ -23,9 +24,10 @@ struct Device {
   int threads;          // per block; a multiple of 32
   int group = 0;        // blocks per tile, if not the plan shall decide; and
   int samples = 0;      // samples per tile
+  int phases = -1;      // whether the cell runs a phase a launch, 0 or 1, if not the plan shall decide
 };
 
-inline int64_t divide_up(int64_t x, int64_t y) { return (x + y - 1) / y; }
+DLA_HOST_DEVICE int64_t divide_up(int64_t x, int64_t y) { return (x + y - 1) / y; }
 
 // Rows in shared memory are read four neighbours at a time: how long one of n is that consists of such; and of weights,
 // an odd number of them, so that the same column of eight neighbouring rows lies in different banks.
@@ -46,7 +48,7 @@ enum Buffer {
   kDH,           // [nb, cs] backward: gradient of the state
   kDC,           // [nb, cs]
   kBias,         // [NG, cs] what q holds besides y
-  kScratch,      // sums over parts of a block: kRows, or a vector of channels, or 18 for every two, for each thread
+  kScratch,      // sums over parts of a block: kScratchOfThread for each thread, such as a vector of channels
   kW1h,          // [R, cs] copies of weights, in odd fours; never in the workspace
   kLastProduct,  // [nb, R] W1h h of the last state; dense: [nb, NG * cs]
   kP,            // [rows, R] this block's part of W1y y

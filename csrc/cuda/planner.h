@@ -27,6 +27,7 @@ struct Problem {
   bool scans = true;
 
   bool bottleneck() const { return projection != Projection::kDense; }
+  bool recurs() const { return projection != Projection::kSqueeze; }
   int64_t weight_bytes() const {  // what a step of the scan reads
     return accumulate_bytes * (bottleneck() ? (1 + NG) * C * R : NG * C * C);
   }
@@ -39,7 +40,8 @@ inline int fitting(int blocks, int group) { return group <= 2 ? blocks / group :
 namespace plan_detail {
 
 inline int64_t elements(Buffer buffer, const Problem& p, const Plan& plan) {
-  const bool back = p.pass == Pass::kBackward, split = p.projection == Projection::kSplit, low = p.bottleneck();
+  const bool back = p.pass == Pass::kBackward, low = p.bottleneck();
+  const bool y_apart = p.projection == Projection::kSplit || !p.recurs();
   const int64_t nb = plan.samples_per_tile, cs = plan.channels, rows = p.T * nb, chunk = plan.chunk_layers * nb;
   const int64_t gates = p.NG * cs, shared_row = low ? p.R : gates, fours = in_fours(int(p.R));
   switch (buffer) {
@@ -60,7 +62,7 @@ inline int64_t elements(Buffer buffer, const Problem& p, const Plan& plan) {
     case kBias:
       return gates;
     case kScratch:
-      return int64_t(plan.threads) * (p.attention ? 9 : 8);
+      return int64_t(plan.threads) * (p.attention ? 9 : kScratchOfThread);
     case kW1h:
       return plan.stages_weights ? p.R * in_odd_fours(int(cs)) : 0;
     case kLastProduct:
@@ -81,9 +83,9 @@ inline int64_t elements(Buffer buffer, const Problem& p, const Plan& plan) {
     case kDsScan:
     case kURefresh:
     case kDP:
-      return back && low ? rows * p.R : 0;
+      return back && low && p.recurs() ? rows * p.R : 0;
     case kUY:
-      return back && split ? rows * p.R : 0;
+      return back && y_apart ? rows * p.R : 0;
     case kLastSum:
       return back ? nb * shared_row : 0;
     case kDD:
@@ -167,7 +169,7 @@ class Candidate {
     plan.threads = device.threads;
     plan.blocks_per_tile = group;
     plan.channels = int(divide_up(divide_up(p.C, group), 8) * 8);
-    plan.stages_weights = p.bottleneck();
+    plan.stages_weights = p.bottleneck() && p.recurs();
     plan.hot = plan.stages_weights && p.scans && p.R > 0 && int64_t(plan.channels) * group == p.C;
     possible = place_with(p, 1);
     for (bool* const kept : {&plan.hot, &plan.stages_weights}) {
@@ -248,29 +250,62 @@ class Candidate {
 
 }  // namespace plan_detail
 
-// `largest_group` limits the blocks per tile below what the device could: 1 is the portable path.
-inline Plan make_plan(const Problem& p, const Device& device, int largest_group = kMaxGroup) {
-  using plan_detail::Candidate;
+namespace plan_detail {
+
+// The blocks per tile decide the order of sums, so a usual batch decides on them, not this one.
+constexpr int64_t kUsualBatch = 128;
+
+inline double usual_cost(const Candidate& c, const Problem& p, const Device& device) {
+  return c.cost(p, device, kUsualBatch, c.best_samples(p, device, kUsualBatch));
+}
+inline Candidate best_of(const Problem& p, const Device& device, int largest_group) {
   // A slice of fewer than 8 channels wastes its vectors. Dense cells would exchange whole states, so one block
   // does it all.
   constexpr int kFewestChannels = 8;
   int most = p.bottleneck() ? std::min({device.largest_cluster, largest_group, kMaxGroup}) : 1;
   if (device.group > 0) most = std::min(most, device.group);
   while (most > 1 && p.C / most < kFewestChannels) most /= 2;
-
-  // The blocks per tile decide the order of sums, so a usual batch decides on them, not this one.
-  constexpr int64_t kUsualBatch = 128;
-  const auto cost = [&](const Candidate& c) {
-    return c.cost(p, device, kUsualBatch, c.best_samples(p, device, kUsualBatch));
-  };
   Candidate best(p, device, 1, 2);  // possible: it has nobody to exchange with
   for (const int resident : {2, 1})
     for (int group = 1; group <= most; group *= 2) {
       const Candidate other(p, device, group, resident);
       const bool demanded = device.group > 0 && group > best.plan.blocks_per_tile;
       const bool excluded = device.group > 0 && group < best.plan.blocks_per_tile;
-      if (other.possible && !excluded && (demanded || cost(other) < cost(best))) best = other;
+      if (other.possible && !excluded && (demanded || usual_cost(other, p, device) < usual_cost(best, p, device)))
+        best = other;
     }
+  return best;
+}
+
+// Microseconds where the cell runs in launches of its own, a phase each, that all blocks share: phases.cuh. The
+// constants are of an H100, unmeasured but for its memory.
+inline double cost_in_phases(const Problem& p, const Device& device, int64_t B) {
+  const double kMemory = 22e3;    // bytes a microsecond, of a processor
+  const double kProducts = 55e3;  // multiplications, likewise
+  const double kLaunch = 2.5;     // from one launch to the next
+  const bool forward = p.pass == Pass::kForward;
+  const double maps = double(B * p.sample_bytes), found = std::min(0.5 * double(device.l2), maps);
+  const double moved = forward ? 3 * maps - found : 2 * maps - found / 2;
+  const double products = (forward ? 2 : 4) * double(p.T * B) * double(p.weight_bytes() / p.accumulate_bytes);
+  const double launches = double((forward ? 2 : 3) * p.T + (forward ? 6 : 14));
+  return (moved / kMemory + products / kProducts) / device.processors + kLaunch * launches;
+}
+
+}  // namespace plan_detail
+
+// Whether the cell is to run a phase a launch: where weights are so many that a group of blocks would wait for them at
+// every step. Decided without looking at B, as it decides the order of sums.
+inline bool in_phases(const Problem& p, const Device& device) {
+  using namespace plan_detail;
+  if (p.attention) return false;
+  if (device.phases >= 0) return device.phases > 0;
+  return device.group == 0 &&
+         cost_in_phases(p, device, kUsualBatch) < usual_cost(best_of(p, device, kMaxGroup), p, device);
+}
+
+// `largest_group` limits the blocks per tile below what the device could: 1 is the portable path.
+inline Plan make_plan(const Problem& p, const Device& device, int largest_group = kMaxGroup) {
+  plan_detail::Candidate best = plan_detail::best_of(p, device, largest_group);
   int samples = device.samples > 0 ? device.samples : best.best_samples(p, device, p.B);
   while (!best.place_with(p, samples)) --samples;  // one sample fits
   Plan& plan = best.plan;

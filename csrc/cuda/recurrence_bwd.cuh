@@ -27,7 +27,7 @@ class RecurrenceBwd : public Recurrence<A> {
   // From kY: all that follows needs of y; and gradients of the state that are still zero. Barriers: kY is known when
   // it is called; on return what hoist made, kDH and kDC are.
   DLA_DEVICE void begin() {
-    A* const uy = args.projection == Projection::kSplit ? buffer(kUY) : nullptr;
+    A* const uy = this->y_apart() ? buffer(kUY) : nullptr;
     this->hoist(uy);
     if (uy) keep(rows(), 0, uy, grads.factors.uy);
     A *const dh = buffer(kDH), *const dc = buffer(kDC);
@@ -158,10 +158,9 @@ class RecurrenceBwd : public Recurrence<A> {
   DLA_DEVICE void finish(F f) {
     A *const dy = buffer(kDY), *const scratch = buffer(kScratch);
     block_barrier();
-    const bool split = args.projection == Projection::kSplit;
     for_chunks(0, T, false, [&](int m0, int M) {
       const A* ds = (bottleneck() ? buffer(kDP) : buffer(kDQ)) + m0 * w1_rows();
-      if (split) {
+      if (this->y_apart()) {
         A *const part = partials(), *const dsy = buffer(kU);
         const A *const dq = buffer(kDQ) + m0 * gates(), *const uy = buffer(kUY) + m0 * R;
         axpys(M, R, gates(), dq, gates(), w2y(), scratch, [&](int m, int r, A sum) { part[of_unit(m, r)] = sum; });

@@ -10,7 +10,7 @@ namespace cuda {
 
 template <class T>
 DLA_KERNEL(rescale_kernel, T, RescaleArgs<T>) {
-  my_piece(args.pieces, [&](int t, int64_t b, int64_t c0, int cs) {
+  my_piece<true>(args.pieces, [&](int t, int64_t b, int64_t c0, int cs) {
     const int64_t row = (t * args.pieces.B + b) * args.pieces.C + c0;
     scale<false, T>(args.layers.at, t, 1, b, c0, cs, kIn, kOut, args.d + row, nullptr, 0);
   });

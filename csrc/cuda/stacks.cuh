@@ -68,16 +68,17 @@ DLA_DEVICE void sums(const Layer* all, int t0, int layers, int64_t b, int64_t c0
   });
 }
 
-// Map out = map x * d + e; the d and e of layer t0 + t begin at t * next. Without a summand -0 is added, which changes
-// nothing, not even a -0.
+// Map out = map x * d + e * by; the d and e of layer t0 + t begin at t * next. Without a summand -0 is added, which
+// changes nothing, not even a -0.
 template <bool kSummand, class T>
 DLA_DEVICE void scale(const Layer* all, int t0, int layers, int64_t b, int64_t c0, int cs, int x, int out,
-                      const accumulate_t<T>* d, const accumulate_t<T>* e, int next) {
+                      const accumulate_t<T>* d, const accumulate_t<T>* e, int next,
+                      accumulate_t<T> by = accumulate_t<T>(1)) {
   using A = accumulate_t<T>;
   if (cs == 0) return;
   const Layer& layer = all[t0];
   const Stack<T> stack(&layer, b, c0, layers, not_before(cs));
-  const auto summand = [e](int at) { return kSummand ? e[at] : A(-0.0); };
+  const auto summand = [e, by](int at) { return kSummand ? e[at] * by : A(-0.0); };
   with_piece(stack.piece(), [&](auto piece) {
     constexpr int kPiece = decltype(piece)::value;
     if (layer.interleaved)

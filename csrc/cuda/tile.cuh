@@ -66,6 +66,10 @@ class Tile {
   // every access.
   DLA_DEVICE A* shared(Buffer b) const { return reinterpret_cast<A*>(shared_memory() + args.plan.place[b]); }
   DLA_DEVICE bool bottleneck() const { return args.projection != Projection::kDense; }
+  // Whether y has a bottleneck of its own.
+  DLA_DEVICE bool y_apart() const {
+    return args.projection == Projection::kSplit || args.projection == Projection::kSqueeze;
+  }
   DLA_DEVICE int rows() const { return T * nb; }
   // Rows [0, scanned()) take part in the scan, [refreshed(), rows()) in the refresh.
   DLA_DEVICE int scanned() const { return args.scan_end * nb; }

@@ -25,7 +25,7 @@ class WeightGradients {
   void run(const OnDevice& device) const {
     // As many blocks as share a tile's rows.
     const int group = std::min(current_device().largest_cluster, kMaxGroup);
-    Launch how{tiles_ * group, group, kGradientThreads, gradient_shared_bytes<A>()};
+    Launch how{tiles_ * group, group, kProductThreads, product_shared_bytes<A>()};
     if (clusters_that_fit<WeightGradientArgs<A>>(how) == 0) how.blocks = tiles_, how.cluster = 1;
     cuda::run(device, args_, how);
   }

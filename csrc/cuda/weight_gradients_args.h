@@ -1,7 +1,9 @@
-// What the kernel of the weight gradients is told, and how its blocks share the work.
+// What the kernel of the weight gradients is told.
 #pragma once
 
 #include <cstdint>
+
+#include "tile_product.h"
 
 namespace dla {
 namespace cuda {
@@ -25,19 +27,6 @@ struct WeightGradientArgs {
   int count;
   WeightGradient<A> of[kMostWeights];
 };
-
-constexpr int kTile = 32;  // a block's output is kTile x kTile
-constexpr int kPatch = 4;  // a thread's kPatch x kPatch
-constexpr int kSlab = 32;  // rows that are staged at once
-constexpr int kParts = 4;  // of the block, which share the rows of a slab
-constexpr int kPartThreads = (kTile / kPatch) * (kTile / kPatch);
-constexpr int kGradientThreads = kParts * kPartThreads;
-
-template <class A>
-constexpr int64_t gradient_shared_bytes() {
-  return (2 * kSlab * kTile > kParts * kTile * kTile ? 2 * kSlab * kTile : kParts * kTile * kTile) * sizeof(A);
-}
-inline int64_t tiles_of(int64_t M, int64_t N) { return ((M + kTile - 1) / kTile) * ((N + kTile - 1) / kTile); }
 
 }  // namespace cuda
 }  // namespace dla

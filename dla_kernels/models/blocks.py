@@ -14,7 +14,8 @@ def downsample(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
 
 
 class Block(nn.Module):
-    """A block whose forward turns x into (residual branch, shortcut), both [B, C, H, W]; the stage adds them."""
+    """A block whose forward turns x into (residual branch, shortcut), both [B, C, H, W]; the stage recalibrates the
+    branch, where there is something to do so, and adds them."""
 
     expansion: int
     downsample: nn.Module | None
@@ -24,10 +25,7 @@ class Block(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        a = self.branch(x)
-        if self.recalibrate is not None:
-            a = self.recalibrate(a)
-        return a, x if self.downsample is None else self.downsample(x)
+        return self.branch(x), x if self.downsample is None else self.downsample(x)
 
 
 class BasicBlock(Block):

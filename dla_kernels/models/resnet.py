@@ -13,6 +13,7 @@ from ..backends import BackendName, check_backend
 from ..cells import Cell, KindName
 from ..nn import ECA, SE, DLABase, DLALight, LayerwiseIntegration, MRLABase, MRLALight, make_cell
 from ..nn.attention import StageAttention
+from ..nn.recalibration import Recalibration
 from .blocks import BasicBlock, Bottleneck
 from .stage import Stage
 
@@ -81,10 +82,13 @@ class ResNetStage(Stage):
 
     def layer(self, t: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
         a, identity = self[t](x)
+        recalibrate = getattr(self[t], "recalibrate", None)
         if isinstance(self.attention, LayerwiseIntegration):
-            x, memory = self.attention(identity, a, memory)
-            return F.relu(x, inplace=True), memory
-        x = F.relu(a + identity, inplace=True)
+            return self.attention(identity, a if recalibrate is None else recalibrate(a), memory, relu=True)
+        if isinstance(recalibrate, Recalibration):
+            x = recalibrate(a, identity)
+        else:
+            x = F.relu((a if recalibrate is None else recalibrate(a)) + identity, inplace=True)
         return (x, None) if self.attention is None else self.attention(t, x, identity, memory)
 
 

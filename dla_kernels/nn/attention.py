@@ -16,6 +16,7 @@ from ..backends import BackendName, check_backend
 from ..cells import Cell, KindName, accumulate_dtype
 from ..ops import base_step, light_step, norm_add
 from .cells import CellModule, check_cell_module, make_cell
+from .hooks import is_watched
 from .leaf import leaf
 
 State = tuple[Tensor, ...]
@@ -120,7 +121,7 @@ class StageAttention(nn.Module):
             and norm.affine
             and norm.momentum is not None
             and norm.track_running_stats == (norm.running_mean is not None)
-            and not (norm._forward_hooks or norm._forward_pre_hooks)
+            and not is_watched(norm)
         )
 
     @staticmethod

@@ -12,6 +12,7 @@ from ..backends import BackendName, check_backend
 from ..cells import PROJECTIONS, Cell, KindName, Weights, accumulate_dtype, as_cell, weight_shapes
 from ..ops import scan
 from ..reference.cells import output_of, unpack_state
+from .hooks import is_watched
 from .leaf import leaf
 
 STARTS = ("zeros", "random", "learned")
@@ -22,7 +23,8 @@ class CellModule(nn.Module):
 
     channels: C.
     cell: what it computes, see ``dla_kernels.Cell``.
-    reduction: r, of which the bottleneck is R = max(1, C // r) wide; a dense projection has none.
+    reduction: r, of which the bottleneck is R = max(1, C // r) wide, in a light cell C // 2r; a dense projection has
+        none.
     layers: how many cells are stacked. Those after the first are dense, their y being the h of the one below; the state
         is that of all, the first one's first. Ops take the weights of one alone: ``LayerwiseIntegration`` stacks.
     dropout: of the h that goes up from each but the last, in training.
@@ -60,6 +62,10 @@ class CellModule(nn.Module):
             raise ValueError(f"channels, reduction: expected at least 1, got {channels}, {reduction}")
         check_backend(backend)
         self.channels, self.cell, self.reduction = channels, as_cell(cell), reduction
+        if not self.cell.remembers:
+            raise ValueError(
+                f"cell: expected one with a state, got {self.cell.kind!r}; dla_kernels.nn.SE and ECA are its modules"
+            )
         self.start, self.backend, self.dropout = start, backend, dropout
         for name, shape in weight_shapes(self.cell, channels, self.R).items():
             setattr(self, name, nn.Parameter(torch.empty(shape)))
@@ -81,8 +87,8 @@ class CellModule(nn.Module):
 
     @property
     def R(self) -> int:
-        """Return the width of the bottleneck."""
-        return max(1, self.channels // self.reduction)
+        """Return the width of the bottleneck: C // r, of a light cell C // 2r."""
+        return max(1, self.channels // (self.reduction * (2 if self.cell.projection == "light" else 1)))
 
     @property
     def weights(self) -> Weights:
@@ -242,6 +248,15 @@ def make_cell(
     return CellModule(channels, cell, reduction, start=start, backend=backend)
 
 
+METHODS = ("forward", "output")  # which the ops do not call
+
+
+def is_plain(cell: CellModule) -> bool:
+    """Return whether the cell is one that the ops run by its rule."""
+    own = all(getattr(type(cell), name) is getattr(CellModule, name) for name in METHODS)
+    return own and len(cell.stack) == 1 and not is_watched(cell)
+
+
 def check_cell_module(cell: object, *, is_called: bool = False) -> CellModule:
     """Return the cell. Unless the module itself is called, ops run its rule, whatever its methods do: it is to have no
     ``forward`` and no ``output`` of its own, which would be passed over in silence."""
@@ -252,7 +267,7 @@ def check_cell_module(cell: object, *, is_called: bool = False) -> CellModule:
             f"cell: expected one that the ops run by its rule, got {len(cell.stack)} stacked; "
             "LayerwiseIntegration takes these"
         )
-    for name in () if is_called else ("forward", "output"):
+    for name in () if is_called else METHODS:
         if getattr(type(cell), name) is not getattr(CellModule, name):
             raise TypeError(
                 f"cell: expected one that the ops run by its rule, got a {type(cell).__name__} with a {name} of its "

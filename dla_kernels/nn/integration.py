@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import gap, rescale
-from .cells import CellModule, check_cell_module
+from .cells import CellModule, check_cell_module, is_plain
 from .leaf import leaf
+from .recalibration import recalibrated
 
 
 class LayerwiseIntegration(nn.Module):
     """The sum ``x_{t+1} = x_t + a_t h_t``, h_t being what the cell makes of the mean of a_t: DIANet with a ``DIACell``.
+    With ``relu`` also the relu that follows it in a network.
 
     >>> integrate = LayerwiseIntegration(DIACell(64))
     >>> x, state = torch.randn(8, 64, 16, 16), None
@@ -27,12 +30,16 @@ class LayerwiseIntegration(nn.Module):
 
     @leaf
     def forward(
-        self, x: Tensor, a: Tensor, state: tuple[Tensor, ...] | None = None
+        self, x: Tensor, a: Tensor, state: tuple[Tensor, ...] | None = None, *, relu: bool = False
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run a block: x, a [B, C, H, W] and the state after the one before (None: the first) -> x + a h, the new
-        state."""
-        self.cell.check_channels("a", a, 1)
-        backend = self.cell.backend
-        state = self.cell(gap([a], backend=backend)[0], state)
-        (recalibrated,) = rescale([a], self.cell.output(state)[None], backend=backend)
-        return x + recalibrated, state
+        """Run a block: x, a [B, C, H, W] and the state after the one before (None: the first) -> x + a h, or its relu,
+        and the new state."""
+        cell, backend = self.cell, self.cell.backend
+        cell.check_channels("a", a, 1)
+        if is_plain(cell):
+            state = cell.initial_state(a) if state is None else state
+            return recalibrated(a, x, cell.weights, cell.cell, state, relu, backend)
+        state = cell(gap([a], backend=backend)[0], state)
+        (scaled,) = rescale([a], cell.output(state)[None], backend=backend)
+        out = x + scaled
+        return F.relu(out, inplace=True) if relu else out, state

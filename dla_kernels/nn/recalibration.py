@@ -4,6 +4,7 @@ of its channels, its pixels, or both. What is pooled and scaled by channels goes
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 
 from ..attention import filter_width
 from ..backends import BackendName, check_backend
-from ..cells import accumulate_dtype
-from ..ops import gap, rescale
+from ..cells import Cell, Squeeze, Taps, Weights, accumulate_dtype
+from ..ops import gap, recalibrate, rescale
+from .hooks import is_watched
 from .leaf import leaf
 
 
@@ -22,6 +24,26 @@ def check_odd(kernel_size: int) -> int:
     if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size: expected an odd integer, got {kernel_size!r}")
     return kernel_size
+
+
+def recalibrated(
+    a: Tensor,
+    shortcut: Tensor | None,
+    weights: Weights,
+    cell: Cell | str,
+    state: tuple[Tensor, ...] | None,
+    relu: bool,
+    backend: BackendName | None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return ``shortcut + a h``, or its relu, and the new state. A shortcut of another dtype, as under autocast, or of
+    a shape that broadcasts, is added by torch."""
+    alike = shortcut is None or (shortcut.dtype == a.dtype and shortcut.shape == a.shape)
+    how: dict[str, Any] = {"cell": cell, "state": state, "backend": backend}
+    if alike:
+        return recalibrate(a, weights, shortcut=shortcut, relu=relu, **how)
+    a, state = recalibrate(a, weights, **how)
+    out = shortcut + a
+    return F.relu(out, inplace=True) if relu else out, state
 
 
 class Recalibration(nn.Module):
@@ -36,11 +58,21 @@ class Recalibration(nn.Module):
         """Return the gates of channels [B, C]."""
         raise NotImplementedError
 
-    @leaf
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale a map: x [B, C, H, W] -> the same shape."""
-        self._check(x)
+    def scaled(self, x: Tensor) -> Tensor:
+        """Return x scaled by its gates."""
         return self._scaled(x, self.gate(x))
+
+    @leaf
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """Scale a map: x [B, C, H, W] -> the same shape; with a shortcut what a residual block ends with,
+        relu(shortcut + x scaled)."""
+        return self.by_steps(x, shortcut)
+
+    def by_steps(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
+        """Return the same by gates, their scaling and the sum, one after the other."""
+        self._check(x)
+        x = self.scaled(x)
+        return x if shortcut is None else F.relu(shortcut + x, inplace=True)
 
     def _check(self, x: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.channels:
@@ -75,7 +107,30 @@ class Squeezing(Recalibration):
         return self.excite(self.squeeze(y.to(self.squeeze.weight.dtype)).relu())
 
 
-class SE(Squeezing):
+class ByOneOp(Recalibration):
+    """The part of those that ``recalibrate`` computes as a whole, what ends a block included; step by step where a
+    subclass has gates of its own, or hooks want to see what is inside."""
+
+    kind: str  # of its cell
+    computed: Callable  # the gate that the op computes
+
+    @property
+    def weights(self) -> Weights:
+        """The parameters as the op takes them."""
+        raise NotImplementedError
+
+    @leaf
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """Scale a map: x [B, C, H, W] -> the same shape; with a shortcut what a residual block ends with,
+        relu(shortcut + x scaled)."""
+        own = type(self)
+        if own.gate is not own.computed or own.scaled is not Recalibration.scaled or is_watched(*self.children()):
+            return self.by_steps(x, shortcut)
+        self._check(x)
+        return recalibrated(x, shortcut, self.weights, self.kind, None, shortcut is not None, self.backend)[0]
+
+
+class SE(ByOneOp, Squeezing):
     """Squeeze and excitation: ``sig(W2 relu(W1 y))`` of the means y, behind a bottleneck of C // reduction.
 
     >>> SE(64)(torch.randn(8, 64, 16, 16)).shape
@@ -87,11 +142,20 @@ class SE(Squeezing):
     ) -> None:
         super().__init__(channels, channels, reduction, backend, bias)
 
+    kind = "se"
+
     def gate(self, x: Tensor) -> Tensor:
         return torch.sigmoid(self._excited(self._means(x)))
 
+    computed = gate
 
-class ECA(Recalibration):
+    @property
+    def weights(self) -> Squeeze:
+        """The parameters as the op takes them."""
+        return Squeeze(self.squeeze.weight, self.squeeze.bias, self.excite.weight, self.excite.bias)
+
+
+class ECA(ByOneOp):
     """Efficient channel attention: ``sig`` of a filter over the means of neighbouring channels, its width by default
     that which goes with C."""
 
@@ -104,10 +168,19 @@ class ECA(Recalibration):
         """Draw the filter as torch's convolutions do."""
         nn.init.uniform_(self.taps, -(len(self.taps) ** -0.5), len(self.taps) ** -0.5)
 
+    kind = "eca"
+
     def gate(self, x: Tensor) -> Tensor:
         y = self._means(x)
         taps = self.taps.to(y.dtype)[None, None]
         return torch.sigmoid(F.conv1d(y[:, None], taps, padding=len(self.taps) // 2)[:, 0])
+
+    computed = gate
+
+    @property
+    def weights(self) -> Taps:
+        """The parameters as the op takes them."""
+        return Taps(self.taps)
 
 
 class CBAM(Squeezing):
@@ -124,10 +197,7 @@ class CBAM(Squeezing):
         means = self._means(x)
         return torch.sigmoid(self._excited(torch.stack([means, x.amax((2, 3)).to(means.dtype)])).sum(0))
 
-    @leaf
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale a map: x [B, C, H, W] -> the same shape."""
-        self._check(x)
+    def scaled(self, x: Tensor) -> Tensor:
         x = self._scaled(x, self.gate(x))
         seen = torch.stack([x.mean(1), x.amax(1)], 1)
         return x * torch.sigmoid(self.spatial(seen.to(self.spatial.weight.dtype))).to(x.dtype)
@@ -184,10 +254,7 @@ class SGE(Recalibration):
         std, mean = torch.std_mean(g, (2, 3), correction=0, keepdim=True)
         return torch.sigmoid(self.gamma[:, None, None] * ((g - mean) / (std + self.eps)) + self.beta[:, None, None])
 
-    @leaf
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale a map: x [B, C, H, W] -> the same shape."""
-        self._check(x)
+    def scaled(self, x: Tensor) -> Tensor:
         gate = self.gate(x).to(x.dtype)
         return (x.unflatten(1, (self.groups, -1)) * gate[:, :, None]).flatten(1, 2)
 

@@ -36,10 +36,11 @@ def needs_grad(*groups: Sequence[Tensor]) -> bool:
     return torch.is_grad_enabled() and any(x.requires_grad for group in groups for x in group)
 
 
-def accumulated(tensors: Sequence[Tensor], like: Tensor) -> list[Tensor]:
-    """Return tensors in the dtype of all arithmetic, differentiably: gradients come back in the given dtype."""
+def accumulated(tensors: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
+    """Return those tensors that there are in the dtype of all arithmetic, differentiably: gradients come back in the
+    given dtype."""
     dtype = accumulate_dtype(like.dtype)
-    return [x if x.dtype == dtype else x.to(dtype) for x in tensors]
+    return [x if x.dtype == dtype else x.to(dtype) for x in tensors if x is not None]
 
 
 def start_state(state: Tensors | None, like: Tensor) -> list[Tensor]:

@@ -137,9 +137,14 @@ def check_past(past: Sequence[Tensor], y: Tensor) -> None:
         check_weight(f"past[{i}]", p, (len(past[0]) * (1 + i // 2), *y.shape), "y", y)
 
 
-def check_cell(weights: Weights, cell: Cell | str, C: int, like_name: str, like: Tensor) -> Cell:
-    """Return the cell, which may be given by name; raise an error unless the weights fit it and C channels."""
+def check_cell(
+    weights: Weights, cell: Cell | str, C: int, like_name: str, like: Tensor, *, remembers: bool = True
+) -> Cell:
+    """Return the cell, which may be given by name; raise an error unless the weights fit it and C channels, and it
+    remembers where that is needed."""
     cell = as_cell(cell)
+    if remembers and not cell.remembers:
+        raise ValueError(f"cell: expected one with a state, got {cell.kind!r}, which is for dla_kernels.recalibrate")
     expected = PROJECTIONS[cell.projection]
     if not isinstance(weights, expected):
         got = type(weights).__name__
@@ -147,13 +152,20 @@ def check_cell(weights: Weights, cell: Cell | str, C: int, like_name: str, like:
             f"weights: expected {expected.__name__} for a cell with projection={cell.projection!r}, got {got}; "
             "pass these weights or choose another projection, e.g. Cell(..., projection=...)"
         )
-    first = weights[0]
+    first: Tensor = weights[0]
+    optional = ("b1", "b2") if cell.projection == "squeeze" else ()
     check_tensor(f"weights.{weights._fields[0]}", first)
     R = first.shape[0] if first.dim() else 0
     if R == 0:
         raise ValueError(f"weights.{weights._fields[0]}: expected at least one row, got {shape_of(first)}")
     shapes = weight_shapes(cell, C, R)
+    if cell.projection == "taps" and R % 2 == 0:
+        raise ValueError(f"weights.taps: expected [K] with an odd K, got {shape_of(first)}")
     for name, w in zip(weights._fields, weights):
+        if w is None and name in optional:
+            continue
+        check_tensor(f"weights.{name}", w)
+        assert w is not None
         _check_company(f"weights.{name}", w, like_name, like)
         if w.dtype != first.dtype:
             raise TypeError(f"weights.{name}: expected {first.dtype} like weights.{weights._fields[0]}, got {w.dtype}")
@@ -171,7 +183,8 @@ def check_state(state: tuple[Tensor, ...], cell: Cell, B: int, C: int, like_name
     if isinstance(state, Tensor) or not isinstance(state, Sequence) or len(state) not in map(len, forms):
         names = " or ".join(f"({', '.join(form)}{',' * (len(form) == 1)})" for form in forms)
         got = f"{len(state)} tensors" if isinstance(state, (tuple, list)) else type(state).__name__
-        raise ValueError(f"state: expected a tuple {names} for a {cell.kind} cell, got {got}")
+        expected = f"a tuple {names}" if cell.remembers else "None"
+        raise ValueError(f"state: expected {expected} for a {cell.kind} cell, got {got}")
     for i, s in enumerate(state):
         _check_company(f"state[{i}]", s, like_name, like)
         if tuple(s.shape) != (B, C):

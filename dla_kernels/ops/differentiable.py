@@ -42,6 +42,7 @@ class Differentiable:
         maps: str = "",
         constants: str = "",
         passed: str = "",
+        linear: str = "",
     ) -> None:
         """Join the operators by names; several of them stand in one string, with spaces between.
 
@@ -57,7 +58,10 @@ class Differentiable:
             operations; without it there are none.
         maps: names of inputs whose gradients have their layout; all other gradients are contiguous.
         constants: names of inputs that are constants to autograd.
-        passed: the name of an input whose gradient is the first result's, as it is.
+        passed: the name of an input whose gradient is the first result's, as it is: of a list of one, or of none, where
+            that is a tensor.
+        linear: the name of an input, a list of tensors like the first input, in which results are linear, so that
+            ``backward`` does not take it: in its place ``reference`` is given zeros.
         """
         self.forward, self.backward, self.reference = forward, backward, reference
         asked, options = names(backward), names(forward, inspect.Parameter.KEYWORD_ONLY)
@@ -68,10 +72,13 @@ class Differentiable:
         self.passed = [i for i, x in enumerate(inputs) if x == passed]
         self.kept_inputs = [i for i, x in enumerate(inputs) if x in asked]
         self.handed_on = [i for i, x in enumerate(outputs) if x in inputs]
+        self.linear = linear
+        self.linear_inputs = [i for i, x in enumerate(inputs) if x == linear]
         self.graded = [i for i, x in enumerate(outputs) if f"d{x}" in asked]
         self.kept_results = [i for i, x in enumerate(outputs) if x in asked and i not in self.handed_on]
         # Names of what the backward pass and the reference are given.
         self.grad_names = [f"d{outputs[i]}" for i in self.graded]
+        self.inputs, self.reference_inputs = inputs, names(reference)
         self.input_names = [inputs[i] for i in self.kept_inputs]
         self.result_names = [outputs[i] for i in self.kept_results]
         self.backward_options = [x for x in options if x in asked]
@@ -178,7 +185,8 @@ class _Forward(torch.autograd.Function):
         found = run(call, *flattened(grads), *saved)
         to_inputs: list[Any] = [None if n is None else [None] * n for n in call.counts]
         for i in op.passed:
-            to_inputs[i] = grads[0]
+            n = call.counts[i]
+            to_inputs[i] = grads[0] if n is None or isinstance(grads[0], list) else [grads[0]] * n
         for i, group in zip(op.variables, cut(found, [call.counts[i] for i in op.variables])):
             to_inputs[i] = group
         return None, *flattened(to_inputs)
@@ -215,18 +223,24 @@ class _Backward(torch.autograd.Function):
         call, op = ctx.call, ctx.call.op
         groups = cut(ctx.saved_tensors, [*call.arrived, *call.kept(call.counts, call.sizes)])
         grads, kept = groups[: len(op.graded)], groups[len(op.graded) :]
-        inputs = dict(zip(op.input_names, kept))
-        variables = {x: inputs[x] for x, i in zip(op.input_names, op.kept_inputs) if i in op.variables}
+        inputs = dict(zip([*op.input_names, *op.result_names], kept))
+        for i in op.linear_inputs:
+            inputs[op.linear] = [torch.zeros_like(kept[0]) for _ in range(call.counts[i] or 0)]
+        variables = {x: inputs[x] for i, x in enumerate(op.inputs) if i in op.variables}
         counts = list(map(count, variables.values()))
 
         def forward(*flat: Tensor) -> tuple[Tensor, ...]:
             given = inputs | dict(zip(variables, cut(flat, counts)))
+            given = {x: group for x, group in given.items() if x in op.reference_inputs}
             results = op.reference(**given, **call.told(op.reference_options))
             return tuple(flattened(r if n is None else list(r)[:n] for r, n in zip(results, call.arrived)))
 
         flat = flattened(variables.values())
         found = double_backward(forward, flat, flattened(grads), ggs)
-        to_grads, of_variables = found[len(flat) :], iter(found[: len(flat)])
+        to_grads, of_variables = found[len(flat) :], dict(zip(variables, cut(found[: len(flat)], counts)))
         # Results are functions of the inputs: the reference has differentiated through them.
-        flat_names = [x for x, group in zip([*op.input_names, *op.result_names], kept) for _ in flattened([group])]
-        return None, *to_grads, *(next(of_variables) if x in variables else None for x in flat_names)
+        to_kept: list[Any] = [
+            of_variables[x] if x in variables else [None] * len(flattened([group]))
+            for x, group in zip([*op.input_names, *op.result_names], kept)
+        ]
+        return None, *to_grads, *flattened(to_kept)

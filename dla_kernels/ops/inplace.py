@@ -9,8 +9,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 
-def check_inplace(xs: Sequence[Tensor]) -> None:
-    """Raise ValueError if somebody differentiates through the maps, kernels cannot write them, or elements overlap."""
+def check_inplace(xs: Sequence[Tensor], names: Sequence[str] = (), read: Sequence[Tensor] = ()) -> None:
+    """Raise ValueError if somebody differentiates through the maps, kernels cannot write them, or elements overlap.
+
+    names: of the maps, xs[0] and so on if not given, and then of those that are read beside them.
+    """
+    names = names or [f"xs[{t}]" for t in range(len(xs))]
     if torch.is_grad_enabled():
         raise ValueError(
             "inplace: expected torch.no_grad() or torch.inference_mode(), got gradients enabled; "
@@ -24,12 +28,12 @@ def check_inplace(xs: Sequence[Tensor]) -> None:
         step = x.stride(3) if W > 1 else x.stride(2) if H > 1 else 1
         if not one_run or step == 0 or (step != 1 and x.stride(1) != 1 and C != 1):
             raise ValueError(
-                f"xs[{t}]: inplace expected a map that is NCHW or channels_last in memory, "
+                f"{names[t]}: inplace expected a map that is NCHW or channels_last in memory, "
                 f"got strides {tuple(x.stride())}"
             )
         if not _nested(_axes(x)):
             raise ValueError(
-                f"xs[{t}]: inplace expected a map of its own memory, got a view whose elements share it: "
+                f"{names[t]}: inplace expected a map of its own memory, got a view whose elements share it: "
                 f"shape {tuple(x.shape)}, strides {tuple(x.stride())}"
             )
     if torch.compiler.is_compiling():
@@ -37,9 +41,9 @@ def check_inplace(xs: Sequence[Tensor]) -> None:
     for t, x in enumerate(xs):
         if x.is_neg():
             raise ValueError(
-                f"xs[{t}]: inplace expected plain memory, got a lazily negated view; call resolve_neg() on it"
+                f"{names[t]}: inplace expected plain memory, got a lazily negated view; call resolve_neg() on it"
             )
-    _check_separate(xs)
+    _check_separate([*xs, *read], names)
 
 
 def mark_written(xs: Sequence[Tensor]) -> None:
@@ -69,7 +73,7 @@ def _nested(axes: Axes) -> bool:
     return all(stride >= _reach(axes[i + 1 :]) for i, (stride, _) in enumerate(axes))
 
 
-def _check_separate(xs: Sequence[Tensor]) -> None:
+def _check_separate(xs: Sequence[Tensor], names: Sequence[str]) -> None:
     in_memory = sorted((x.data_ptr(), t) for t, x in enumerate(xs) if x.numel())
     reaches: list[tuple[int, int]] = []  # (t, end) of earlier maps that end after ``begin``
     for begin, t in in_memory:
@@ -79,7 +83,7 @@ def _check_separate(xs: Sequence[Tensor]) -> None:
             if rest or _may_meet(_axes(xs[e]), _axes(xs[t]), offset):
                 first, second = sorted((e, t))
                 raise ValueError(
-                    f"xs[{second}]: inplace expected maps of separate memory, got one that overlaps xs[{first}]"
+                    f"{names[second]}: inplace expected maps of separate memory, got one that overlaps {names[first]}"
                 )
         reaches.append((t, begin + _reach(_axes(xs[t])) * xs[t].element_size()))
 

@@ -11,7 +11,11 @@ from .autograd import accumulated, kernels, start_state, without_autocast
 from .checks import check_cell, check_maps, check_state
 from .differentiable import Differentiable
 from .flops import projection
+from .gap import gap
 from .inplace import check_inplace, mark_written
+from .refresh import refresh
+from .rescale import rescale
+from .scan import scan
 from .shapes import like, rows, states
 
 
@@ -27,7 +31,7 @@ def layer_update(
     """Run one stage of dynamic layer attention (Eq. 4-6): pool, scan, refresh and rescale in one launch.
 
     xs: T maps [B, C, H, W] that share dtype, device, B and C; H and W may differ.
-    weights: Joint, Split or Dense, as ``cell.projection`` says.
+    weights: Joint, Split, Dense or Light, as ``cell.projection`` says; with the last it takes four ops.
     state: what the first layer starts from, as in ``scan``.
     inplace: write the maps where they are; under ``torch.no_grad()`` only. If memory runs out on the way, it raises,
         and some samples are refreshed and others are not.
@@ -45,6 +49,11 @@ def layer_update(
     if chosen == REFERENCE:
         with without_autocast(xs[0].device):
             return reference.layer_update(xs, weights, cell=cell, state=state, inplace=inplace)
+    if cell.projection == "light":
+        y = gap(xs, backend=backend)
+        found = scan(y, weights, cell=cell, state=state, backend=backend)
+        d = refresh(y, tuple(s[-1] for s in found), weights, cell=cell, backend=backend)
+        return rescale(xs, d, inplace=inplace, backend=backend), found
     w, start = accumulated(weights, xs[0]), start_state(state, xs[0])
     if inplace:
         dtype = accumulate_dtype(xs[0].dtype)
@@ -53,8 +62,8 @@ def layer_update(
         kernels(chosen).layer_update_(list(xs), written, w, start, cell.rule)
         return list(xs), tuple(written)
     sizes = len(xs), len(cell.state_names), None
-    out, found, _ = _run(chosen, list(xs), w, start, sizes=sizes, cell=cell)
-    return out, tuple(found)
+    out, made, _ = _run(chosen, list(xs), w, start, sizes=sizes, cell=cell)
+    return out, tuple(made)
 
 
 def _by_reference(xs: list[Tensor], weights: list[Tensor], state: list[Tensor], cell: Cell) -> tuple:

@@ -38,7 +38,7 @@ def light_step(
     o_prev: the layer before's, of the same shape and dtype; None for the first of a stage.
     attention: the layer's filters q, k [K] and v [C, 1, 3, 3].
     lam: [C].
-    weights: of the cell, as ``cell.projection`` says; None for MRLA, which has none.
+    weights: of the cell, as ``cell.projection`` says (with Light, plain PyTorch runs); None for MRLA, which has none.
     heads: G, a divisor of C.
     state: the cell's before x, as in ``scan``.
     e: the refresh convolution [C, 1, 3, 3] of the published code; the paper has none.
@@ -60,7 +60,7 @@ def light_step(
     elif state is not None:
         raise ValueError("state: expected None without weights, got a state; pass the cell's weights too")
     chosen = select(backend, x.device, cell if weights else None)
-    if chosen == REFERENCE:
+    if chosen == REFERENCE or (weights is not None and cell.projection == "light"):
         with without_autocast(x.device):
             return reference.light_step(
                 x, o_prev, attention, lam, weights, heads=heads, cell=cell, state=state, e=e, moments=moments

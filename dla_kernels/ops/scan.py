@@ -23,7 +23,8 @@ def scan(
     """Run the context scan over layers (Eq. 5): ``c_t = Dyn(y_t, c_{t-1})`` for t = 1..T.
 
     y: [T, B, C].
-    weights: Joint, Split or Dense, as ``cell.projection`` says.
+    weights: Joint, Split, Dense or Light, as ``cell.projection`` says. Behind its bottleneck a light
+        cell's scan is elementwise.
     state: what the first layer starts from, each [B, C]: (h,) for rnn, (h, c) for lstm and dia,
         (c,) or (h, c) for dsu; None starts from zeros (``Cell.output`` says which h for a dsu).
     Returns the states of all layers, each [T, B, C], in float32 (float64 for float64):

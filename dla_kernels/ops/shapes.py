@@ -58,6 +58,11 @@ def rows(xs: Sequence[Tensor]) -> Tensor:
     return xs[0].new_empty((len(xs), B, C), dtype=accumulate_dtype(xs[0].dtype))
 
 
+def row(x: Tensor) -> Tensor:
+    """Return [B, C] for a map."""
+    return rows([x])[0]
+
+
 def states(row: Tensor, rule: str) -> list[Tensor]:
     """Return what a cell saves, each like a row; nothing without a cell."""
     return [row.new_empty(row.shape) for _ in range(_STATES.get(rule, 0))]

@@ -13,6 +13,7 @@ from .layer_update import layer_update
 from .light_step import light_step
 from .mix import mix
 from .norm_add import norm_add
+from .recalibrate import recalibrate
 from .refresh import refresh
 from .rescale import rescale
 from .scan import scan
@@ -26,6 +27,7 @@ __all__ = [
     "light_step",
     "mix",
     "norm_add",
+    "recalibrate",
     "refresh",
     "rescale",
     "scan",

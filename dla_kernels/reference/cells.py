@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cells import ACTIVATIONS, OUTPUTS, Cell, Dense, Joint, Split, Weights
+from ..cells import ACTIVATIONS, OUTPUTS, Cell, Dense, Joint, Light, Split, Squeeze, Taps, Weights
 
 ACT = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu, "identity": lambda c: c}
 
@@ -32,14 +32,16 @@ def rnn(a: Sequence[Tensor], h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     return torch.tanh(a[0]), c
 
 
-def lstm(a: Sequence[Tensor], h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    c = memory(a, c)
-    return torch.sigmoid(a[3]) * torch.tanh(c), c
+def dia(act: str) -> Rule:
+    def step(a: Sequence[Tensor], h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        c = memory(a, c)
+        return torch.sigmoid(a[3]) * ACT[act](c), c
+
+    return Rule(step, read_h)
 
 
-def dia(a: Sequence[Tensor], h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    c = memory(a, c)
-    return torch.sigmoid(a[3]) * torch.sigmoid(c), c
+def gate(a: Sequence[Tensor], h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.sigmoid(a[0]), c
 
 
 def dsu(act: str, output: str) -> Rule:
@@ -57,13 +59,27 @@ def read_h(h: Tensor, c: Tensor) -> Tensor:
     return h
 
 
-RULES = {"rnn": Rule(rnn, read_h), "lstm": Rule(lstm, read_h), "dia": Rule(dia, read_h)}
+RULES = {"rnn": Rule(rnn, read_h), "lstm": dia("tanh"), "dia": dia("sigmoid"), "dia-relu": dia("relu")}
+RULES |= {"se": Rule(gate, read_h), "eca": Rule(gate, read_h)}
 RULES |= {f"dsu-{act}-{output}": dsu(act, output) for output in OUTPUTS for act in ACTIVATIONS}
+
+
+def squeezed(y: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) -> Tensor:
+    """Return what a bottleneck makes of y alone, [..., C]."""
+    return F.linear(F.linear(y, w1, b1).relu(), w2, b2)
 
 
 def gates(y: Tensor, h: Tensor, weights: Weights) -> Tensor:
     """Return the pre-activations ``a [..., NG*C]`` from ``y`` and ``h [..., C]``."""
-    w = type(weights)(*(weight.to(y.dtype) for weight in weights))
+    converted: list = [weight if weight is None else weight.to(y.dtype) for weight in weights]
+    w = type(weights)(*converted)
+    if isinstance(w, Taps):
+        return F.conv1d(y.reshape(-1, 1, y.shape[-1]), w.taps[None, None], padding=len(w.taps) // 2).view(y.shape)
+    if isinstance(w, Squeeze):
+        return squeezed(y, *w)
+    if isinstance(w, Light):
+        made, num_gates = squeezed(y, *w[:4]), len(w.b) // y.shape[-1]
+        return w.wy * torch.cat([made] * num_gates, -1) + w.wh * torch.cat([h] * num_gates, -1) + w.b
     if isinstance(w, Joint):
         return F.linear(F.linear(torch.cat([h, y], -1), w.w1).relu(), w.w2, w.b2)
     if isinstance(w, Split):
@@ -87,7 +103,7 @@ def step(y: Tensor, h: Tensor, c: Tensor, weights: Weights, cell: Cell) -> tuple
 def unpack_state(state: tuple[Tensor, ...] | None, like: Tensor, cell: Cell) -> tuple[Tensor, Tensor]:
     """Return (h, c) from a state as users hold it, by ``cell.state_forms``: (h,), (h, c), or (c,), where h follows."""
     rule, fed = RULES[cell.rule], cell.h_follows_from_c
-    if state is None:
+    if not state:
         c = torch.zeros_like(like)
         return (rule.feed(c) if fed and rule.starts_fed else c), c
     state = tuple(s.to(like.dtype) for s in state)

@@ -38,6 +38,11 @@ def output_bwd(cell: tl.constexpr, a0, a1, a2, a3, h, c, dd):
     return da0, da1, da2, da0, dc
 
 
+@triton.jit
+def output_grad(cell: tl.constexpr, h, c, dd):
+    return tl.zeros_like(dd), cell.out.grad(c, dd)
+
+
 ACTIVATIONS = {"sigmoid": SIGMOID, "tanh": TANH, "relu": RELU, "identity": IDENTITY}
 OUTPUTS = {"context": IDENTITY, "sigmoid": SIGMOID}
 
@@ -46,4 +51,5 @@ def dsu(act: str, out: str) -> Cell:
     """Return the cell of these two activations. Without a state c = 0; the paper then feeds act(0), the released code
     feeds 0."""
     start_h = 0.5 if (act, out) == ("sigmoid", "context") else 0.0
-    return Cell(3, False, True, start_h, ACTIVATIONS[act], OUTPUTS[out], feed, step, output, step_bwd, output_bwd)
+    act, out = ACTIVATIONS[act], OUTPUTS[out]
+    return Cell(3, False, True, start_h, act, out, feed, step, output, step_bwd, output_bwd, output_grad)

@@ -20,15 +20,16 @@ class Cell(NamedTuple):
     out: Activation  # of c, towards the output
     feed: Any  # (cell, c) -> h, where h is not saved
     step: Any  # (cell, a0, a1, a2, a3, h, c) -> h, c
-    output: Any  # (cell, h, c) -> the refresh gate
+    output: Any  # (cell, h, c) -> the refresh gate, or what else is shown
     step_bwd: Any  # (cell, a0, a1, a2, a3, h, c, dh, dc) -> da0, da1, da2, da3, dc
     output_bwd: Any  # (cell, a0, a1, a2, a3, h, c, dd) -> da0, da1, da2, da3, dc
+    output_grad: Any  # (cell, h, c, dd) -> dh, dc, those of the state that is shown; nothing to an h not saved
 
     @property
     def cache_key(self) -> str:
         """Return what Triton is to know a compiled cell by: it does not look into the functions of a constant, and
         would serve one whose source has changed since."""
-        functions = (self.feed, self.step, self.output, self.step_bwd, self.output_bwd, *self.act, *self.out)
+        functions = (*self[6:], *self.act, *self.out)
         return "-".join(map(str, (*self[:4], *(function.cache_key for function in functions))))
 
 

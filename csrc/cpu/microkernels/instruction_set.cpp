@@ -3,6 +3,7 @@
 #include "maps.h"
 #include "norm.h"
 #include "pointwise.h"
+#include "recalibrate.h"
 #include "stencil.h"
 #include "tables.h"
 
@@ -20,8 +21,8 @@ RowKernels<A> make_row_kernels() {
 
 template <class T>
 MapKernels<T> make_map_kernels() {
-  return {&mean<T>, &dot<T>,         &spread<T>,       &scale<T>,   &add_scaled<T>,
-          &mix<T>,  &masked_sums<T>, &masked_scale<T>, &stencil<T>, &correlate<T>};
+  return {&mean<T>,         &dot<T>, &spread<T>,      &scale<T>,        &add_scaled<T>, &recalibrate<T>, &passed_dot<T>,
+          &passed_scale<T>, &mix<T>, &masked_sums<T>, &masked_scale<T>, &stencil<T>,    &correlate<T>};
 }
 
 const Tables& tables() {

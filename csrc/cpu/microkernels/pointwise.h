@@ -1,6 +1,7 @@
 // A cell's pointwise rule (csrc/cells) over rows of channels, a vector of channels at a time.
 #pragma once
 
+#include "../../cells/shown.h"
 #include "../microkernels.h"
 #include "simd.h"
 
@@ -89,9 +90,25 @@ struct Pointwise {
       });
   }
 
+  static void show(int64_t M, int64_t n, Rows<const A> h, Rows<const A> c, Rows<A> out) {
+    for (int64_t m = 0; m < M; ++m)
+      for_channels<A>(n, [&](int64_t i, int lanes) __attribute__((always_inline)) {
+        write(out[m] + i, Rule::output(read_state(h[m], c[m], i, lanes)), lanes);
+      });
+  }
+
+  static void show_bwd(int64_t M, int64_t n, Rows<const A> c, Rows<const A> dd, Rows<A> dh, Rows<A> dc) {
+    for (int64_t m = 0; m < M; ++m)
+      for_channels<A>(n, [&](int64_t i, int lanes) __attribute__((always_inline)) {
+        const S ds = output_grad<Rule>(read_state(nullptr, c[m], i, lanes), read(dd[m] + i, lanes));
+        write(dh[m] + i, read(dh[m] + i, lanes) + ds.h, lanes);
+        write(dc[m] + i, read(dc[m] + i, lanes) + ds.c, lanes);
+      });
+  }
+
   static RuleKernels<A> kernels(const char* name) {
-    return {name,  Rule::NG,  Rule::kSavesH, Rule::kSavesC, Rule::template start_h<A>(),
-            &feed, &feed_bwd, &step,         &step_bwd,     &output_bwd};
+    return {name,      Rule::NG,    Rule::kSavesH, Rule::kSavesC, Rule::template start_h<A>(), &feed, &feed_bwd, &step,
+            &step_bwd, &output_bwd, &show,         &show_bwd};
   }
 };
 
