@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import dla_kernels as dla
 from dla_kernels.nn import FusedSE
@@ -93,6 +94,78 @@ def test_what_is_left_is_left_as_it_is_and_the_reason_said(change, why):
     assert (done.replaced, list(done.left)) == (["1"], ["0"])
     assert done.left["0"].startswith(why.replace("\\", ""))
     assert str(done) == f"1 squeeze-and-excitation modules replaced, 1 left\n  0: {done.left['0']}"
+
+
+class Otherwise(Squeezed):
+    """These look like squeeze-and-excitation, and are none."""
+
+    def __init__(self, forward):
+        super().__init__(8)
+        self.makes = forward
+
+    def forward(self, x):
+        return self.makes(self, x)
+
+
+def gates_of(module, y):
+    return module.gate(module.fc2(module.act(module.fc1(y))))
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        # timm's ChannelAttn, of CBAM, has these names too
+        lambda m, x: x * m.gate(sum(m.fc2(m.act(m.fc1(y))) for y in (x.mean((2, 3), True), x.amax((2, 3), True)))),
+        lambda m, x: x + Squeezed.forward(m, x),
+        lambda m, x: gates_of(m, x.mean((2, 3), True)),
+        lambda m, x: x * gates_of(m, x),
+        lambda m, x: x.relu_() * gates_of(m, x.mean((2, 3), True)),
+        lambda m, x: m.missing(x),
+    ],
+)
+@pytest.mark.parametrize("zeros", [False, True])
+def test_what_computes_otherwise_is_left(forward, zeros):
+    net = nn.Sequential(Otherwise(forward))
+    if zeros:  # of which the weights that it happens to have say nothing
+        for p in net.parameters():
+            nn.init.zeros_(p)
+    done = dla.fuse(net)
+    assert isinstance(net[0], Otherwise) and list(done.left) == ["0"] and done.replaced == []
+
+
+def test_what_hooks_watch_and_what_has_more_weights_is_left():
+    net = nn.Sequential(*(Squeezed(8) for _ in range(4)))
+    net[0].register_forward_hook(lambda *_: None)
+    prune.l1_unstructured(net[1].fc1, "weight", 0.5)
+    net[2].extra = nn.Parameter(torch.ones(1))
+    done = dla.fuse(net)
+    assert done.replaced == ["3"]
+    assert [done.left[name].partition(",")[0] for name in "012"] == [
+        "expected no hooks",
+        "expected no hooks",
+        "expected its two convolutions to have all of its weights",
+    ]
+
+
+def test_one_module_in_several_places_stays_one():
+    net = nn.Sequential(Squeezed(8), nn.Sequential(nn.ReLU()))
+    net.append(net[0]), net[1].append(net[0])
+    assert dla.fuse(net).replaced == ["0", "2", "1.1"]
+    assert net[0] is net[2] is net[1][1]
+
+
+def test_a_module_alone_has_no_place_for_another_and_what_is_none_is_refused():
+    assert list(dla.fuse(Squeezed(8)).left) == [""]
+    with pytest.raises(TypeError, match=r"model: expected a torch.nn.Module, got NoneType"):
+        dla.fuse(None)
+
+
+def test_without_numbers_and_in_half_precision_too():
+    with torch.device("meta"):
+        assert len(dla.fuse(network()).replaced) == 2
+    net = network().bfloat16()
+    assert len(dla.fuse(net).replaced) == 2
+    assert net(torch.randn(2, 3, 8, 8, dtype=torch.bfloat16)).isfinite().all()
 
 
 def test_a_wrong_backend_is_refused_before_anything_changes():
