@@ -145,18 +145,22 @@ def run_plan(args: argparse.Namespace) -> int:
 
 
 def run_params(args: argparse.Namespace) -> int:
-    from .models.params import digits, met, parameter_table
+    from .models.params import digits, flops, met, parameter_table
 
-    rows, off = [], 0
-    for row, counts in parameter_table():
+    rows, unexplained, operations = [], 0, {}
+    for row, counts in progress(parameter_table(), "params"):
         for num_classes, published in row.published.items():
             ours = counts[num_classes]
             right = met(row, num_classes, ours)
-            off += not right
-            figures = f"{published:.{digits(row)}f}", f"{ours / 1e6:.3f}"
-            rows.append((row.name, num_classes, *figures, row.reading, "" if right else "off"))
-    print(table(("network", "classes", "paper, M", "ours, M", "reading", ""), rows))
-    return int(off > 0)
+            unexplained += not right and not row.off
+            key = row.name, tuple(row.options.items())
+            if key not in operations:
+                operations[key] = flops(row.name, num_classes, **row.options)
+            figures = f"{published:.{digits(row)}f}", f"{ours / 1e6:.3f}", f"{operations[key] / 1e9:.2f}"
+            said = "" if right else f"off: {row.off}"
+            rows.append((row.table, row.name, num_classes, *figures, row.reading, said))
+    print(table(("table", "network", "classes", "paper, M", "ours, M", "GFLOP", "reading", ""), rows))
+    return int(unexplained > 0)
 
 
 def main(argv: list[str] | None = None) -> int:

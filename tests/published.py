@@ -1,5 +1,5 @@
-"""This module computes the published DLA networks by their formulas alone, from a state dict under their own names: in
-evaluation, and each sample refreshed by its own state. It is there to be compared with; see docs/networks.md."""
+"""This module computes the published networks by their formulas alone, from a state dict under their own names: in
+evaluation, and in DLA each sample refreshed by its own state. It is there to be compared with; see docs/networks.md."""
 
 import re
 
@@ -119,3 +119,112 @@ def network(state, x):
             s = sub(state, f"stages.{i}.")
             x = light_stage(x, s, "layer_attention", "excite") if "excite.weight" in s else base_stage(x, s)
     return F.linear(x.mean((2, 3)), state["fc.weight"], state["fc.bias"])
+
+
+# ---- MRLA ----
+
+
+def strided_block(x, s, stride, groups=1):
+    """Return the branch and the shortcut of a bottleneck of that stride."""
+    a = norm(F.conv2d(x, s["conv1.weight"]), s, "bn1").relu()
+    a = norm(F.conv2d(a, s["conv2.weight"], stride=stride, padding=1, groups=groups), s, "bn2").relu()
+    a = norm(F.conv2d(a, s["conv3.weight"]), s, "bn3")
+    if "downsample.0.weight" in s:
+        x = norm(F.conv2d(x, s["downsample.0.weight"], stride=stride), s, "downsample.1")
+    return a, x
+
+
+def mrla(state, x):
+    """Return the scores of MRLA's ResNets for ImageNet."""
+    base = "conv1.6.weight" in state
+    if base:
+        for i, stride in ((0, 2), (3, 1)):
+            x = F.conv2d(x, state[f"conv1.{i}.weight"], stride=stride, padding=1)
+            x = norm(x, state, f"conv1.{i + 1}").relu()
+        x = F.conv2d(x, state["conv1.6.weight"], padding=1)
+    else:
+        x = F.conv2d(x, state["conv1.weight"], stride=2, padding=3)
+    x = F.max_pool2d(norm(x, state, "bn1").relu(), 3, 2, padding=1)
+    prefix = "stages." if base else "layer"
+    for i in range(count(state, rf"{re.escape(prefix)}(\d+)\.")):
+        stage = sub(state, f"{prefix}{i if base else i + 1}.")
+        keys, values = [], []
+        for t in range(count(stage, r"(\d+)\.")):
+            s = sub(stage, f"{t}.")
+            a, identity = strided_block(x, s, 2 if t == 0 and i > 0 else 1)
+            x = (a + identity).relu()
+            D = 16 if base else 32
+            q, k = (per_channel(s[f"mrla.mrla.W{name}.weight"], x.mean((2, 3))) for name in "qk")
+            keys.append(k)
+            values.append(depthwise(x, s["mrla.mrla.Wv.weight"]))
+            if base:
+                scores = torch.stack([(q * k).unflatten(1, (-1, D)).sum(-1) for k in keys]) / D**0.5
+                o = (of_heads(scores.softmax(0), x.shape[1]) * torch.stack(values)).sum(0)
+                x = x + norm(o, s, "bn_mrla").relu()
+            else:
+                gate = ((q * k).unflatten(1, (-1, D)).sum(-1) / D**0.5).sigmoid()
+                o = of_heads(gate, x.shape[1]) * values[-1] + s["mrla.lambda_t"] * identity
+                x = x + norm(o, s, "bn_mrla")
+    return F.linear(x.mean((2, 3)), state["fc.weight"], state["fc.bias"])
+
+
+# ---- DIANet ----
+
+
+def dia_step(y, h, c, s):
+    """Return (h, c) after one step of DIANet's cell, whose gates are i, f, g, o."""
+
+    def bottleneck(z, name):
+        hidden = F.linear(z, s[f"lstm.{name}.0.seq.0.weight"], s[f"lstm.{name}.0.seq.0.bias"]).relu()
+        return F.linear(hidden, s[f"lstm.{name}.0.seq.2.weight"], s[f"lstm.{name}.0.seq.2.bias"])
+
+    i, f, g, o = (bottleneck(y, "w_ih") + bottleneck(h, "w_hh")).chunk(4, -1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.sigmoid(), c
+
+
+def pre_block(x, s, stride):
+    a = F.conv2d(norm(x, s, "bn1").relu(), s["conv1.weight"])
+    a = F.conv2d(norm(a, s, "bn2").relu(), s["conv2.weight"], stride=stride, padding=1)
+    a = norm(F.conv2d(norm(a, s, "bn3").relu(), s["conv3.weight"]), s, "bn_additional")
+    return a, F.conv2d(x, s["downsample.0.weight"], stride=stride) if "downsample.0.weight" in s else x
+
+
+def wide_block(x, s, stride):
+    before = norm(x, s, "bn1").relu()
+    a = norm(F.conv2d(before, s["conv1.weight"], stride=stride, padding=1), s, "bn2").relu()
+    a = norm(F.conv2d(a, s["conv2.weight"], padding=1), s, "bn_additional")
+    return a, F.conv2d(before, s["convShortcut.weight"], stride=stride) if "convShortcut.weight" in s else x
+
+
+def resnext_block(x, s, stride):
+    names = {"conv_reduce": "conv1", "bn_reduce": "bn1", "conv_conv": "conv2", "bn": "bn2", "conv_expand": "conv3"}
+    names |= {"bn_expand": "bn3", "shortcut.shortcut_conv": "downsample.0", "shortcut.shortcut_bn": "downsample.1"}
+    renamed = {f"{names[key.rpartition('.')[0]]}.{key.rpartition('.')[2]}": value for key, value in s.items()}
+    return strided_block(x, renamed, stride, groups=8)
+
+
+def dianet(state, x):
+    """Return the scores of DIANet's networks for CIFAR."""
+    kinds = {"stage_1.": resnext_block, "block1.": wide_block}
+    prefix, block_of = next(
+        (p, f) for p, f in (*kinds.items(), ("layer1.", None)) if any(k.startswith(p) for k in state)
+    )
+    ends_in_norm = "bn.weight" in state or block_of is wide_block
+    if block_of is None:
+        block_of = pre_block if ends_in_norm else strided_block
+    x = F.conv2d(x, state["conv_1_3x3.weight" if block_of is resnext_block else "conv1.weight"], padding=1)
+    if not ends_in_norm:
+        x = norm(x, state, "bn_1" if block_of is resnext_block else "bn1").relu()
+    for i in range(count(state, rf"{prefix[:-2]}(\d)\.")):
+        stage, memory = sub(state, f"{prefix[:-2]}{i + 1}."), None
+        for t in range(count(stage, r"ModuleList\.(\d+)\.")):
+            a, identity = block_of(x, sub(stage, f"ModuleList.{t}."), 2 if t == 0 and i > 0 else 1)
+            y = a.mean((2, 3))
+            memory = dia_step(y, *(memory or (torch.zeros_like(y), torch.zeros_like(y))), stage)
+            x = identity + a * memory[0][..., None, None]
+            x = x if ends_in_norm else x.relu()
+    if ends_in_norm:
+        x = norm(x, state, "bn" if block_of is pre_block else "bn1").relu()
+    last = "classifier" if block_of is resnext_block else "fc"
+    return F.linear(x.mean((2, 3)), state[f"{last}.weight"], state[f"{last}.bias"])

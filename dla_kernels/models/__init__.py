@@ -1,9 +1,10 @@
 """The networks that the DLA, DIA and MRLA papers describe, by name."""
 
+from .attentions import ATTENTIONS
 from .convert import convert
 from .published import from_published, to_published
 from .registry import create_model, list_models
-from .resnet import ATTENTIONS, ResNet
+from .resnet import ResNet
 from .timms import register_timm
 
 __all__ = [

@@ -12,7 +12,8 @@ from torch.fx import Proxy, Tracer
 
 from ..backends import BackendName
 from ..cells import Cell, KindName
-from .resnet import BETWEEN, BetweenName, ResNet, check_options, stage_attention
+from .attentions import BETWEEN, BetweenName, check_options, stage_attention
+from .resnet import ResNet
 from .stage import Stage
 from .survey import Survey, survey
 
@@ -121,7 +122,7 @@ def convert(
     """
     if attention not in BETWEEN:
         raise ValueError(f"attention: expected one of {', '.join(BETWEEN)}, got {attention!r}")
-    check_options(attention, cell, reduction, head_channels, drop_path, backend)
+    check_options([attention], cell, reduction, head_channels, drop_path, backend)
     if isinstance(model, ResNet):
         raise TypeError("model: expected one of torchvision or timm; ours have attention by name: see create_model")
     for name, module in model.named_modules():

@@ -11,34 +11,42 @@ from typing import Any
 
 import torch
 
-from .blocks import BasicBlock, Bottleneck
+from .attentions import ATTENTIONS
+from .blocks import BasicBlock, Bottleneck, PreBottleneck, WideBlock
 from .published import from_published, is_published
-from .resnet import ATTENTIONS, ResNet
+from .resnet import ResNet
 
-# Depth -> how a ResNet of that depth is built.
-RESNETS: dict[int, dict[str, Any]] = {
-    **{depth: {"depths": ((depth - 2) // 9,) * 3, "block": Bottleneck} for depth in (20, 56, 110, 164)},
-    18: {"depths": (2, 2, 2, 2), "block": BasicBlock, "imagenet": True},
-    34: {"depths": (3, 4, 6, 3), "block": BasicBlock, "imagenet": True},
-    50: {"depths": (3, 4, 6, 3), "block": Bottleneck, "imagenet": True},
-    101: {"depths": (3, 4, 23, 3), "block": Bottleneck, "imagenet": True},
+# Name -> how that network is built.
+BACKBONES: dict[str, dict[str, Any]] = {
+    **{
+        f"resnet{depth}": {"depths": ((depth - 2) // 9,) * 3, "block": Bottleneck}
+        for depth in (20, 56, 83, 110, 164, 245, 326, 407)
+    },
+    "preresnet164": {"depths": (18,) * 3, "block": PreBottleneck},
+    "wrn52_4": {"depths": (8,) * 3, "block": WideBlock, "width": 64, "stem": 16, "dropout": 0.3},
+    "resnext101_8x32": {"depths": (11,) * 3, "block": Bottleneck, "width": 32, "groups": 8},
+    "resnet18": {"depths": (2, 2, 2, 2), "block": BasicBlock, "imagenet": True},
+    "resnet34": {"depths": (3, 4, 6, 3), "block": BasicBlock, "imagenet": True},
+    "resnet50": {"depths": (3, 4, 6, 3), "block": Bottleneck, "imagenet": True},
+    "resnet101": {"depths": (3, 4, 23, 3), "block": Bottleneck, "imagenet": True},
+    "resnet152": {"depths": (3, 8, 36, 3), "block": Bottleneck, "imagenet": True},
 }
 MODELS: dict[str, dict[str, Any]] = {
-    f"{'' if attention == 'none' else f'{attention}_'}resnet{depth}": {"attention": attention, **how}
+    f"{'' if attention == 'none' else f'{attention}_'}{backbone}": {"attention": attention, **how}
     for attention in ATTENTIONS
-    for depth, how in RESNETS.items()
+    for backbone, how in BACKBONES.items()
 }
 
-NAMED = ("depths", "block", "imagenet", "attention")  # what a name stands for
+NAMED = ("depths", "block", "imagenet")  # what a name stands for
 TIMMS = {"in_chans": "in_channels", "drop_path_rate": "drop_path"}  # timm's words for options of ours
 OPTIONS = [option for option in signature(ResNet).parameters if option not in NAMED]
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Return the names that match. ResNet-20, -56, -110 and -164 are for CIFAR, the others for ImageNet.
+    """Return the names that match: an attention, or none, in front of a backbone.
 
     >>> list_models("dla_light*")[:3]
-    ['dla_light_resnet20', 'dla_light_resnet56', 'dla_light_resnet110']
+    ['dla_light_resnet20', 'dla_light_resnet56', 'dla_light_resnet83']
     """
     return [name for name in MODELS if fnmatch(name, pattern)]
 
@@ -77,7 +85,7 @@ def create_model(
                 raise TypeError(f"{theirs}: expected it or {ours}, which says the same, got both")
             options[ours] = options.pop(theirs)
     for option in options:
-        if option in NAMED:
+        if option in NAMED or (option == "attention" and MODELS[name]["attention"] != "none"):
             raise ValueError(f"{option}: expected no such option, it is part of the name {name!r}")
         if option not in OPTIONS:
             free = ", ".join(OPTIONS)
@@ -98,6 +106,7 @@ def load(net: ResNet, checkpoint: Mapping[str, Any], *, head: bool = True) -> No
         checkpoint = checkpoint.get(inside, checkpoint)
     # DistributedDataParallel and torch.compile put these in front of every key.
     state = {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in checkpoint.items()}
+    state = from_published(net, state) if is_published(state) else state
     own = {key: value for key, value in net.state_dict().items() if key.startswith("fc.")}
     if not own or not head:
         state = {key: value for key, value in state.items() if not key.startswith("fc.")} | own
@@ -106,4 +115,4 @@ def load(net: ResNet, checkpoint: Mapping[str, Any], *, head: bool = True) -> No
             f"checkpoint: expected a classifier of {net.num_classes} classes, got one of {len(state['fc.weight'])}; "
             "pretrained_head=False loads all but the classifier"
         )
-    net.load_state_dict(from_published(net, state) if is_published(state) else state)
+    net.load_state_dict(state)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import gap, rescale
 from .cells import CellModule, check_cell_module, is_plain
 from .leaf import leaf
-from .recalibration import recalibrated
+from .recalibration import ended, recalibrated
 
 
 class LayerwiseIntegration(nn.Module):
@@ -30,10 +29,10 @@ class LayerwiseIntegration(nn.Module):
 
     @leaf
     def forward(
-        self, x: Tensor, a: Tensor, state: tuple[Tensor, ...] | None = None, *, relu: bool = False
+        self, x: Tensor | None, a: Tensor, state: tuple[Tensor, ...] | None = None, *, relu: bool = False
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run a block: x, a [B, C, H, W] and the state after the one before (None: the first) -> x + a h, or its relu,
-        and the new state."""
+        and the new state. Without x nothing is added."""
         cell, backend = self.cell, self.cell.backend
         cell.check_channels("a", a, 1)
         if is_plain(cell):
@@ -41,5 +40,4 @@ class LayerwiseIntegration(nn.Module):
             return recalibrated(a, x, cell.weights, cell.cell, state, relu, backend)
         state = cell(gap([a], backend=backend)[0], state)
         (scaled,) = rescale([a], cell.output(state)[None], backend=backend)
-        out = x + scaled
-        return F.relu(out, inplace=True) if relu else out, state
+        return ended(scaled, x, relu), state

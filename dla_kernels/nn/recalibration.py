@@ -42,8 +42,13 @@ def recalibrated(
     if alike:
         return recalibrate(a, weights, shortcut=shortcut, relu=relu, **how)
     a, state = recalibrate(a, weights, **how)
-    out = shortcut + a
-    return F.relu(out, inplace=True) if relu else out, state
+    return ended(a, shortcut, relu), state
+
+
+def ended(a: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
+    """Return what a residual block ends with: the sum, and its relu."""
+    out = a if shortcut is None else shortcut + a
+    return F.relu(out, inplace=shortcut is not None) if relu else out
 
 
 class Recalibration(nn.Module):
@@ -63,16 +68,16 @@ class Recalibration(nn.Module):
         return self._scaled(x, self.gate(x))
 
     @leaf
-    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, *, relu: bool | None = None) -> Tensor:
         """Scale a map: x [B, C, H, W] -> the same shape; with a shortcut what a residual block ends with,
-        relu(shortcut + x scaled)."""
-        return self.by_steps(x, shortcut)
+        relu(shortcut + x scaled). relu: whether it ends with one, if not as the shortcut says."""
+        return self.by_steps(x, shortcut, shortcut is not None if relu is None else relu)
 
-    def by_steps(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
+    def by_steps(self, x: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
         """Return the same by gates, their scaling and the sum, one after the other."""
         self._check(x)
         x = self.scaled(x)
-        return x if shortcut is None else F.relu(shortcut + x, inplace=True)
+        return ended(x, shortcut, relu)
 
     def _check(self, x: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.channels:
@@ -120,14 +125,14 @@ class ByOneOp(Recalibration):
         raise NotImplementedError
 
     @leaf
-    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, *, relu: bool | None = None) -> Tensor:
         """Scale a map: x [B, C, H, W] -> the same shape; with a shortcut what a residual block ends with,
-        relu(shortcut + x scaled)."""
-        own = type(self)
+        relu(shortcut + x scaled). relu: whether it ends with one, if not as the shortcut says."""
+        own, relu = type(self), shortcut is not None if relu is None else relu
         if own.gate is not own.computed or own.scaled is not Recalibration.scaled or is_watched(*self.children()):
-            return self.by_steps(x, shortcut)
+            return self.by_steps(x, shortcut, relu)
         self._check(x)
-        return recalibrated(x, shortcut, self.weights, self.kind, None, shortcut is not None, self.backend)[0]
+        return recalibrated(x, shortcut, self.weights, self.kind, None, relu, self.backend)[0]
 
 
 class SE(ByOneOp, Squeezing):
@@ -290,14 +295,14 @@ class Shared(nn.Module):
         self.layers = layers
         self.module = of_each_layer(module, layers)
 
-    def forward(self, t: int, *args: Any) -> Any:
+    def forward(self, t: int, *args: Any, **options: Any) -> Any:
         """Run the module as layer t does: t and what the module takes -> what it returns."""
         if not 0 <= t < self.layers:
             raise IndexError(f"t: expected one of {self.layers} layers, counted from 0, got {t}")
         for norm in self.module.modules():
             if isinstance(norm, NormOfLayer):
                 norm.turn = t
-        return self.module(*args)
+        return self.module(*args, **options)
 
     def extra_repr(self) -> str:
         return f"layers={self.layers}"
