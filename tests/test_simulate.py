@@ -115,19 +115,21 @@ def test_the_model_of_the_kernels_that_were_measured_is_near_what_was_measured()
 @EVERY_DEVICE
 @EVERY_ROW
 def test_the_plan_is_nearly_as_fast_as_the_best_layout_predicted(name, problem, device):
-    """What the plan adds up in two lines, and what the model plays through, lead to the same choice."""
+    """What the plan adds up in two lines, and what the model plays through, lead to the same choice; of
+    recalibrate, whose shortcut the plan does not count, to one nearly as good."""
 
     def us(*layout):
         return simulate.predicted(problem, Chip.of(device), plan=simulate.plan_of(problem, device, *layout))[0]
 
-    assert us() <= 1.15 * min(us(group, samples) for group in (1, 2, 4, 8) for samples in (1, 2, 3, 4, 8))
+    most = 1.2 if problem.op == "recalibrate" else 1.15
+    assert us() <= most * min(us(group, samples) for group in (1, 2, 4, 8) for samples in (1, 2, 3, 4, 8))
 
 
 def test_the_command_prints_what_was_asked_for(capsys):
     simulate.main(["--device", "h200", "--rows", "C64"])
     out = capsys.readouterr().out
     assert "predicted, not measured" in out
-    assert out.count("C64-HW32x32") == 4
+    assert out.count("C64-HW32x32") == 10
     simulate.main(["--constants"])
     assert "data sheet" in capsys.readouterr().out
     simulate.main(["--then", "--rows", "C2048"])

@@ -25,6 +25,7 @@ def test_every_kernel_was_compiled_for_every_chip(resources, pytestconfig):
     of_maps = {"gate_gradient", "light_step_filters", "light_step_tap_sums", "light_step_maps_bwd"}
     of_maps |= {"shown_gradient"}
     of_cells = {"forward_phase", "backward_phase", "squeeze", "squeeze_bwd", "taps", "taps_bwd"}
+    of_cells |= {"light_scan", "light_scan_bwd"}
     expected = {*operators, *of_maps, *of_cells, "weight_gradients", "sums", "moments", "norm_sums"}
     for target in BUILD.chips(pytestconfig.option.tier):
         assert {r.kernel for r in resources if r.target == target} == expected, target

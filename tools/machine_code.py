@@ -43,8 +43,8 @@ class Counts(NamedTuple):
 
 
 class Loop(NamedTuple):
-    """A hot loop: the function that it is in and how its `for` begins, what one turn does, and what is allowed in it:
-    the most, of bytes ahead the least."""
+    """A hot loop: the source that its kernel is in, the function and how its `for` begins, what one turn does, and what
+    is allowed in it: the most, of bytes ahead the least."""
 
     name: str
     kernel: str
@@ -170,7 +170,7 @@ LOOPS = (
     ),
     Loop(
         "slab of a product",
-        "phase",
+        "phases",
         "tile_product.cuh",
         "add",
         "for (int64_t k0 =",

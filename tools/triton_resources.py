@@ -240,7 +240,10 @@ def compile_op(work: Work) -> list[Resources]:
 def digest(root: Path = ROOT) -> str:
     """Return the digest of the sources, and of what is compiled of them and how."""
     files = root.glob("triton_ops/**/*.py")
-    how = [inspect.getsource(part) for part in (compile_op, usage, streams, streams.machine_code)]
+    reader = streams.machine_code  # but for which loops of the CUDA kernels it looks at
+    reading = (reader.functions, reader.Function, reader.Instruction, reader.width, reader.is_load, reader.widest)
+    reading += (reader.registers, reader.bytes_ahead)
+    how = [inspect.getsource(part) for part in (compile_op, usage, streams, *reading)]
     return records.digest(root, files, TARGETS, SHAPES, list(todo("few")), how)
 
 
