@@ -25,9 +25,13 @@ def work(shape, dtype, device, cell=CELL, adds=True):
 def traffic(of, forward):
     if forward:  # scaled, added, cut off at 0
         return Traffic(2 * of.M + of.weights, of.M + of.row, of.M, of.products.y + 4 * of.pixels)
-    # Of dout and out comes what was let through; with a the gradient of the gate.
+    # Of dout and out comes what was let through; with a the gradient of the gate. Five rows: what is shown, its
+    # gradient and that of y, and y and the gate's that are kept for the weights'.
     return Traffic(
-        3 * of.M + of.row + of.weights, 2 * of.M + of.weights, 2 * of.M, BACKWARD * of.products.y + 5 * of.pixels
+        3 * of.M + of.row + of.weights,
+        2 * of.M + of.weights + 5 * of.row,
+        2 * of.M,
+        BACKWARD * of.products.y + 5 * of.pixels,
     )
 
 
