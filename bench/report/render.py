@@ -69,10 +69,11 @@ def at_a_glance(found: dict) -> list[tuple[str, dict[str, float]]]:
 
     net, steps = found["networks"][0], found["attention"]
     name, depth = "{}_resnet{}, a training step, B = 32", net["depth"]
-    kinds = dict.fromkeys(key.partition("/")[0] for key in net["ms"] if "/" in key)
-    whole = {
-        kind: {k.partition("/")[2]: ms for k, ms in net["ms"].items() if k.startswith(f"{kind}/")} for kind in kinds
-    }
+    whole: dict[str, dict[str, float]] = {}
+    for key, ms in net["ms"].items():
+        kind, _, how = key.partition("/")
+        if how:
+            whole.setdefault(kind, {})[how] = ms
     return [
         ("layer_update: a stage of 6 layers at once", of(found["rows"])),
         ("light_step: a layer of DLA-L", of(steps["layers"])),

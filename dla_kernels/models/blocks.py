@@ -26,6 +26,10 @@ class Options(NamedTuple):
     dropout: float = 0.0
     ends_in_norm: bool = False
 
+    def inner(self, width: int) -> int:
+        """Return the channels of a bottleneck's 3x3 convolution."""
+        return width * self.width_per_group // 64 * self.groups
+
 
 USUAL = Options()
 
@@ -107,7 +111,7 @@ class Bottleneck(Block):
     ) -> None:
         super().__init__()
         norm, outputs = options.norm, 4 * width
-        inner = width * options.width_per_group // 64 * options.groups
+        inner = options.inner(width)
         self.conv1, self.bn1 = conv(inputs, inner, 1), norm(inner)
         self.conv2, self.bn2 = conv(inner, inner, 3, stride, options.groups, dilation), norm(inner)
         self.conv3, self.bn3 = conv(inner, outputs, 1), norm(outputs)
@@ -141,7 +145,7 @@ class PreBottleneck(Block):
     ) -> None:
         super().__init__()
         norm = options.norm
-        inner = width * options.width_per_group // 64 * options.groups
+        inner = options.inner(width)
         self.bn1, self.conv1 = norm(inputs), conv(inputs, inner, 1)
         self.bn2, self.conv2 = norm(inner), conv(inner, inner, 3, stride, options.groups, dilation)
         self.bn3, self.conv3 = norm(inner), conv(inner, 4 * width, 1)
