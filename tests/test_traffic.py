@@ -59,8 +59,9 @@ EXPECTED = {
     ),
     # reads a, the shortcut; relu(shortcut + a h) behind the mean of a; 2 C R into the bottleneck and out of it
     ("recalibrate", "forward"): (2 * M + SQUEEZE, M + ROW, M, 4 * P + 4 * BCR),
-    # reads dout, out, a, y; what the relu let through, its product with a, and dout and out again for both gradients
-    ("recalibrate", "backward"): (3 * M + ROW + SQUEEZE, 2 * M + SQUEEZE, 2 * M, 5 * P + 3 * 4 * BCR),
+    # reads dout, out, a, y; what the relu let through, its product with a, and dout and out again for both gradients;
+    # writes h, dh, dy, and y and dh again for the weights'
+    ("recalibrate", "backward"): (3 * M + ROW + SQUEEZE, 2 * M + 5 * ROW + SQUEEZE, 2 * M, 5 * P + 3 * 4 * BCR),
     # nine multiplications and additions, and an addition for each of two means
     ("depthwise", "forward"): (M + TAPS, M + 2 * ROW, 0, 20 * P),
     # reads dv, x; to x and to the filter, and the means' gradients on top
