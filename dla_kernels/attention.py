@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import log2
 from typing import NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor
+
+# What may stand behind the filter that makes a layer's value, by name.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu}
 
 
 class Attention(NamedTuple):

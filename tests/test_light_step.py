@@ -91,6 +91,28 @@ def test_the_reference_follows_its_equation(cell, published, size):
     torch.testing.assert_close(o, lam[:, None, None] * refreshed + gate * convolved(x, filters.v))
 
 
+@pytest.mark.parametrize("backend_name", ["reference", "cpu"])
+def test_with_an_activation_the_value_is_gelu_of_what_is_filtered(backend_name):
+    """gelu(v) = v Phi(v), Phi being the distribution function of a normal variable."""
+    shape = Shape.parse("T2-B2-C6-R2-HW4x3")
+    (x, filters), (o_prev, _) = layers(shape)
+    w, lam, e = cell_weights(dla.PAPER_DSU, shape), torch.randn(6, dtype=DOUBLE), torch.randn(6, 1, 3, 3, dtype=DOUBLE)
+    how = {"heads": 2, "e": e, "backend": backend_name}
+    o, state, moments = dla.light_step(x, o_prev, filters, lam, w, act="gelu", moments=True, **how)
+    without, same_state, _ = dla.light_step(x, o_prev, filters, lam, w, **how)
+    gate, v = expected_gate(x.mean((2, 3)), filters, 2)[..., None, None], convolved(x, filters.v)
+    torch.testing.assert_close(o, without + gate * (v * torch.special.ndtr(v) - v))
+    torch.testing.assert_close(state, same_state)
+    check_moments(moments, o)
+
+
+def test_an_unknown_activation_is_refused():
+    shape = Shape.parse("T1-B1-C4-HW2x2")
+    ((x, filters),) = layers(shape)
+    with pytest.raises(ValueError, match="act: expected None or one of gelu, got 'relu'"):
+        dla.light_step(x, None, filters, torch.ones(4, dtype=DOUBLE), heads=2, act="relu")
+
+
 def test_without_a_previous_layer_the_output_is_attention_alone():
     shape = Shape.parse("T1-B2-C6-HW3x3")
     ((x, filters),) = layers(shape)
@@ -178,6 +200,16 @@ def test_parity_with_optional_inputs_left_out(backend, cell, published, first):
         inputs = inputs_of(OP, MIDDLE, cell or FEW_CELLS[0], dtype, device=backend.device)
         inputs = of_form(inputs, published, first, cell is None)
         check_parity(OP, backend, inputs, MIDDLE.longest_sum, cell=cell or FEW_CELLS[0], heads=1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("published", [True, False], ids=["published", "paper"])
+@pytest.mark.parametrize("cell", [*FEW_CELLS, None], ids=lambda cell: cell_name(cell) if cell else "mrla")
+def test_parity_with_an_activation(backend, cell, published, dtype):
+    for layout, first in (("channels_last", False), ("nchw", True)):
+        inputs = inputs_of(OP, MIDDLE, cell or FEW_CELLS[0], dtype, layout=layout, device=backend.device)
+        inputs = of_form(inputs, published, first, cell is None)
+        check_parity(OP, backend, inputs, MIDDLE.longest_sum, cell=cell or FEW_CELLS[0], heads=1, act="gelu")
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])

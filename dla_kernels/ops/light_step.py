@@ -1,16 +1,24 @@
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .. import reference
-from ..attention import Attention
+from ..attention import ACTIVATIONS, Attention
 from ..backends import REFERENCE, BackendName, select
 from ..cells import PAPER_DSU, PROJECTIONS, Cell, KindName, Weights, as_cell
+from .attend import attend
 from .autograd import accumulated, start_state, without_autocast
 from .checks import check_alike, check_attention, check_cell, check_state, check_weight
+from .depthwise import depthwise
 from .differentiable import Differentiable
 from .flops import Shape, across_channels, convolution, projection
+from .gap import gap
+from .mix import mix
+from .refresh import refresh
+from .scan import scan
 from .shapes import moments as moments_of
 from .shapes import rows, states
 
@@ -26,6 +34,7 @@ def light_step(
     cell: Cell | KindName | str = PAPER_DSU,
     state: tuple[Tensor, ...] | None = None,
     e: Tensor | None = None,
+    act: str | None = None,
     moments: bool = False,
     backend: BackendName | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...] | None, Tensor | None]:
@@ -42,6 +51,8 @@ def light_step(
     heads: G, a divisor of C.
     state: the cell's before x, as in ``scan``.
     e: the refresh convolution [C, 1, 3, 3] of the published code; the paper has none.
+    act: ``"gelu"`` for the value ``gelu(dwconv(x; v))`` of vision transformers, which is a map of its own: the step is
+        then made of ``depthwise``, ``attend``, ``scan``, ``refresh`` and ``mix``.
     Returns o, a map like x; the new state, each [B, C], None without weights; and with ``moments`` mean and biased
     variance of o per channel, [2, C], which ``norm_add`` takes and which are constants to autograd, else None.
     """
@@ -59,11 +70,16 @@ def light_step(
             check_state(state, cell, B, C, "x", x)
     elif state is not None:
         raise ValueError("state: expected None without weights, got a state; pass the cell's weights too")
+    if act is not None and act not in ACTIVATIONS:
+        raise ValueError(f"act: expected None or one of {', '.join(ACTIVATIONS)}, got {act!r}")
     chosen = select(backend, x.device, cell if weights else None)
+    if act is not None and chosen != REFERENCE:
+        with without_autocast(x.device):
+            return _by_parts(x, o_prev, attention, lam, weights, heads, cell, state, e, act, moments, chosen)
     if chosen == REFERENCE or (weights is not None and cell.projection == "light"):
         with without_autocast(x.device):
             return reference.light_step(
-                x, o_prev, attention, lam, weights, heads=heads, cell=cell, state=state, e=e, moments=moments
+                x, o_prev, attention, lam, weights, heads=heads, cell=cell, state=state, e=e, act=act, moments=moments
             )
     filters = accumulated([*attention, lam, *([] if e is None else [e])], x)
     w, start = accumulated(weights or (), x), start_state(state, x)
@@ -71,6 +87,45 @@ def light_step(
     sizes = None, len(cell.state_names) if weights else 0, None, int(moments)
     o, found, _, of_o = _run(chosen, list(maps.values()), filters, w, start, sizes=sizes, **how)
     return o, tuple(found) if weights else None, of_o[0] if moments else None
+
+
+def _by_parts(
+    x: Tensor,
+    o_prev: Tensor | None,
+    attention: Attention,
+    lam: Tensor,
+    weights: Weights | None,
+    heads: int,
+    cell: Cell,
+    state: tuple[Tensor, ...] | None,
+    e: Tensor | None,
+    act: str,
+    moments: bool,
+    backend: Any,
+) -> tuple[Tensor, tuple[Tensor, ...] | None, Tensor | None]:
+    value, y = depthwise(x, attention.v, backend=backend)
+    y = y[:1]  # [1, B, C]
+    # The softmax over a key of zeros and the layer's own key has the sigmoid of its score.
+    keys, scale = y.new_zeros(2, *y.shape)
+    gate, _, _ = attend(y[0], attention.q, attention.k, (keys, scale), heads=heads, backend=backend)
+    values, coef = [ACTIVATIONS[act](value)], [gate[1:]]
+    new_state = None
+    if weights is not None:
+        new_state = tuple(s[0] for s in scan(y, weights, cell=cell, state=state, backend=backend))
+    if o_prev is not None:
+        share = lam.to(y.dtype).expand_as(y)
+        filtered, means = (None, None) if e is None else depthwise(o_prev, e, backend=backend)
+        d = None
+        if weights is not None and new_state is not None:
+            means = gap([o_prev], backend=backend) if means is None else means[:1]
+            d = refresh(means, new_state, weights, cell=cell, backend=backend)
+        values.append(o_prev)
+        coef.append(share if d is None else share * d)
+        if filtered is not None:
+            values.append(filtered)
+            coef.append(share)
+    o, of_o = mix(values, torch.cat(coef), moments=moments, backend=backend)
+    return o, new_state, of_o
 
 
 def _by_reference(

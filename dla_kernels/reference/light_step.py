@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..attention import Attention
+from ..attention import ACTIVATIONS, Attention
 from ..cells import PAPER_DSU, Cell, Weights, accumulate_dtype
 from .heads import State, across_channels, depthwise, moments_of, next_state, per_channel, scores
 from .refresh import refresh
@@ -20,18 +20,23 @@ def light_step(
     cell: Cell = PAPER_DSU,
     state: State | None = None,
     e: Tensor | None = None,
+    act: str | None = None,
     moments: bool = False,
 ) -> tuple[Tensor, State | None, Tensor | None]:
     """Compute one layer of DLA-L (Eq. 3), of MRLA-L without a cell: maps x and o_prev [B, C, H, W] -> o, the new state,
     and the moments of o where asked for.
 
     ``o = lam o_prev' + sig(q . k / sqrt(D)) dwconv(x; v)``, where ``o_prev'`` is ``o_prev`` refreshed with the state
-    after x, ``o_prev d + dwconv(o_prev; e)``; the paper has no ``e``.
+    after x, ``o_prev d + dwconv(o_prev; e)``; the paper has no ``e``. In vision transformers the value is
+    ``gelu(dwconv(x; v))``, as ``act`` says.
     """
     exact, C = x.to(accumulate_dtype(x.dtype)), x.shape[1]
     y = exact.mean((2, 3))
     gate = torch.sigmoid(scores(across_channels(y, attention.q), across_channels(y, attention.k), heads))
-    o = per_channel(gate, C)[..., None, None] * depthwise(exact, attention.v)
+    value = depthwise(exact, attention.v)
+    if act is not None:  # between filter and activation the value is a map like x
+        value = ACTIVATIONS[act](value.to(x.dtype)).to(exact.dtype)
+    o = per_channel(gate, C)[..., None, None] * value
     new_state = None if weights is None else next_state(y, state, weights, cell)
     if o_prev is not None:
         before = o_prev.to(exact.dtype)
