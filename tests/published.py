@@ -171,6 +171,51 @@ def mrla(state, x):
 # ---- DIANet ----
 
 
+def vit(state, x, patch, heads, attention_heads):
+    """Return the scores of MRLA on DeiT: light, or base in stages of four blocks, as what is in the state says."""
+
+    def ln(x, s, name):
+        return F.layer_norm(x, x.shape[-1:], s[f"{name}.weight"], s[f"{name}.bias"], eps=1e-6)
+
+    def linear(x, s, name):
+        return F.linear(x, s[f"{name}.weight"], s[f"{name}.bias"])
+
+    def filtered(s, x, name):
+        q = F.conv1d(x.mean((2, 3))[:, None], s[f"mrla.mrla.W{name}.weight"], padding="same")[:, 0]
+        return q.unflatten(1, (attention_heads, -1))
+
+    x = F.conv2d(x, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=patch)
+    side, x = x.shape[-1], x.flatten(2).mT
+    x = torch.cat([state["cls_token"].expand(len(x), 1, -1), x], 1) + state["pos_embed"]
+    for t in range(count(state, r"blocks\.(\d+)\.")):
+        s, before = sub(state, f"blocks.{t}."), x
+        q, k, v = linear(ln(x, s, "norm1"), s, "attn.qkv").chunk(3, -1)
+        q, k, v = (z.unflatten(-1, (heads, -1)).transpose(1, 2) for z in (q, k, v))
+        shares = torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, -1)
+        x = x + linear((shares @ v).transpose(1, 2).flatten(2), s, "attn.proj")
+        x = x + linear(F.gelu(linear(ln(x, s, "norm2"), s, "mlp.fc1")), s, "mlp.fc2")
+
+        if "mrla.mrla.Wq.weight" not in s:
+            continue
+        own = ln(x, s, "mrla.normx")
+        pixels = own[:, 1:].mT.unflatten(2, (side, side))
+        q, k = filtered(s, pixels, "q"), filtered(s, pixels, "k")
+        v = depthwise(pixels, s["mrla.mrla.Wv.weight"])
+        if "mrla.lambda_t" in s:
+            gate = ((q * k).sum(-1) / q.shape[-1] ** 0.5).sigmoid()
+            o = of_heads(gate, x.shape[2]) * F.gelu(v)
+            tokens = o.flatten(2).mT + s["mrla.lambda_t"] * ln(before, s, "mrla.normo")[:, 1:]
+        else:
+            if t % 4 == 0:
+                keys, values = [], []
+            keys.append(k), values.append(v)
+            scores = torch.stack([(q * k).sum(-1) for k in keys]) / q.shape[-1] ** 0.5
+            shares = of_heads(scores.softmax(0), x.shape[2])
+            tokens = sum(share * value for share, value in zip(shares, values)).flatten(2).mT
+        x = x + torch.cat([own[:, :1], tokens], 1)
+    return linear(ln(x, state, "norm")[:, 0], state, "head")
+
+
 def dia_step(y, h, c, s):
     """Return (h, c) after one step of DIANet's cell, whose gates are i, f, g, o."""
 

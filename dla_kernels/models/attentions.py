@@ -18,10 +18,15 @@ from ..nn import (
     SRM,
     CellModule,
     DLABase,
+    DLABaseTokens,
     DLALight,
+    DLALightTokens,
+    InStages,
     LayerwiseIntegration,
     MRLABase,
+    MRLABaseTokens,
     MRLALight,
+    MRLALightTokens,
     Shared,
 )
 from ..nn.attention import StageAttention
@@ -40,10 +45,19 @@ SHARED = {f"shared_{name}": name for name in INSIDE}
 ALONG: dict[str, Cell] = {"dia": Cell("dia"), "dia_light": Cell("dia", projection="light")}
 # What runs between whole blocks.
 BETWEEN = {"dla_light": DLALight, "dla_base": DLABase, "mrla_light": MRLALight, "mrla_base": MRLABase}
+# The same between tokens; base attention in stages of so many blocks.
+TOKENS: dict[str, type[Any]] = {
+    "dla_light": DLALightTokens,
+    "dla_base": DLABaseTokens,
+    "mrla_light": MRLALightTokens,
+    "mrla_base": MRLABaseTokens,
+}
+BLOCKS_OF_A_STAGE = 4
 ATTENTIONS = ("none", *INSIDE, *SHARED, *ALONG, "mrla_light", "mrla_base", "dla_light", "dla_base")
 WITH_CELL: dict[str, Cell | str] = {**ALONG, "dla_light": "dsu", "dla_base": "dsu"}  # -> their usual one
 SQUEEZING = ("se", "cbam", "spa")  # behind a bottleneck, of r = 16
 D = 32  # channels per head, unless given or no divisor of C
+D_OF_TOKENS = 16
 
 
 def check_options(
@@ -113,7 +127,37 @@ def stage_attention(
     if attention not in BETWEEN:
         return None
     options: dict[str, Any] = {"cell": made, "reduction": reduction} if attention in WITH_CELL else {}
-    if head_channels is None:
-        head_channels = next(divisor for divisor in range(min(D, channels), 0, -1) if channels % divisor == 0)
-    options["head_channels"] = head_channels
+    options["head_channels"] = usual_head_channels(channels, D) if head_channels is None else head_channels
     return BETWEEN[attention](channels, layers, drop_path=drop_path, backend=backend, **options)
+
+
+def token_attention(
+    attention: str,
+    channels: int,
+    layers: int,
+    cell: Cell | KindName | str | None,
+    reduction: int,
+    *,
+    head_channels: int | None,
+    prefix: int,
+    size: tuple[int, int] | None,
+    backend: BackendName | None,
+) -> nn.Module | None:
+    """Return what runs after each block of a vision transformer; None where nothing does."""
+    if attention == "none":
+        return None
+    if attention not in TOKENS:
+        raise ValueError(f"attention: expected none or one of {', '.join(TOKENS)} between tokens, got {attention!r}")
+    options: dict[str, Any] = {"prefix": prefix, "size": size, "backend": backend}
+    if attention in WITH_CELL:
+        options |= {"cell": WITH_CELL[attention] if cell is None else cell, "reduction": reduction}
+    options["head_channels"] = usual_head_channels(channels, D_OF_TOKENS) if head_channels is None else head_channels
+    if attention in ("dla_light", "mrla_light"):
+        return TOKENS[attention](channels, layers, **options)
+    starts = range(0, layers, BLOCKS_OF_A_STAGE)
+    return InStages(TOKENS[attention](channels, min(BLOCKS_OF_A_STAGE, layers - t), **options) for t in starts)
+
+
+def usual_head_channels(channels: int, most: int) -> int:
+    """Return the channels per head unless given."""
+    return next(divisor for divisor in range(min(most, channels), 0, -1) if channels % divisor == 0)

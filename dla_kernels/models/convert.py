@@ -12,12 +12,23 @@ from torch.fx import Proxy, Tracer
 
 from ..backends import BackendName
 from ..cells import Cell, KindName
-from .attentions import BETWEEN, BetweenName, check_options, stage_attention
+from .attentions import BETWEEN, BetweenName, check_options, stage_attention, token_attention
 from .resnet import ResNet
 from .stage import Stage
 from .survey import Survey, survey
+from .vit import VisionTransformer
 
-STAGES = ("layer1", "layer2", "layer3", "layer4")
+# Where networks have their stages, and what else tells such a network.
+LAYOUTS: dict[tuple[str, ...], str] = {
+    ("layer1", "layer2", "layer3", "layer4"): "",  # ResNets of torchvision and timm
+    ("s1", "s2", "s3", "s4"): "",  # timm's RegNet
+    tuple(f"trunk_output.block{s}" for s in (1, 2, 3, 4)): "",  # torchvision's
+    tuple(f"stages.{s}.blocks" for s in range(4)): "",  # timm's ConvNeXt, ResNetV2
+    tuple(f"stages.{s}" for s in range(4)): "",  # timm's ResNeXt-TS, RepVGG, NFNet
+    tuple(f"features.{s}" for s in (1, 3, 5, 7)): "classifier.0.weight",  # torchvision's ConvNeXt
+    ("blocks",): "patch_embed.proj.weight",  # timm's vision transformers
+    ("encoder.layers",): "class_token",  # torchvision's
+}
 # What a module has of hooks.
 HOOKS = [f"_{when}_hooks{how}" for when in ("forward", "forward_pre") for how in ("", "_with_kwargs")]
 HOOKS += ["_forward_hooks_always_called", "_backward_hooks", "_backward_pre_hooks"]
@@ -92,11 +103,20 @@ class ConvertedStage(Stage):
         return self.shortcuts[t].take()
 
 
+def stages_of(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of a network's stages where it has them as others do; else those of a ResNet."""
+    names = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
+    for stages, other in LAYOUTS.items():
+        if names.issuperset(stages) and (not other or other in names):
+            return stages
+    return next(iter(LAYOUTS))
+
+
 def convert(
     model: nn.Module,
     attention: BetweenName = "dla_light",
     *,
-    stages: Sequence[str] = STAGES,
+    stages: Sequence[str] | None = None,
     example: Tensor | tuple | None = None,
     cell: Cell | KindName | str | None = None,
     reduction: int | None = None,
@@ -106,48 +126,52 @@ def convert(
 ) -> nn.Module:
     """Add layer attention to a network, in place, and return it; its own weights stay as they are.
 
-    model: a ResNet of torchvision or timm or one like theirs, or with ``stages`` any network.
+    model: a ResNet, RegNet, ConvNeXt or vision transformer of torchvision or timm or one like theirs, or with
+        ``stages`` any network.
     attention: ``dla_light``, ``dla_base``, ``mrla_light`` or ``mrla_base``.
     stages: the names of its stages: modules such as ``stages.0.blocks`` that run their own modules, the blocks, one
-        after the other. All blocks of a stage make maps [B, C, H, W] of one size. As the layer before the first, and as
-        each block's shortcut, light attention takes what the block's ``downsample``, ``proj`` or ``shortcut`` makes;
-        where it has none, the block's input, and nothing where a first block's input has another size.
-    example: what the model is called with, a tensor or a tuple of arguments; an image [1, 3, 224, 224] unless given.
-        Its sizes go once through a copy of the model that has no numbers.
+        after the other. All blocks of a stage make maps [B, C, H, W] of one size, or tokens [B, P + H W, C]. As the
+        layer before the first, and as each block's shortcut, light attention takes what the block's ``downsample``,
+        ``proj`` or ``shortcut`` makes; where it has none, the block's input, and nothing where a first block's input
+        has another size.
+    example: what the model is called with, a tensor or a tuple of arguments; an image [1, 3, 224, 224] unless given, or
+        of the size that a transformer takes. Its sizes go once through a copy of the model that has no numbers.
     cell, reduction, head_channels, drop_path, backend: as for ``dla_kernels.models.ResNet`` for ImageNet.
 
     The new norms begin with weight zero, so that the converted network computes what it did until it is trained; with
-    ``dla_base`` and ``mrla_base``, where no gradient would come through the relu at zero, they begin with 0.01, so that
-    it nearly does. Blocks keep their names, ``layer1.0`` and so on; beside them there is ``layer1.attention``.
+    ``dla_base`` and ``mrla_base`` between maps, where no gradient would come through the relu at zero, they begin with
+    0.01, so that it nearly does. Between tokens base attention has stages of four blocks. Blocks keep their names,
+    ``layer1.0`` and so on; beside them there is ``layer1.attention``.
     """
     if attention not in BETWEEN:
         raise ValueError(f"attention: expected one of {', '.join(BETWEEN)}, got {attention!r}")
     check_options([attention], cell, reduction, head_channels, drop_path, backend)
-    if isinstance(model, ResNet):
+    if isinstance(model, (ResNet, VisionTransformer)):
         raise TypeError("model: expected one of torchvision or timm; ours have attention by name: see create_model")
     for name, module in model.named_modules():
         if isinstance(module, ConvertedStage):
             raise ValueError(f"model: expected one without layer attention, got one whose {name} was converted before")
     if isinstance(stages, str):
         raise TypeError(f"stages: expected a sequence of names, got {stages!r}; [{stages!r}] is one")
-    stages = tuple(stages)
+    stages = stages_of(model) if stages is None else tuple(stages)
     if not stages:
         raise ValueError("stages: expected at least one name, got none")
     made = []
     for name, found in survey(model, stages, example).items():
         blocks = model.get_submodule(name)
-        between = stage_attention(
-            attention,
-            found.channels,
-            len(found.shortcuts),
-            cell,
-            16 if reduction is None else reduction,
-            head_channels=head_channels,
-            drop_path=drop_path,
-            backend=backend,
-        )
-        for layer in between.layers:
-            nn.init.constant_(layer.norm.weight, 0.01 if between.relu else 0.0)
+        r = 16 if reduction is None else reduction
+        own: dict[str, Any] = {"head_channels": head_channels, "backend": backend}
+        if found.tokens is None:
+            own["drop_path"] = drop_path
+            between: Any = stage_attention(attention, found.channels, len(found.shortcuts), cell, r, **own)
+        else:
+            if drop_path:
+                raise ValueError(f"drop_path: expected 0 between tokens, where nothing is dropped, got {drop_path}")
+            own |= {"prefix": found.tokens[0], "size": found.tokens[1:]}
+            between = token_attention(attention, found.channels, len(found.shortcuts), cell, r, **own)
+        for norm in between.modules():
+            if isinstance(norm, (nn.BatchNorm2d, nn.LayerNorm)):
+                nn.init.constant_(norm.weight, 0.01 if getattr(between, "relu", False) else 0.0)
         like = next(blocks.parameters(), torch.empty(0))
         made.append((blocks, between.to(like.device, like.dtype).train(blocks.training), found))
     for blocks, between, found in made:  # now that nothing can fail any more

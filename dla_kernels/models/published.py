@@ -6,16 +6,19 @@ DLA and MRLA by the attention between blocks, DIANet by its cell and its blocks.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
 from ..cells import RELEASED_DSU, Cell
-from ..nn import DLABase, DLALight, LayerwiseIntegration, MRLABase, MRLALight
+from ..nn import DLABase, DLALight, InStages, LayerwiseIntegration, MRLABase, MRLABaseTokens, MRLALight, MRLALightTokens
+from .attentions import BLOCKS_OF_A_STAGE
 from .blocks import Bottleneck, PreBottleneck, WideBlock
 
 if TYPE_CHECKING:
+    from .registry import Network
     from .resnet import ResNet
 
 # Names of the split projection's weights: its two bottlenecks are two small networks there.
@@ -113,7 +116,8 @@ def layout_of(net: ResNet) -> Layout:
         if type(block) in DIA:
             return RESNEXT if net.groups > 1 else DIA[type(block)]
     raise ValueError(
-        "net: expected one of create_model that the papers' code has too: DLA, MRLA for ImageNet, or DIANet for CIFAR"
+        "net: expected one of create_model that the papers' code has too: DLA, MRLA for ImageNet or on DeiT, or DIANet "
+        "for CIFAR"
     )
 
 
@@ -149,6 +153,29 @@ def published_name(key: str, layout: Layout) -> str:
     return layout.block.format(t=t, rest=renamed(rest, layout.inside), **stage)
 
 
+def token_name(key: str) -> str:
+    """Return the published key for one of ours in a vision transformer, whose attention is inside of blocks there.
+
+    >>> token_name("blocks.attention.1.layers.2.norm_before.bias")
+    'blocks.6.mrla.normo.bias'
+    """
+    found = re.fullmatch(r"blocks\.attention\.(?:(\d+)\.)?layers\.(\d+)\.(.*)", key)
+    if found is None:
+        return key
+    t, what = BLOCKS_OF_A_STAGE * int(found[1] or 0) + int(found[2]), found[3]
+    filters = f"mrla.{FILTERS[what]}" if what in FILTERS else what
+    return f"blocks.{t}.mrla.{renamed(filters, {'norm_before': 'normo', 'norm': 'normx'}).replace('lam', 'lambda_t')}"
+
+
+def names_of(net: Network) -> Callable[[str], str]:
+    """Return the function from our keys to the published ones."""
+    attention = getattr(getattr(net, "blocks", None), "attention", None)
+    kinds = {type(stage) for stage in (attention if isinstance(attention, InStages) else [attention])}
+    if kinds in ({MRLALightTokens}, {MRLABaseTokens}):
+        return token_name
+    return partial(published_name, layout=layout_of(net))  # type: ignore[arg-type]
+
+
 def renamed(key: str, names: Mapping[str, str]) -> str:
     """Return a key whose first words have another name, if they have."""
     for ours, theirs in names.items():
@@ -158,29 +185,29 @@ def renamed(key: str, names: Mapping[str, str]) -> str:
 
 
 def published_shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the published shape for one of ours: filters over channels are a Conv1d there, lam stands before a map."""
+    """Return the published shape for one of ours: filters over channels are a Conv1d there, and lam stands before a map
+    where there are no tokens."""
     if key.endswith((".q", ".k")):
         return (1, 1, *shape)
-    return (*shape, 1, 1) if key.endswith(".lam") else shape
+    return (*shape, 1, 1) if key.endswith(".lam") and not key.startswith("blocks.") else shape
 
 
 def is_published(state: Mapping[str, Tensor]) -> bool:
     return any(".lstm.w_ih." in key or ".mrla.Wq." in key for key in state)
 
 
-def to_published(net: ResNet) -> dict[str, Tensor]:
+def to_published(net: Network) -> dict[str, Tensor]:
     """Return the state dict of a network of a paper as the paper's code would save it."""
-    layout = layout_of(net)
+    name = names_of(net)
     return {
-        published_name(key, layout): value.reshape(published_shape(key, tuple(value.shape)))
-        for key, value in net.state_dict().items()
+        name(key): value.reshape(published_shape(key, tuple(value.shape))) for key, value in net.state_dict().items()
     }
 
 
-def from_published(net: ResNet, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_published(net: Network, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a published state dict under our names, for ``net.load_state_dict``; keys unknown to us stay."""
-    layout = layout_of(net)
-    ours = {published_name(key, layout): (key, value.shape) for key, value in net.state_dict().items()}
+    theirs = names_of(net)
+    ours = {theirs(key): (key, value.shape) for key, value in net.state_dict().items()}
     found = {}
     for key, value in state.items():
         name, shape = ours.get(key, (key, value.shape))

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from .attentions import ATTENTIONS
+from .attentions import ATTENTIONS, TOKENS
 from .blocks import BasicBlock, Bottleneck, PreBottleneck, WideBlock
 from .published import from_published, is_published
 from .resnet import ResNet
+from .vit import VisionTransformer
 
 # Name -> how that network is built.
 BACKBONES: dict[str, dict[str, Any]] = {
@@ -31,15 +32,23 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "resnet101": {"depths": (3, 4, 23, 3), "block": Bottleneck, "imagenet": True},
     "resnet152": {"depths": (3, 8, 36, 3), "block": Bottleneck, "imagenet": True},
 }
+TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "deit_tiny": {"channels": 192, "heads": 3},
+    "deit_small": {"channels": 384, "heads": 6},
+    "deit_base": {"channels": 768, "heads": 12},
+}
 MODELS: dict[str, dict[str, Any]] = {
     f"{'' if attention == 'none' else f'{attention}_'}{backbone}": {"attention": attention, **how}
-    for attention in ATTENTIONS
-    for backbone, how in BACKBONES.items()
+    for backbones, attentions in ((BACKBONES, ATTENTIONS), (TRANSFORMERS, ["none", *TOKENS]))
+    for attention in attentions
+    for backbone, how in backbones.items()
 }
 
-NAMED = ("depths", "block", "imagenet")  # what a name stands for
+Network = ResNet | VisionTransformer
+# What a name stands for.
+NAMED = {ResNet: ("depths", "block", "imagenet"), VisionTransformer: ("channels", "heads")}
 TIMMS = {"in_chans": "in_channels", "drop_path_rate": "drop_path"}  # timm's words for options of ours
-OPTIONS = [option for option in signature(ResNet).parameters if option not in NAMED]
+OPTIONS = {kind: [x for x in signature(kind).parameters if x not in names] for kind, names in NAMED.items()}
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -60,7 +69,7 @@ def create_model(
     pretrained_head: bool = True,
     features_only: bool = False,
     **options: Any,
-) -> ResNet:
+) -> Network:
     """Make a network by its name.
 
     num_classes: 10 for CIFAR and 1000 for ImageNet unless given; 0 for no classifier.
@@ -69,8 +78,9 @@ def create_model(
         as ``state_dict`` or ``model`` will do.
     pretrained_head: whether its classifier is loaded too, which then has to have as many classes.
     features_only: the maps of stages in place of class scores, for detection; all of them, or those of ``out_indices``.
-    options: as ``ResNet`` takes them: ``cell``, ``reduction``, ``drop_path``, ``in_channels``, ``backend`` ...; timm's
-        ``in_chans`` and ``drop_path_rate`` are understood.
+        Transformers have no such stages.
+    options: as ``ResNet`` or ``VisionTransformer`` takes them: ``cell``, ``reduction``, ``drop_path``, ``in_channels``,
+        ``backend`` ...; timm's ``in_chans`` and ``drop_path_rate`` are understood.
 
     >>> net = create_model("dla_light_resnet20", num_classes=100, cell="lstm")
     """
@@ -84,19 +94,22 @@ def create_model(
             if ours in options:
                 raise TypeError(f"{theirs}: expected it or {ours}, which says the same, got both")
             options[ours] = options.pop(theirs)
+    kind = VisionTransformer if "heads" in MODELS[name] else ResNet
+    if features_only:
+        options["features_only"] = True
     for option in options:
-        if option in NAMED or (option == "attention" and MODELS[name]["attention"] != "none"):
+        if option in NAMED[kind] or (option == "attention" and MODELS[name]["attention"] != "none"):
             raise ValueError(f"{option}: expected no such option, it is part of the name {name!r}")
-        if option not in OPTIONS:
-            free = ", ".join(OPTIONS)
+        if option not in OPTIONS[kind]:
+            free = ", ".join(OPTIONS[kind])
             raise TypeError(f"options: expected some of {free}, got {option!r}; weights come from pretrained_path")
-    net = ResNet(num_classes=num_classes, features_only=features_only, **{**MODELS[name], **options})
+    net = kind(num_classes=num_classes, **{**MODELS[name], **options})
     if pretrained_path is not None:
         load(net, torch.load(pretrained_path, map_location="cpu", weights_only=True), head=pretrained_head)
     return net
 
 
-def load(net: ResNet, checkpoint: Mapping[str, Any], *, head: bool = True) -> None:
+def load(net: Network, checkpoint: Mapping[str, Any], *, head: bool = True) -> None:
     """Load a checkpoint strictly, but for the classifier where the network has none or ``head`` is False."""
     for inside in ("state_dict", "model"):
         if not isinstance(checkpoint, Mapping):
@@ -107,12 +120,14 @@ def load(net: ResNet, checkpoint: Mapping[str, Any], *, head: bool = True) -> No
     # DistributedDataParallel and torch.compile put these in front of every key.
     state = {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in checkpoint.items()}
     state = from_published(net, state) if is_published(state) else state
-    own = {key: value for key, value in net.state_dict().items() if key.startswith("fc.")}
+    classifier = "head." if isinstance(net, VisionTransformer) else "fc."
+    own = {key: value for key, value in net.state_dict().items() if key.startswith(classifier)}
+    weight = state.get(f"{classifier}weight")
     if not own or not head:
-        state = {key: value for key, value in state.items() if not key.startswith("fc.")} | own
-    elif "fc.weight" in state and len(state["fc.weight"]) != net.num_classes:
+        state = {key: value for key, value in state.items() if not key.startswith(classifier)} | own
+    elif weight is not None and len(weight) != net.num_classes:
         raise ValueError(
-            f"checkpoint: expected a classifier of {net.num_classes} classes, got one of {len(state['fc.weight'])}; "
+            f"checkpoint: expected a classifier of {net.num_classes} classes, got one of {len(weight)}; "
             "pretrained_head=False loads all but the classifier"
         )
     net.load_state_dict(state)

@@ -6,6 +6,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isqrt
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ class Survey(NamedTuple):
     shortcuts: list[str]  # of each block, which of SHORTCUTS makes it; empty where it is the block's input
     overwritten: list[bool]  # of each block, whether it writes over its shortcut, so that a copy has to be kept
     starts_alone: bool  # the first block has no shortcut, and an input of another size
+    tokens: tuple[int, int, int] | None = None  # of tokens [B, P + H W, C]: P, H, W
 
 
 @dataclass
@@ -46,7 +48,7 @@ def version(x: object) -> int:
 def survey(model: nn.Module, stages: Sequence[str], example: Tensor | tuple | None) -> dict[str, Survey]:
     """Return what there is to know of each stage; raise where one is none."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    for name in stages:
+    for name in sorted(stages, key=lambda name: name in modules):  # what is missing first
         if not name or name not in modules or not list(modules[name].children()):
             raise ValueError(
                 f"stages: expected names of modules that run their own one after the other, but {type(model).__name__} "
@@ -61,7 +63,7 @@ def survey(model: nn.Module, stages: Sequence[str], example: Tensor | tuple | No
         check_own(name, modules[name])
     watched = {name: module for stage in stages for name, module in modules_of(stage, modules[stage])}
     calls = calls_of(model, list(watched), example)
-    return {name: surveyed(name, modules[name], calls) for name in stages}
+    return {name: surveyed(model, name, modules[name], calls) for name in stages}
 
 
 def check_own(name: str, stage: nn.Module) -> None:
@@ -124,7 +126,10 @@ def calls_of(model: nn.Module, watched: Sequence[str], example: Tensor | tuple |
         copied.get_submodule(name).register_forward_hook(end)
     if example is None:
         like = next(model.parameters(), torch.empty(0))
-        example = torch.empty(1, 3, 224, 224, dtype=like.dtype)
+        # timm's and torchvision's words for the only size that a vision transformer takes.
+        side: Any = getattr(getattr(model, "patch_embed", None), "img_size", None) or getattr(model, "image_size", 224)
+        H, W = (side, side) if isinstance(side, int) else side
+        example = torch.empty(1, 3, H, W, dtype=like.dtype)
     args = example if isinstance(example, tuple) else (example,)
     try:
         with torch.no_grad():
@@ -138,7 +143,7 @@ def calls_of(model: nn.Module, watched: Sequence[str], example: Tensor | tuple |
     return calls
 
 
-def surveyed(name: str, stage: nn.Module, calls: dict[str, list[Call]]) -> Survey:
+def surveyed(model: nn.Module, name: str, stage: nn.Module, calls: dict[str, list[Call]]) -> Survey:
     """Return what there is to know of a stage; raise where its blocks are no sequence or their maps differ in size."""
     blocks = [f"{name}.{own}" for own, _ in stage.named_children()]
     if any(len(calls[at]) != 1 for at in (name, *blocks)):
@@ -154,12 +159,20 @@ def surveyed(name: str, stage: nn.Module, calls: dict[str, list[Call]]) -> Surve
         raise TypeError(f"stages: expected {name} to return what its last block made, not so here")
     maps = [calls[at][0].made for at in blocks]
     shape = getattr(maps[0], "shape", None)
-    if not all(isinstance(m, Tensor) and m.dim() == 4 and m.shape == shape for m in maps):
+    if not all(isinstance(m, Tensor) and m.dim() in (3, 4) and m.shape == shape for m in maps):
         found = ", ".join(str(list(m.shape)) if isinstance(m, Tensor) else type(m).__name__ for m in maps)
-        raise ValueError(f"stages: expected all blocks of {name} to make maps [B, C, H, W] of one size, got {found}")
+        raise ValueError(
+            f"stages: expected all blocks of {name} to make maps [B, C, H, W] of one size, or tokens [B, P + N, C], "
+            f"got {found}"
+        )
     assert isinstance(given, Tensor) and shape is not None
+    if len(shape) == 3:
+        overwritten = [version(calls[at][0].given) != calls[at][0].versions[0] for at in blocks]
+        places = prefix_and_size(model, name, shape)
+        return Survey(shape[2], [""] * len(blocks), overwritten, starts_alone=given.shape != shape, tokens=places)
     sizes = {n for p in stage.parameters() for n in p.shape}
-    if shape[1] not in sizes and shape[3] in sizes:
+    square_in_front = shape[1] == shape[2] != shape[3]
+    if shape[3] in sizes and (shape[1] not in sizes or square_in_front):
         raise ValueError(f"stages: expected maps [B, C, H, W] from {name}, got {list(shape)}, whose channels seem last")
     shortcuts, overwritten = [], []
     for at in blocks:
@@ -175,3 +188,18 @@ def surveyed(name: str, stage: nn.Module, calls: dict[str, list[Call]]) -> Surve
 def makes_another(calls: list[Call], given: object, shape: torch.Size) -> bool:
     """Return whether a module was called once and made a map of this shape, other than the block was given."""
     return [getattr(call.made, "shape", None) for call in calls] == [shape] and calls[0].made is not given
+
+
+def prefix_and_size(model: nn.Module, name: str, shape: torch.Size) -> tuple[int, int, int]:
+    """Return P, H, W of tokens [B, P + H W, C]: by timm's words for them, or else as a square map behind P of 2 at
+    most."""
+    L, told = shape[1], getattr(model, "num_prefix_tokens", None)
+    size = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    H, W = (isqrt(max(L - (told or 0), 0)),) * 2 if size is None else size
+    prefix = L - H * W
+    if H < 1 or prefix < 0 or (size is None and (prefix != told if told is not None else prefix > 2)):
+        raise ValueError(
+            f"stages: expected tokens of {name} to be a map's pixels behind those that stand for no place, "
+            f"[B, P + H W, C] by num_prefix_tokens and patch_embed.grid_size or as a square, got {list(shape)}"
+        )
+    return prefix, H, W

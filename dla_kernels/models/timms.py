@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .registry import create_model, list_models
-from .resnet import ResNet
+from .registry import Network, create_model, list_models
 
 __all__: list[str] = []  # timm adds the names that it has taken
 
@@ -14,15 +13,15 @@ __all__: list[str] = []  # timm adds the names that it has taken
 UNUSED = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "drop_rate", "scriptable", "checkpoint_path")
 
 
-def entrypoint(name: str) -> Callable[..., ResNet]:
+def entrypoint(name: str) -> Callable[..., Network]:
     """Return the function from which timm makes a network."""
 
-    def make(pretrained: bool = False, **options: Any) -> ResNet:
+    def make(pretrained: bool = False, **options: Any) -> Network:
         for option in UNUSED:
             if options.pop(option, None) and option == "drop_rate":
                 raise ValueError("drop_rate: expected 0, these networks have no dropout; drop_path_rate is there")
         net = create_model(name, pretrained=pretrained, **options)
-        if net.features_only:
+        if getattr(net, "features_only", False):
             from timm.models import FeatureInfo
 
             net.feature_info = FeatureInfo(net.feature_info, tuple(net.out_indices))

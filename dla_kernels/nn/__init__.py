@@ -5,6 +5,7 @@ from .cells import CellModule, DIACell, DSUCell, LSTMCell, RNNCell, make_cell
 from .fuse import Fused, FusedSE, fuse
 from .integration import LayerwiseIntegration
 from .recalibration import CBAM, ECA, SE, SGE, SPA, SRM, Shared
+from .tokens import DLABaseTokens, DLALightTokens, InStages, MRLABaseTokens, MRLALightTokens
 from .update import ContextScan, LayerUpdate
 
 __all__ = [
@@ -18,15 +19,20 @@ __all__ = [
     "ContextScan",
     "DIACell",
     "DLABase",
+    "DLABaseTokens",
     "DLALight",
+    "DLALightTokens",
     "DSUCell",
     "Fused",
     "FusedSE",
+    "InStages",
     "LSTMCell",
     "LayerUpdate",
     "LayerwiseIntegration",
     "MRLABase",
+    "MRLABaseTokens",
     "MRLALight",
+    "MRLALightTokens",
     "RNNCell",
     "Shared",
     "fuse",

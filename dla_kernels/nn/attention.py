@@ -39,7 +39,7 @@ class AttentionLayer(nn.Module):
         self.k = nn.Parameter(torch.empty(K))
         self.v = nn.Parameter(torch.empty(channels, 1, 3, 3))
         self.lam = nn.Parameter(torch.empty(channels)) if with_lam else None
-        self.norm = nn.BatchNorm2d(channels)
+        self.norm: nn.Module = nn.BatchNorm2d(channels)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -274,14 +274,23 @@ class DLABase(StageAttention):
     ) -> tuple[Tensor, BaseStage]:
         """Run layer t: x [B, C, H, W] -> the map that the network goes on with, and the stage for layer t + 1.
         ``o_prev`` is not looked at: it stands where ``DLALight`` has it."""
+        layer = self._layer_of(t, x, stage)
+        start = self._start(x, stage)
+        o, stage, moments = base_step(
+            x, stage, layer.filters, moments=self._wants_moments(layer.norm), **start, **self._with_cell()
+        )
+        return self._add(x, o, layer.norm, moments), stage
+
+    def _layer_of(self, t: int, x: Tensor, stage: BaseStage | None) -> AttentionLayer:
+        """Return layer t, which is the one that comes after those in the stage."""
         layer = self._layer(t, x, stage, True)
         if stage is not None and len(stage.values) != t:
             raise ValueError(f"t: expected {len(stage.values)}, as the stage has gone through so many layers, got {t}")
-        state = {"state": self.cell.initial_state(x)} if self.cell is not None and stage is None else {}
-        o, stage, moments = base_step(
-            x, stage, layer.filters, moments=self._wants_moments(layer.norm), **state, **self._with_cell()
-        )
-        return self._add(x, o, layer.norm, moments), stage
+        return layer
+
+    def _start(self, x: Tensor, stage: BaseStage | None) -> dict[str, Any]:
+        """Return the cell's own start as the first step takes it; later ones have the state from the stage."""
+        return {"state": self.cell.initial_state(x)} if self.cell is not None and stage is None else {}
 
 
 class MRLABase(DLABase):
