@@ -9,10 +9,11 @@ import dla_kernels as dla
 from dla_kernels.models import ResNet
 from dla_kernels.models.blocks import BasicBlock, Bottleneck, Options, PreBottleneck, WideBlock
 from dla_kernels.models.params import count, flops
-from dla_kernels.nn import CBAM, SE, CellModule, LayerwiseIntegration, Shared
+from dla_kernels.nn import CBAM, SE, CellModule, LayerwiseIntegration, Shared, recalibration
 from dla_kernels.nn.recalibration import NormOfLayer
 
 from .clients import imported
+from .tolerances import assert_same_bits
 
 
 def small(block=Bottleneck, depths=(2, 2), **options):
@@ -238,3 +239,43 @@ def test_norms_may_keep_their_statistics_in_training():
     net(torch.randn(2, 3, 8, 8)).sum().backward()
     assert all(torch.equal(norm.running_mean, mean) for norm, mean in zip(norms, before))
     assert all(norm.weight.grad is not None for norm in norms)
+
+
+# ---- inference ----
+
+
+@pytest.mark.parametrize("cell", [dla.Cell("dia"), dla.Cell("dia", projection="light")], ids=["dia", "light"])
+def test_without_gradients_blocks_write_over_their_shortcuts_and_nothing_else(cell, monkeypatch):
+    """The second block's shortcut is the first's output, which nobody else reads; the first's is its caller's."""
+    net = small(BasicBlock, (3,), stem=8, attention="dia", cell=cell)
+    x, asked = torch.randn(2, 8, 6, 6, dtype=torch.float64), []
+    real = recalibration.recalibrate
+
+    def recalibrate(*args, **how):
+        asked.append(how.get("inplace", False))
+        return real(*args, **how)
+
+    monkeypatch.setattr(recalibration, "recalibrate", recalibrate)
+    stage, given = net.layer1, x.clone()
+    expected = stage(given).detach()
+    with torch.no_grad():
+        assert_same_bits(stage(given), expected)
+    assert_same_bits(given, x)
+    assert asked == 3 * [False] + [False, True, True]
+    kept = []
+    stage[1].register_forward_hook(lambda block, args, made: kept.append((made[1], made[1].clone())))
+    with torch.inference_mode():
+        assert_same_bits(stage(x), expected)
+    assert_same_bits(*kept[0])  # who looks at a block keeps what it saw
+    assert asked[6:] == [False, False, True]
+    compiled = torch.compile(stage, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), expected)
+
+
+def test_a_block_that_does_nothing_is_not_written_over():
+    net = small(depths=(2,), attention="dia")
+    net.layer1[1].branch = lambda x: x
+    expected = net(IMAGES).detach()
+    with torch.no_grad():
+        assert_same_bits(net(IMAGES), expected)

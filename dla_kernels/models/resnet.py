@@ -12,6 +12,7 @@ from ..backends import BackendName
 from ..cells import Cell, KindName
 from ..nn import LayerwiseIntegration, Shared
 from ..nn.attention import StageAttention
+from ..nn.hooks import is_watched
 from ..nn.recalibration import Recalibration, ended
 from .attentions import ALONG, AttentionName, InsideName, block_attention, check_options, stage_attention
 from .blocks import Block, Bottleneck, Norm, Options, conv
@@ -32,7 +33,8 @@ class ResNetStage(Stage):
         if own is not None and (along or not isinstance(own, Recalibration)):
             a, own = own(a), None
         if isinstance(attention, LayerwiseIntegration):
-            return attention(added, a, memory, relu=relu)
+            # From the second block on, the shortcut is the stage's own, which only hooks of the block have seen.
+            return attention(added, a, memory, relu=relu, inplace=t > 0 and not is_watched(self[t]))
         if isinstance(attention, Shared):
             x = attention(t, a, added, relu=relu)
         elif own is not None:

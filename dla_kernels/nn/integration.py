@@ -29,15 +29,22 @@ class LayerwiseIntegration(nn.Module):
 
     @leaf
     def forward(
-        self, x: Tensor | None, a: Tensor, state: tuple[Tensor, ...] | None = None, *, relu: bool = False
+        self,
+        x: Tensor | None,
+        a: Tensor,
+        state: tuple[Tensor, ...] | None = None,
+        *,
+        relu: bool = False,
+        inplace: bool = False,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run a block: x, a [B, C, H, W] and the state after the one before (None: the first) -> x + a h, or its relu,
-        and the new state. Without x nothing is added."""
+        and the new state. Without x nothing is added. inplace: x is not needed any more, and may be written over where
+        no gradient is."""
         cell, backend = self.cell, self.cell.backend
         cell.check_channels("a", a, 1)
         if is_plain(cell):
             state = cell.initial_state(a) if state is None else state
-            return recalibrated(a, x, cell.weights, cell.cell, state, relu, backend)
+            return recalibrated(a, x, cell.weights, cell.cell, state, relu, backend, inplace)
         state = cell(gap([a], backend=backend)[0], state)
         (scaled,) = rescale([a], cell.output(state)[None], backend=backend)
         return ended(scaled, x, relu), state

@@ -15,6 +15,7 @@ from ..attention import filter_width
 from ..backends import BackendName, check_backend
 from ..cells import Cell, Squeeze, Taps, Weights, accumulate_dtype
 from ..ops import gap, recalibrate, rescale
+from ..ops.inplace import is_writable
 from .hooks import is_watched
 from .leaf import leaf
 
@@ -34,12 +35,15 @@ def recalibrated(
     state: tuple[Tensor, ...] | None,
     relu: bool,
     backend: BackendName | None,
+    inplace: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Return ``shortcut + a h``, or its relu, and the new state. A shortcut of another dtype, as under autocast, or of
-    a shape that broadcasts, is added by torch."""
+    """Return ``shortcut + a h``, or its relu, and the new state; with ``inplace`` perhaps where the shortcut was. A
+    shortcut of another dtype, as under autocast, or of a shape that broadcasts, is added by torch."""
     alike = shortcut is None or (shortcut.dtype == a.dtype and shortcut.shape == a.shape)
     how: dict[str, Any] = {"cell": cell, "state": state, "backend": backend}
     if alike:
+        if inplace and shortcut is not None and is_writable(shortcut, a):
+            how["inplace"] = True
         return recalibrate(a, weights, shortcut=shortcut, relu=relu, **how)
     a, state = recalibrate(a, weights, **how)
     return ended(a, shortcut, relu), state

@@ -46,6 +46,18 @@ def check_inplace(xs: Sequence[Tensor], names: Sequence[str] = (), read: Sequenc
     _check_separate([*xs, *read], names)
 
 
+def is_writable(x: Tensor, beside: Tensor) -> bool:
+    """Return whether an op may write x, a map that its caller has made and nobody else will read, in place of a new
+    one: nobody differentiates, traces or compiles, and what is read beside it is elsewhere."""
+    return (
+        not torch.is_grad_enabled()
+        and forward_ad._current_level < 0
+        and not torch.compiler.is_compiling()
+        and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
+        and x.untyped_storage().data_ptr() != beside.untyped_storage().data_ptr()
+    )
+
+
 def mark_written(xs: Sequence[Tensor]) -> None:
     """Tell autograd that maps change, as torch's own in-place ops do, so that it refuses to use what it had saved.
 
