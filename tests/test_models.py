@@ -59,7 +59,7 @@ def test_parameter_counts_are_those_of_the_published_code():
 
 
 def test_models_are_listed_and_made_by_name():
-    assert len(MODELS) == len(ATTENTIONS) * len(BACKBONES) + 5 * len(TRANSFORMERS) == 19 * 16 + 5 * 3
+    assert len(MODELS) == len(ATTENTIONS) * len(BACKBONES) + 5 * len(TRANSFORMERS) == 19 * 17 + 5 * 3
     assert dla.list_models("dla*50") == ["dla_light_resnet50", "dla_base_resnet50"]
     assert {"dia_wrn52_4", "dia_resnext101_8x32", "dia_light_resnet164", "shared_cbam_resnet164"} <= {
         *dla.list_models()

@@ -31,6 +31,13 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "resnet50": {"depths": (3, 4, 6, 3), "block": Bottleneck, "imagenet": True},
     "resnet101": {"depths": (3, 4, 23, 3), "block": Bottleneck, "imagenet": True},
     "resnet152": {"depths": (3, 8, 36, 3), "block": Bottleneck, "imagenet": True},
+    "resnext50_32x4d": {
+        "depths": (3, 4, 6, 3),
+        "block": Bottleneck,
+        "imagenet": True,
+        "groups": 32,
+        "width_per_group": 4,
+    },
 }
 TRANSFORMERS: dict[str, dict[str, Any]] = {
     "deit_tiny": {"channels": 192, "heads": 3},
