@@ -236,13 +236,20 @@ def test_a_block_that_does_without_its_shortcut_is_an_error():
         net(torch.randn(2, 3, 16, 16))
 
 
-def test_a_converted_stage_is_indexed_as_a_sequence_and_run_as_one_module():
-    net = TheirNet()
+def test_a_converted_stage_is_indexed_as_a_sequence_and_run_layer_by_layer():
+    net = TheirNet().eval()
     last = net.layer4[-1]
     dla.convert(net)
+    let_attention_speak(net)
     assert net.layer4[-1] is last
-    assert len(net.layer4) == 2
-    assert list(net.layer4) == [net.layer4]  # whoever runs its modules one by one runs it as one
+    assert len(net.layer4) == len(list(net.layer4)) == 2
+    x = y = torch.randn(2, 16, 8, 8)
+    with torch.no_grad():
+        for layer in net.layer1:
+            y = layer(y)
+        assert torch.equal(net.layer1(x), y)
+        assert torch.equal(net.layer1[:1](x), next(iter(net.layer1))(x))
+    assert net.layer1[1:] == [net.layer1[1]]
 
 
 def test_converted_networks_compile_and_copy():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -65,9 +67,18 @@ class Kept:
         return self.outputs.pop(COMPILED)
 
 
+class Walk:
+    """One pass of somebody else over a stage's layers, as by timm, which takes maps between blocks or checkpoints
+    them: what each layer has to know, as the one before it has left it."""
+
+    def __init__(self, layers: int) -> None:
+        self.memory: list[Any] = [None] * (layers + 1)
+        self.with_grad = torch.is_grad_enabled()
+
+
 class ConvertedStage(Stage):
-    """A stage whose blocks add their shortcuts themselves, so that these are looked for. Iterated, as by those who
-    checkpoint a sequence of modules, it is one module."""
+    """A stage whose blocks add their shortcuts themselves, so that these are looked for. Iterated, it is the calls of
+    its layers, attention included, one after the other; its first blocks, ``stage[:n]``, are a stage again."""
 
     attention: nn.Module
 
@@ -82,16 +93,36 @@ class ConvertedStage(Stage):
             if kept is not None:
                 block.get_submodule(name).register_forward_hook(kept)
 
-    def __iter__(self) -> Iterator[nn.Module]:
-        return iter((self,))
+    def __iter__(self) -> Iterator[Callable[..., Tensor]]:
+        walk = Walk(len(self))
+        return iter([partial(self._step, walk, t) for t in range(len(self))])
 
-    def layer(self, t: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
+    def _step(self, walk: Walk, t: int, x: Tensor, *others: Any, **how: Any) -> Tensor:
+        """Run layer t of a walk; what else is given is the block's."""
+        if walk.with_grad and not torch.is_grad_enabled():
+            raise RuntimeError(
+                "a converted stage whose layers are called one by one hands on more than maps: expected "
+                "checkpoints with use_reentrant=False, got layers called without gradients"
+            )
+        x, walk.memory[t + 1] = self.layer(t, x, walk.memory[t], *others, **how)
+        return x
+
+    def __getitem__(self, t: int) -> nn.Module:
+        if not isinstance(t, slice) or t.start not in (None, 0) or t.step not in (None, 1):
+            return super().__getitem__(t)
+        names = self.names[t]
+        first = copy.copy(self)
+        first.__dict__ = {**self.__dict__, "names": names, "shortcuts": self.shortcuts[t]}
+        first._modules = {name: self._modules[name] for name in (*names, "attention")}
+        return first
+
+    def layer(self, t: int, x: Tensor, memory: Any, *others: Any, **how: Any) -> tuple[Tensor, Any]:
         kept, before = self.shortcuts[t], None
         if kept is not None:
             kept.forget()
         elif t > 0 or not self.found.starts_alone:
             before = x.clone() if self.found.overwritten[t] else x
-        x = self[t](x)
+        x = self[t](x, *others, **how)
         return self.attention(t, x, before if kept is None else self.shortcut(t, x), memory)
 
     def shortcut(self, t: int, x: Tensor | Proxy) -> Tensor | Proxy:
@@ -136,7 +167,8 @@ def convert(
         has another size.
     example: what the model is called with, a tensor or a tuple of arguments; an image [1, 3, 224, 224] unless given, or
         of the size that a transformer takes. Its sizes go once through a copy of the model that has no numbers.
-    cell, reduction, head_channels, drop_path, backend: as for ``dla_kernels.models.ResNet`` for ImageNet.
+    cell, reduction, head_channels, drop_path, backend: as for ``dla_kernels.models.ResNet`` for ImageNet; between
+        tokens nothing is dropped.
 
     The new norms begin with weight zero, so that the converted network computes what it did until it is trained; with
     ``dla_base`` and ``mrla_base`` between maps, where no gradient would come through the relu at zero, they begin with

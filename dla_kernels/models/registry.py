@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatch
@@ -85,7 +86,7 @@ def create_model(
         as ``state_dict`` or ``model`` will do.
     pretrained_head: whether its classifier is loaded too, which then has to have as many classes.
     features_only: the maps of stages in place of class scores, for detection; all of them, or those of ``out_indices``.
-        Transformers have no such stages.
+        Not of transformers.
     options: as ``ResNet`` or ``VisionTransformer`` takes them: ``cell``, ``reduction``, ``drop_path``, ``in_channels``,
         ``backend`` ...; timm's ``in_chans`` and ``drop_path_rate`` are understood.
 
@@ -102,6 +103,8 @@ def create_model(
                 raise TypeError(f"{theirs}: expected it or {ours}, which says the same, got both")
             options[ours] = options.pop(theirs)
     kind = VisionTransformer if "heads" in MODELS[name] else ResNet
+    if features_only and kind is VisionTransformer:
+        raise ValueError("features_only: expected False, transformers have no stages of several sizes")
     if features_only:
         options["features_only"] = True
     for option in options:
@@ -112,7 +115,9 @@ def create_model(
             raise TypeError(f"options: expected some of {free}, got {option!r}; weights come from pretrained_path")
     net = kind(num_classes=num_classes, **{**MODELS[name], **options})
     if pretrained_path is not None:
-        load(net, torch.load(pretrained_path, map_location="cpu", weights_only=True), head=pretrained_head)
+        with torch.serialization.safe_globals([Namespace]):  # the options of a run, beside its weights
+            checkpoint = torch.load(pretrained_path, map_location="cpu", weights_only=True)
+        load(net, checkpoint, head=pretrained_head)
     return net
 
 

@@ -63,7 +63,7 @@ def survey(model: nn.Module, stages: Sequence[str], example: Tensor | tuple | No
         check_own(name, modules[name])
     watched = {name: module for stage in stages for name, module in modules_of(stage, modules[stage])}
     calls = calls_of(model, list(watched), example)
-    return {name: surveyed(model, name, modules[name], calls) for name in stages}
+    return {name: surveyed(model, name, modules[name], calls, image_of(model, example)) for name in stages}
 
 
 def check_own(name: str, stage: nn.Module) -> None:
@@ -110,6 +110,17 @@ def empty_copy(model: nn.Module) -> nn.Module:
     return copied
 
 
+def image_of(model: nn.Module, example: Tensor | tuple | None) -> torch.Size | None:
+    """Return the shape of the image [B, 3, H, W] with which a model is called; None where it is called otherwise."""
+    if example is None:
+        # timm's and torchvision's words for the only size that a vision transformer takes.
+        side: Any = getattr(getattr(model, "patch_embed", None), "img_size", None) or getattr(model, "image_size", 224)
+        H, W = (side, side) if isinstance(side, int) else side
+        return torch.Size((1, 3, H, W))
+    args = example if isinstance(example, tuple) else (example,)
+    return args[0].shape if len(args) == 1 and isinstance(args[0], Tensor) and args[0].dim() == 4 else None
+
+
 def calls_of(model: nn.Module, watched: Sequence[str], example: Tensor | tuple | None) -> dict[str, list[Call]]:
     """Return the calls of modules during one of the model."""
     copied, calls = empty_copy(model), defaultdict(list)
@@ -126,10 +137,7 @@ def calls_of(model: nn.Module, watched: Sequence[str], example: Tensor | tuple |
         copied.get_submodule(name).register_forward_hook(end)
     if example is None:
         like = next(model.parameters(), torch.empty(0))
-        # timm's and torchvision's words for the only size that a vision transformer takes.
-        side: Any = getattr(getattr(model, "patch_embed", None), "img_size", None) or getattr(model, "image_size", 224)
-        H, W = (side, side) if isinstance(side, int) else side
-        example = torch.empty(1, 3, H, W, dtype=like.dtype)
+        example = torch.empty(image_of(model, None) or (), dtype=like.dtype)
     args = example if isinstance(example, tuple) else (example,)
     try:
         with torch.no_grad():
@@ -143,7 +151,9 @@ def calls_of(model: nn.Module, watched: Sequence[str], example: Tensor | tuple |
     return calls
 
 
-def surveyed(model: nn.Module, name: str, stage: nn.Module, calls: dict[str, list[Call]]) -> Survey:
+def surveyed(
+    model: nn.Module, name: str, stage: nn.Module, calls: dict[str, list[Call]], image: torch.Size | None
+) -> Survey:
     """Return what there is to know of a stage; raise where its blocks are no sequence or their maps differ in size."""
     blocks = [f"{name}.{own}" for own, _ in stage.named_children()]
     if any(len(calls[at]) != 1 for at in (name, *blocks)):
@@ -166,13 +176,19 @@ def surveyed(model: nn.Module, name: str, stage: nn.Module, calls: dict[str, lis
             f"got {found}"
         )
     assert isinstance(given, Tensor) and shape is not None
-    if len(shape) == 3:
-        overwritten = [version(calls[at][0].given) != calls[at][0].versions[0] for at in blocks]
-        places = prefix_and_size(model, name, shape)
-        return Survey(shape[2], [""] * len(blocks), overwritten, starts_alone=given.shape != shape, tokens=places)
     sizes = {n for p in stage.parameters() for n in p.shape}
-    square_in_front = shape[1] == shape[2] != shape[3]
-    if shape[3] in sizes and (shape[1] not in sizes or square_in_front):
+    if len(shape) == 3:
+        if shape[2] not in sizes:
+            raise ValueError(
+                f"stages: expected tokens [B, P + N, C] from {name}, got {list(shape)}, which has no such C"
+            )
+        overwritten = [version(calls[at][0].given) != calls[at][0].versions[0] for at in blocks]
+        places = prefix_and_size(model, name, shape, image)
+        return Survey(shape[2], [""] * len(blocks), overwritten, starts_alone=given.shape != shape, tokens=places)
+    # Where channels come first, convolutions or norms of maps have as many.
+    wide = {getattr(m, "num_features", None) or getattr(m, "num_channels", None) for m in stage.modules()}
+    wide |= {m.out_channels for m in stage.modules() if isinstance(m, nn.Conv2d)}
+    if shape[1] not in wide and shape[3] in sizes:
         raise ValueError(f"stages: expected maps [B, C, H, W] from {name}, got {list(shape)}, whose channels seem last")
     shortcuts, overwritten = [], []
     for at in blocks:
@@ -190,16 +206,27 @@ def makes_another(calls: list[Call], given: object, shape: torch.Size) -> bool:
     return [getattr(call.made, "shape", None) for call in calls] == [shape] and calls[0].made is not given
 
 
-def prefix_and_size(model: nn.Module, name: str, shape: torch.Size) -> tuple[int, int, int]:
-    """Return P, H, W of tokens [B, P + H W, C]: by timm's words for them, or else as a square map behind P of 2 at
-    most."""
-    L, told = shape[1], getattr(model, "num_prefix_tokens", None)
-    size = getattr(getattr(model, "patch_embed", None), "grid_size", None)
-    H, W = (isqrt(max(L - (told or 0), 0)),) * 2 if size is None else size
+def prefix_and_size(model: nn.Module, name: str, shape: torch.Size, image: torch.Size | None) -> tuple[int, int, int]:
+    """Return P, H, W of tokens [B, P + H W, C]: H and W from the image and its patches, in timm's words, or from their
+    grid; where a model has neither, from a square image, behind P of 2 at most."""
+    embed, told = getattr(model, "patch_embed", None), getattr(model, "num_prefix_tokens", None)
+    patch, size = getattr(embed, "patch_size", None), getattr(embed, "grid_size", None)
+    if image is not None and patch is not None:
+        ph, pw = (patch, patch) if isinstance(patch, int) else patch
+        size = (image[2] // ph, image[3] // pw)
+    L, known = shape[1], size is not None
+    if size is None and image is not None and image[2] == image[3]:
+        size = (isqrt(max(L - (told or 0), 0)),) * 2
+    H, W = size or (0, 0)
     prefix = L - H * W
-    if H < 1 or prefix < 0 or (size is None and (prefix != told if told is not None else prefix > 2)):
+    # Some transformers add their class token after these blocks.
+    fits = prefix in (0, told) if told is not None else prefix >= 0 if known else 0 <= prefix <= 2
+    if min(H, W) < 1 or not fits or shape[0] != (image or shape)[0]:
         raise ValueError(
             f"stages: expected tokens of {name} to be a map's pixels behind those that stand for no place, "
-            f"[B, P + H W, C] by num_prefix_tokens and patch_embed.grid_size or as a square, got {list(shape)}"
+            "[B, P + H W, C], by num_prefix_tokens and patch_embed, or as a square image has them, got "
+            f"{list(shape)}"
         )
+    if not isinstance(getattr(model, "patch_drop", nn.Identity()), nn.Identity):
+        raise ValueError("model: expected all tokens in training too, got one with patch_drop, which drops some")
     return prefix, H, W

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..backends import BackendName
 from ..cells import Cell, KindName
+from ..nn.leaf import leaf
 from .attentions import check_options, token_attention
 from .stage import Stage
 
@@ -63,7 +64,7 @@ class TransformerBlock(nn.Module):
         if not self.training or self.drop_path == 0:
             return branch
         rate = 1 - self.drop_path
-        return branch * branch.new_empty(len(branch), 1, 1).bernoulli_(rate).div_(rate)
+        return branch * branch.new_empty(branch.shape[0], 1, 1).bernoulli_(rate).div_(rate)
 
 
 class TransformerStage(Stage):
@@ -77,11 +78,16 @@ class TransformerStage(Stage):
 class PatchEmbed(nn.Module):
     """The convolution that makes a token of each patch of an image: [B, 3, H, W] -> [B, N, C]."""
 
-    def __init__(self, in_channels: int, channels: int, patch_size: int) -> None:
+    def __init__(self, in_channels: int, channels: int, patch_size: int, img_size: tuple[int, int]) -> None:
         super().__init__()
         self.proj = nn.Conv2d(in_channels, channels, patch_size, patch_size)
+        self.img_size = img_size
 
+    @leaf
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4 or x.shape[2:] != self.img_size:
+            wanted = f"[B, {self.proj.in_channels}, {self.img_size[0]}, {self.img_size[1]}]"
+            raise ValueError(f"x: expected images {wanted}, got {list(x.shape)}; img_size= makes a network for others")
         return self.proj(x).flatten(2).transpose(1, 2)
 
 
@@ -96,7 +102,8 @@ class VisionTransformer(nn.Module):
     cell, reduction: of ``dla_``; r is 16 unless given.
     head_channels: D of layer attention, 16 unless given.
     mlp_ratio: hidden channels of a block's MLP over C.
-    drop_path: the rate at which the last block's branches are dropped in training; from zero it grows along the blocks.
+    drop_path: the rate at which the last block's own branches are dropped in training, not layer attention; from zero
+        it grows along the blocks.
     """
 
     def __init__(
@@ -119,7 +126,13 @@ class VisionTransformer(nn.Module):
     ) -> None:
         super().__init__()
         check_options([attention], cell, reduction, head_channels, 0.0, backend)
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        if len(sides) != 2 or not isinstance(patch_size, int) or patch_size < 1:
+            raise ValueError(
+                "img_size, patch_size: expected a side or (height, width), and a side of at least 1, got "
+                f"{img_size}, {patch_size}"
+            )
+        height, width = sides
         if min(height, width) < patch_size or height % patch_size or width % patch_size:
             raise ValueError(f"img_size: expected multiples of the patch's {patch_size}, got {height} x {width}")
         if min(depth, in_channels) < 1 or heads < 1 or channels % heads:
@@ -129,9 +142,9 @@ class VisionTransformer(nn.Module):
             )
         if not 0 <= drop_path < 1:
             raise ValueError(f"drop_path: expected a rate in [0, 1), got {drop_path}")
-        self.img_size, self.size = (height, width), (height // patch_size, width // patch_size)
+        self.size = (height // patch_size, width // patch_size)
         self.num_features = self.embed_dim = channels
-        self.patch_embed = PatchEmbed(in_channels, channels, patch_size)
+        self.patch_embed = PatchEmbed(in_channels, channels, patch_size, (height, width))
         self.cls_token = nn.Parameter(torch.empty(1, 1, channels))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.size[0] * self.size[1], channels))
         rates = [drop_path * t / max(depth - 1, 1) for t in range(depth)]
@@ -189,13 +202,8 @@ class VisionTransformer(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last block's tokens, normed: [B, 1 + N, C]."""
-        if x.dim() != 4 or x.shape[2:] != self.img_size:
-            raise ValueError(
-                f"x: expected images [B, {self.patch_embed.proj.in_channels}, {self.img_size[0]}, {self.img_size[1]}], "
-                f"got {list(x.shape)}; img_size= makes a network for others"
-            )
         x = self.patch_embed(x)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos_embed
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1) + self.pos_embed
         return self.norm(self.blocks(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

@@ -5,7 +5,6 @@ channels-last map [B, C, H, W]."""
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import isqrt
 from typing import Any
 
 import torch
@@ -39,11 +38,18 @@ class TokenLayer(AttentionLayer):
         self.norm = nn.LayerNorm(channels, eps=eps)
         self.norm_before = nn.LayerNorm(channels, eps=eps) if with_lam else None
 
+    def reset_parameters(self) -> None:
+        """Draw the filters and lam as between maps; norms begin as torch's do."""
+        super().reset_parameters()
+        if (before := getattr(self, "norm_before", None)) is not None:
+            before.reset_parameters()
+
 
 class Tokens(nn.Module):
     """The part that light and base attention have in common: mixed into attention between maps, it puts layers for
     tokens in the place of those for maps."""
 
+    relu = False
     layers: nn.ModuleList
     prefix: int
     size: tuple[int, int] | None
@@ -59,7 +65,8 @@ class Tokens(nn.Module):
     def _size_of(self, x: Tensor) -> tuple[int, int]:
         """Return (H, W) of the map that is in tokens x [B, P + N, C]."""
         N = x.shape[1] - self.prefix if x.dim() == 3 else -1
-        size = self.size or ((isqrt(N), isqrt(N)) if N > 0 else (0, 0))
+        side = torch.sym_int(torch.sym_sqrt(N)) if N > 0 else 0
+        size = self.size or (side, side)
         if x.dim() != 3 or x.shape[2] != self.channels or N < 1 or size[0] * size[1] != N:
             pixels = "a square number" if self.size is None else " x ".join(map(str, size))
             raise ValueError(
@@ -80,7 +87,8 @@ class DLALightTokens(Tokens, DLALight):
     """DLA-L for T blocks of a vision transformer: ``x + o``, where o attends to the block's input, refreshed by the
     cell. Of the pixels ``o = lam LN'(input)' + gate(LN(x)) gelu(dwconv(LN(x)))``; of other tokens ``o = LN(x)``.
 
-    channels, layers, cell, reduction, conv, backend: as of ``DLALight``.
+    channels, layers, cell, reduction, backend: as of ``DLALight``.
+    conv: with the refresh convolution of the published code for maps; the paper has none.
     head_channels: D, channels per head, a divisor of C.
     prefix: P, how many tokens stand for no place, at the beginning.
     size: (H, W) of the map that the others are; None for a square one.
@@ -103,7 +111,7 @@ class DLALightTokens(Tokens, DLALight):
         *,
         reduction: int = 4,
         head_channels: int = 16,
-        conv: bool = True,
+        conv: bool = False,
         prefix: int = 1,
         size: tuple[int, int] | None = None,
         eps: float = 1e-6,

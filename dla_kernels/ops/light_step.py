@@ -38,7 +38,7 @@ def light_step(
     moments: bool = False,
     backend: BackendName | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...] | None, Tensor | None]:
-    """Compute one layer of DLA-L inside a network (Eq. 3), of MRLA-L without weights, in one launch.
+    """Compute one layer of DLA-L inside a network (Eq. 3), of MRLA-L without weights, in one launch but with ``act``.
 
     ``o = lam o_prev' + sig(q . k / sqrt(D)) dwconv(x; v)``, where ``o_prev' = o_prev d + dwconv(o_prev; e)`` is
     o_prev refreshed with the state after x.
@@ -52,7 +52,8 @@ def light_step(
     state: the cell's before x, as in ``scan``.
     e: the refresh convolution [C, 1, 3, 3] of the published code; the paper has none.
     act: ``"gelu"`` for the value ``gelu(dwconv(x; v))`` of vision transformers, which is a map of its own: the step is
-        then made of ``depthwise``, ``attend``, ``scan``, ``refresh`` and ``mix``.
+        then made of ``depthwise``, ``attend``, ``scan``, ``refresh`` and ``mix``, and its last bits on a CPU are as
+        torch's gelu rounds them, which is otherwise at the end of each thread's share.
     Returns o, a map like x; the new state, each [B, C], None without weights; and with ``moments`` mean and biased
     variance of o per channel, [2, C], which ``norm_add`` takes and which are constants to autograd, else None.
     """
@@ -70,7 +71,7 @@ def light_step(
             check_state(state, cell, B, C, "x", x)
     elif state is not None:
         raise ValueError("state: expected None without weights, got a state; pass the cell's weights too")
-    if act is not None and act not in ACTIVATIONS:
+    if act is not None and act not in [*ACTIVATIONS]:
         raise ValueError(f"act: expected None or one of {', '.join(ACTIVATIONS)}, got {act!r}")
     chosen = select(backend, x.device, cell if weights else None)
     if act is not None and chosen != REFERENCE:

@@ -34,7 +34,7 @@ def light_step(
     y = exact.mean((2, 3))
     gate = torch.sigmoid(scores(across_channels(y, attention.q), across_channels(y, attention.k), heads))
     value = depthwise(exact, attention.v)
-    if act is not None:  # between filter and activation the value is a map like x
+    if act is not None:  # then what filters make are maps like x
         value = ACTIVATIONS[act](value.to(x.dtype)).to(exact.dtype)
     o = per_channel(gate, C)[..., None, None] * value
     new_state = None if weights is None else next_state(y, state, weights, cell)
@@ -45,7 +45,8 @@ def light_step(
             d = refresh(before.mean((2, 3))[None], new_state, weights, cell=cell)[0]
             refreshed = before * d[..., None, None]
         if e is not None:
-            refreshed = refreshed + depthwise(before, e)
+            filtered = depthwise(before, e)
+            refreshed = refreshed + (filtered if act is None else filtered.to(x.dtype).to(exact.dtype))
         o = o + lam.to(o.dtype)[:, None, None] * refreshed
     o = o.to(x.dtype)
     return o, new_state, moments_of(o) if moments else None
