@@ -110,7 +110,8 @@ ARROWS = {
     "dla_kernels/nn": ("dla_kernels.models", "dla_kernels.reference", "dla_kernels.verify", "triton_ops"),
     "dla_kernels/models": ("dla_kernels.reference", "dla_kernels.verify", "triton_ops"),
     "dla_kernels/cells.py": ("dla_kernels.",),
-    "dla_kernels": ("tests", "bench", "examples"),
+    "dla_kernels/data": ("dla_kernels.ops", "dla_kernels.nn", "dla_kernels.models", "dla_kernels.backends"),
+    "dla_kernels": ("tests", "bench", "examples", "recipes"),
     "triton_ops": ("dla_kernels", "tests", "bench"),
 }
 
