@@ -1,0 +1,66 @@
+"""The processes that train one network together, as torchrun starts them; without it there is one."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Team:
+    """This process among those of a run.
+
+    rank, world: its number, from 0 on, and how many there are.
+    device: the one that is its own.
+    """
+
+    def __init__(self) -> None:
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.device = torch.device("cpu")
+        if torch.cuda.is_available():
+            self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            torch.cuda.set_device(self.device)
+        self.began = False
+
+    def __enter__(self) -> Team:
+        if self.world > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            self.began = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.began:
+            dist.destroy_process_group()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes for all."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum over all processes."""
+        if self.world > 1:
+            values = values.to(self.device)
+            dist.all_reduce(values)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Return whether it is so for any process."""
+        return (self.world == 1 and flag) or (self.world > 1 and bool(self.sum(torch.tensor(float(flag))) > 0))
+
+    def all_of(self, value: Any) -> list[Any]:
+        """Return the values of all processes, in their order."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def same(self, tensors: list[Tensor]) -> None:
+        """Give all processes the numbers of the first."""
+        if self.world > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
