@@ -293,9 +293,10 @@ def run(
     model: its name, as ``dla_kernels.list_models()`` has it.
     data: as ``dla_kernels.data.open_data`` takes it.
     out: the folder for ``last.pt``, ``log.csv``, ``curves.png`` and TensorBoard's files.
+    team: the processes that there are already; else those that torchrun has started.
     resume: whether the run that ``out`` holds goes on; where it holds none, one begins.
     """
-    with team or Team() as team, determinism(recipe, team), Signals(team) as signals:
+    with contextlib.nullcontext(team) if team else Team() as team, determinism(recipe, team), Signals(team) as signals:
         found = checkpoint.load(out)
         if found is not None and not resume:
             raise RecipeError(f"{out}: it holds a run already; --resume auto goes on with it, or choose another --out")

@@ -6,7 +6,8 @@ import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Any, get_origin, get_type_hints
 
 HERE = Path(__file__).parent
 CHOICES = {"schedule": ("steps", "cosine"), "amp": ("none", "bf16", "fp16")}
@@ -115,9 +116,12 @@ def checked(key: str, value: Any) -> Any:
     wanted = TYPES[key]
     if wanted in (float, float | None) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    plain = getattr(wanted, "__origin__", wanted)
-    if not isinstance(value, plain) or (isinstance(value, bool) and wanted is not bool):
-        said = getattr(wanted, "__name__", str(wanted)) if plain is wanted else str(wanted)
+    plain = get_origin(wanted) or wanted
+    fits = isinstance(value, wanted.__args__ if plain is UnionType else plain)
+    if plain is list:
+        fits = fits and all(isinstance(item, wanted.__args__) for item in value)
+    if not fits or (isinstance(value, bool) and wanted is not bool):
+        said = wanted.__name__ if isinstance(wanted, type) and plain is wanted else wanted
         raise RecipeError(f"{key}: expected {said}, got {value!r}")
     return value
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import statistics
 import sys
 import warnings
@@ -166,6 +167,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         recipe = recipe_of(args)
         models = list(dict.fromkeys(name.strip() for name in args.models.split(",") if name.strip()))
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise RecipeError("expected one process, which trains one network after the other, but torchrun has more")
         if args.seeds < 1 or not models:
             raise RecipeError("--models, --seeds: expected at least one of each")
         with Results(args.out / "results.sqlite") as results:

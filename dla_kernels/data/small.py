@@ -76,9 +76,9 @@ def arrays(path: Path, train: bool, size: int | None = None) -> Held:
 
 def bytes_of(images: Any, path: Path) -> Tensor:
     """Return an array of images as bytes [N, C, H, W]."""
-    if images.dtype != "uint8" or images.ndim not in (3, 4):
+    if images.dtype != "uint8" or images.ndim not in (3, 4) or not len(images):
         raise DataError(
-            f"{path}: expected images of bytes (uint8) [N, H, W] or [N, H, W, C], got {images.dtype} "
+            f"{path}: expected images of bytes (uint8), at least one, [N, H, W] or [N, H, W, C], got {images.dtype} "
             f"{list(images.shape)}"
         )
     found = torch.from_numpy(images)

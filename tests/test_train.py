@@ -1,0 +1,541 @@
+"""Recipes train, and a run that is stopped, killed or fails leaves what it can go on from."""
+
+import csv
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import dla_kernels as dla
+from dla_kernels.data import open_data, small
+from recipes import augment, batches, checkpoint, optim, settings, train
+from recipes import run as runs
+from recipes.settings import Recipe, RecipeError
+
+from .clients import imported
+from .test_data import write_arrays
+from .tiers import ROOT
+from .tolerances import assert_equal_to_rounding
+
+MODEL = "dla_light_resnet20"
+
+
+@pytest.fixture
+def few_images(monkeypatch):
+    """Have few and small made images: five steps of eight."""
+    monkeypatch.setattr(small, "NUMBERS", {True: 40, False: 20})
+    monkeypatch.setattr(small, "SIDE", 8)
+
+
+def recipe_of(**changes):
+    return settings.load("dla-cifar").with_changes({"epochs": 2, "batch": 8, "milestones": [1], **changes})
+
+
+def saved(folder):
+    return torch.load(folder / "last.pt", weights_only=True)
+
+
+def differing(a, b, at=""):
+    """Return where two checkpoints differ, but for how long things took."""
+    if isinstance(a, torch.Tensor):
+        return [] if torch.equal(a, b) else [at]
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), at
+        return [d for k in a if k not in ("seconds", "sums") for d in differing(a[k], b[k], f"{at}.{k}")]
+    if isinstance(a, (list, tuple)):
+        assert len(a) == len(b), at
+        return [d for i, (x, y) in enumerate(zip(a, b)) for d in differing(x, y, f"{at}.{i}")]
+    return [] if a == b else [at]
+
+
+# ---- recipes ----
+
+
+@pytest.mark.parametrize("name", settings.names())
+def test_every_recipe_takes_two_steps(name, few_images, monkeypatch, tmp_path):
+    recipe = settings.load(name)
+    if recipe.resized_crop or recipe.mixup:
+        imported("torchvision")
+    imagenet = recipe.size == 224
+    monkeypatch.setattr(small, "NUMBERS", {True: 16, False: 4})
+    monkeypatch.setattr(small, "SIDE", 32 if imagenet else 8)
+    attention = recipe.model.rpartition("_")[0] if "resnet" in recipe.model else "dia"
+    model = f"{attention}_{'resnet18' if imagenet else 'resnet20'}"
+    recipe = recipe.with_changes({"epochs": 1, "batch": 8, "workers": 0})
+    (row,), stopped = runs.run(recipe, model, "synthetic", out=tmp_path)
+    assert stopped is None and row["train_loss"] > 0
+    assert saved(tmp_path)["schedule"]["last_epoch"] == 2
+    assert recipe.table or recipe.note
+
+
+def test_models_and_figures_of_recipes_are_of_networks_that_there_are():
+    for recipe in map(settings.load, settings.names()):
+        figures = [figure for models in recipe.figures.values() for figure in models.items()]
+        assert {recipe.model, *(model for model, _ in figures)} <= {*dla.list_models()}
+        assert all(50 < accuracy < 100 for _, accuracy in figures)
+
+
+def test_a_recipe_has_from_its_base_what_it_does_not_say():
+    base, wide = settings.load("dia-cifar"), settings.load("wrn-cifar")
+    assert (wide.pad, wide.flip, wide.batch) == (base.pad, base.flip, base.batch) == (4, True, 128)
+    assert (wide.epochs, wide.gamma, wide.weight_decay) == (200, 0.2, 5e-4)
+    assert "dia_resnet164" in base.figures["cifar100"] and "dia_resnet164" not in wide.figures["cifar100"]
+    assert settings.load("dia-cifar-no-augmentation").figures == {}
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("epoch = 3", r"expected keys such as epochs.*, got 'epoch'"),
+        ("epochs = 1.5", r"epochs: expected int, got 1.5"),
+        ("flip = 1", r"flip: expected bool, got 1"),
+        ("lr = true", r"lr: expected float, got True"),
+        ("lr = -1", r"expected no number below 0"),
+        ("amp = 'fp8'", r"amp: expected none, bf16, fp16, got 'fp8'"),
+        ("drop_path = 1.0", r"drop_path: expected a rate in \[0, 1\), got 1.0"),
+        ("accumulate = 0", r"accumulate: expected at least 1, got 0"),
+        ("milestones = 3", r"milestones: expected list\[int\], got 3"),
+        ("milestones = ['a']", r"milestones: expected list\[int\], got \['a'\]"),
+        ("lr = ", r"expected TOML"),
+        ("base = 'nothing'", r"recipe: expected a .toml file or one of .*dla-cifar.*, got 'nothing'"),
+    ],
+)
+def test_a_recipe_that_cannot_be_followed_says_why(text, said, tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    with pytest.raises(RecipeError, match=said):
+        settings.load(str(file))
+
+
+def test_changes_are_read_as_toml_or_as_words():
+    changes = dict(map(settings.parse_change, ["lr=1", "amp=bf16", "options.norm=none", "milestones=[1, 2]"]))
+    recipe = settings.load("dia-cifar").with_changes(changes)
+    assert (recipe.lr, recipe.amp, recipe.milestones, recipe.options) == (1.0, "bf16", [1, 2], {"norm": "none"})
+    with pytest.raises(RecipeError, match="expected key=value, got 'lr'"):
+        settings.parse_change("lr")
+
+
+# ---- optimisers and schedules ----
+
+
+def test_rates_follow_the_schedule():
+    steps = Recipe(epochs=180, milestones=[100, 150])
+    assert [round(optim.rate(steps, e), 6) for e in (0, 99.99, 100, 149, 150)] == [1, 1, 0.1, 0.1, 0.01]
+    cosine = Recipe(epochs=13, schedule="cosine", warmup=3)
+    assert [round(optim.rate(cosine, e), 6) for e in (1.5, 3, 8, 13)] == [0.5, 1, 0.5, 0]
+    assert 0 < optim.rate(cosine, 0) < 0.01
+
+
+@pytest.mark.parametrize("model", ["dla_light_resnet20", "dia_resnet20", "se_resnet20", "shared_se_resnet20"])
+def test_attention_has_a_weight_decay_of_its_own(model):
+    net = dla.create_model(model)
+    recipe = Recipe(weight_decay=0.1, attention_weight_decay=0.2, bias_weight_decay=0.0)
+    groups = {group["weight_decay"]: group["params"] for group in optim.groups_of(net, recipe)}
+    assert sorted(groups) == [0.0, 0.1, 0.2]
+    plain = {name for name, p in dla.create_model("resnet20").named_parameters() if p.dim() > 1}
+    assert len(groups[0.1]) == len(plain)  # all that a network without attention has
+    assert sum(map(len, groups.values())) == len([*net.parameters()])
+
+
+def test_an_optimiser_of_timm_is_taken_by_its_name():
+    imported("timm")
+    net = dla.create_model("resnet20")
+    found = optim.optimizer_of(net, Recipe(optimizer="lamb", lr=0.5, attention_weight_decay=0.0))
+    assert type(found).__name__.lower() == "lamb" and found.param_groups[0]["lr"] == 0.5
+    with pytest.raises(RecipeError, match="expected sgd, adamw or a name that timm knows"):
+        optim.optimizer_of(net, Recipe(optimizer="nothing"))
+
+
+# ---- images ----
+
+
+def test_a_crop_and_a_flip_are_those_of_each_image():
+    x = torch.randint(1, 256, (64, 3, 5, 7), dtype=torch.uint8)
+    draws = torch.randint(2**31, (64, 3))
+    found = augment.cropped(x, draws, pad=2, flip=True)
+    for image, (down, right, turned), got in zip(x, draws.tolist(), found):
+        expected = F.pad(image, (2, 2, 2, 2))[:, down % 5 : down % 5 + 5, right % 5 : right % 5 + 7]
+        assert torch.equal(got, expected.flip(2) if turned % 2 else expected)
+    assert 0.2 < (draws[:, 2] % 2).double().mean() < 0.8
+    assert torch.equal(augment.cropped(x, draws, 0, False), x)
+
+
+@pytest.mark.parametrize("changes", [{}, {"pad": 0, "resized_crop": True, "randaugment": 9, "erasing": 0.5}])
+def test_what_happens_to_an_image_follows_from_seed_epoch_and_number(changes, few_images):
+    if changes:
+        imported("torchvision")
+    images = open_data("synthetic", True)
+    before = torch.get_rng_state()
+
+    def batch(numbers, epoch=1, seed=5):
+        return augment.Augmentation(recipe_of(**changes), images, seed).batch(epoch, torch.tensor(numbers))
+
+    whole = batch([*range(40)])
+    assert torch.equal(whole[[7, 31, 2]], batch([7, 31, 2]))
+    assert not torch.equal(whole, batch([*range(40)], epoch=2))
+    assert not torch.equal(whole, batch([*range(40)], seed=6))
+    assert torch.equal(torch.get_rng_state(), before)  # nobody else's numbers are drawn
+
+
+class Member:
+    """Stand for one process of several."""
+
+    def __init__(self, rank, world):
+        self.rank, self.world = rank, world
+
+
+def parts_of(rank, world, accumulate, first=0, **changes):
+    recipe = recipe_of(accumulate=accumulate, batch=12, pad=0, flip=False, **changes)
+    reader = batches.Reader(open_data("synthetic", True), None)
+    return [*batches.training_parts(recipe, reader, 3, 0, first, Member(rank, world))]
+
+
+def test_processes_share_a_step_as_its_parts_do(few_images):
+    """The 40 images are three batches of 12 and one of 4."""
+    whole = parts_of(0, 1, accumulate=4)
+    halves = [parts_of(rank, 2, accumulate=2) for rank in (0, 1)]
+    assert [len(part[0]) for step in whole for part in step] == [3] * 12 + [1] * 4
+    for step, parts in enumerate(whole):
+        both = [part for half in halves for part in half[step]]
+        assert all(torch.equal(a[0], b[0]) and a[2] == b[2] == (4 if step == 3 else 12) for a, b in zip(parts, both))
+    seen = torch.cat([part[0] for step in whole for part in step])
+    assert len(seen.flatten(1).unique(dim=0)) == 40
+    assert torch.equal(parts_of(0, 1, 4, first=2)[0][1][0], whole[2][1][0])
+    assert len(parts_of(0, 1, accumulate=6)) == 3  # the last 4 images are no six parts
+    assert len(parts_of(0, 1, accumulate=1, drop_last=True)) == 3
+
+
+def test_batches_that_cannot_be_divided_are_refused():
+    with pytest.raises(RecipeError, match=r"batch: expected a multiple of 6 \(2 processes, accumulate = 3\), got 8"):
+        batches.steps_of(recipe_of(accumulate=3), 40, world=2)
+    with pytest.raises(RecipeError, match="expected at most 7, which is how many images there are, got 8"):
+        batches.steps_of(recipe_of(drop_last=True), 7, world=1)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_every_image_is_tested_once(world, few_images):
+    reader = batches.Reader(open_data("synthetic", False), None)
+    shares = [[*batches.test_parts(recipe_of(), reader, Member(rank, world))] for rank in range(world)]
+    seen = torch.cat([x for share in shares for x, _ in share])
+    assert len(seen) == len(seen.flatten(1).unique(dim=0)) == 20
+
+
+# ---- a run ----
+
+
+def test_a_run_learns_and_leaves_its_log_its_curves_and_its_checkpoint(few_images, tmp_path):
+    how = {"lr": 0.05, "ema": 0.5, "accumulate": 2, "clip": 5.0, "smoothing": 0.1, "batch": 20}
+    recipe = recipe_of(epochs=6, milestones=[5], drop_path=0.0, flip=False, pad=0, **how)
+    rows, stopped = runs.run(recipe, MODEL, "synthetic", out=tmp_path)
+    assert stopped is None and rows[-1]["train_loss"] < 0.8 * rows[0]["train_loss"]
+    read = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert [float(row["test_loss"]) for row in read] == [row["test_loss"] for row in rows]
+    assert (tmp_path / "curves.png").read_bytes()[1:4] == b"PNG"
+    found = saved(tmp_path)
+    assert {"model", "name", "options", "data", "recipe", "epoch", "seed"} <= found.keys()
+    net = dla.create_model(found["name"], **found["options"])
+    net.load_state_dict(found["model"])
+    # What is tested is the average of the weights.
+    average = {key.removeprefix("module."): value for key, value in found["ema"].items() if key != "n_averaged"}
+    net.load_state_dict(average)
+    tests = open_data("synthetic", False)
+    x, labels = torch.stack([tests[i][0] for i in range(20)]), tests.labels
+    with torch.no_grad():
+        loss = F.cross_entropy(net.eval()(x), labels).item()
+    assert loss == pytest.approx(rows[-1]["test_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{"amp": "bf16"}, {"amp": "fp16", "clip": 1.0}, {"channels_last": True}])
+def test_ways_to_compute_train_too(changes, few_images, tmp_path):
+    (row,), _ = runs.run(recipe_of(epochs=1, batch=20, **changes), MODEL, "synthetic", out=tmp_path)
+    assert row["train_loss"] < 10 and torch.isfinite(saved(tmp_path)["model"]["fc.weight"]).all()
+
+
+def test_a_compiled_network_has_the_same_names(few_images, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(self))
+    runs.run(recipe_of(epochs=1, compile=True), "resnet20", "synthetic", out=tmp_path)
+    assert len(compiled) == 1
+    dla.create_model("resnet20").load_state_dict(saved(tmp_path)["model"])
+
+
+def stop_at(monkeypatch, step, act):
+    """Have something happen in a run's step, counted from 1."""
+    taken, take_step = [], runs.Run.take_step
+
+    def counted(self, *args):
+        take_step(self, *args)
+        taken.append(1)
+        if len(taken) == step:
+            act()
+
+    monkeypatch.setattr(runs.Run, "take_step", counted)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"ema": 0.9, "amp": "fp16", "accumulate": 2},
+        {"mixup": 0.8, "cutmix": 1.0, "optimizer": "adamw"},
+    ],
+    ids=["plain", "everything", "mixed"],
+)
+def test_a_run_stopped_at_any_step_goes_on_to_the_same_bits(changes, few_images, monkeypatch, tmp_path):
+    if "mixup" in changes:
+        imported("torchvision")
+    recipe = recipe_of(**changes)
+    whole, _ = runs.run(recipe, MODEL, "synthetic", seed=3, out=tmp_path / "whole")
+    for step in (random.randrange(1, 10), 10):
+        out = tmp_path / str(step)
+        with monkeypatch.context() as patched:
+            stop_at(patched, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            rows, stopped = runs.run(recipe, MODEL, "synthetic", seed=3, out=out)
+        assert stopped == signal.SIGTERM and len(rows) == (step - 1) // 5
+        assert (saved(out)["epoch"], saved(out)["step"]) == ((step - 1) // 5, (step - 1) % 5 + 1)
+        rows, stopped = runs.run(recipe, MODEL, "synthetic", seed=3, out=out, resume=True)
+        assert stopped is None and differing(saved(tmp_path / "whole"), saved(out)) == []
+        assert len((out / "log.csv").read_text().splitlines()) == 1 + len(whole)
+
+
+def test_who_reads_the_images_changes_nothing(few_images, tmp_path):
+    for workers in (0, 2):
+        recipe = recipe_of(epochs=1, workers=workers)
+        runs.run(recipe, "resnet20", "synthetic", out=tmp_path / str(workers))
+    assert differing(saved(tmp_path / "0"), saved(tmp_path / "2")) == []
+
+
+def test_a_signal_while_testing_stops_the_run_too(few_images, monkeypatch, tmp_path):
+    recipe, parts = recipe_of(), runs.test_parts
+
+    def told(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+        return parts(*args)
+
+    runs.run(recipe, MODEL, "synthetic", out=tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "test_parts", told)
+        rows, stopped = runs.run(recipe, MODEL, "synthetic", out=tmp_path / "cut")
+    assert stopped == signal.SIGINT and rows == [] and saved(tmp_path / "cut")["step"] == 5
+    runs.run(recipe, MODEL, "synthetic", out=tmp_path / "cut", resume=True)
+    assert differing(saved(tmp_path / "whole"), saved(tmp_path / "cut")) == []
+
+
+def command(data, out, *options):
+    changes = ["batch=8", "milestones=[1]", "save_every=1"]
+    said = [word for change in changes for word in ("--set", change)]
+    return ["--recipe", "dla-cifar", "--model", MODEL, "--data", str(data), "--out", str(out), *said, *options]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
+def test_a_process_that_is_killed_leaves_a_checkpoint_to_go_on_from(how, tmp_path):
+    data = write_arrays(tmp_path / "a.npz", images=40)
+    start = [sys.executable, "-m", "recipes.train", *command(data, tmp_path / "cut", "--epochs", "1000")]
+    process = subprocess.Popen(start, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "cut" / "last.pt").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(random.random())
+    process.send_signal(how)
+    told, complaints = process.communicate(timeout=60)
+    if how == signal.SIGTERM:
+        assert process.returncode == 128 + signal.SIGTERM, complaints
+        assert "stopped by a signal; --resume auto goes on" in told
+    else:
+        assert process.returncode == -signal.SIGKILL
+    assert saved(tmp_path / "cut")["name"] == MODEL
+
+    # Both go on for so many steps; the one that was broken goes on in another process.
+    reached = saved(tmp_path / "cut")
+    steps = 5 * reached["epoch"] + reached["step"] + 3
+
+    def finish(out):
+        with pytest.MonkeyPatch.context() as patched:
+            stop_at(patched, steps - (5 * reached["epoch"] + reached["step"] if out == "cut" else 0), raise_sigterm)
+            runs.run(
+                settings.load("dla-cifar").with_changes({"epochs": 1000, "batch": 8, "milestones": [1]}),
+                MODEL,
+                str(data),
+                out=tmp_path / out,
+                resume=True,
+            )
+
+    finish("cut")
+    finish("whole")
+    assert differing(saved(tmp_path / "whole"), saved(tmp_path / "cut")) == []
+
+
+def raise_sigterm():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+TWO_RUNS = """
+import sys
+from pathlib import Path
+from recipes.run import run
+from recipes.settings import load
+from recipes.team import Team
+with Team() as team:
+    for out, changes in (("bn", {}), ("plain", {"options.norm": "none"})):
+        recipe = load("dia-cifar").with_changes({"epochs": 1, "batch": 8, "lr": 0.01, **changes})
+        run(recipe, "dia_resnet20", sys.argv[1], out=Path(sys.argv[2]) / out, team=team)
+"""
+
+
+def test_two_processes_train_as_one(tmp_path):
+    """With norms they do as one process with two parts, since each has norms of its own; without, as any. Two images of
+    the last batch are divided too, and one is left out of the test set by half."""
+    data = write_arrays(tmp_path / "a.npz", images=18)
+    (tmp_path / "two_runs.py").write_text(TWO_RUNS)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*torchrun, tmp_path / "two_runs.py", data, tmp_path / "two"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch 1/1") == 2, "one process tells"
+    for out, changes in (("bn", {"accumulate": 2}), ("plain", {"options.norm": "none"})):
+        recipe = settings.load("dia-cifar").with_changes({"epochs": 1, "batch": 8, "lr": 0.01, **changes})
+        (row,), _ = runs.run(recipe, "dia_resnet20", str(data), out=tmp_path / out)
+        one, two = saved(tmp_path / out), saved(tmp_path / "two" / out)
+        trained = [name for name in one["model"] if "running" not in name and "num_batches" not in name]
+        assert len(trained) > 20
+        expected, found = ([state["model"][name] for name in trained] for state in (one, two))
+        assert_equal_to_rounding(found, expected, factor=1000, together=True)
+        assert two["rows"][0]["train_loss"] == pytest.approx(row["train_loss"], rel=1e-4)
+        if out == "plain":
+            assert two["rows"][0]["test_loss"] == pytest.approx(row["test_loss"], rel=1e-4)
+
+
+# ---- what goes wrong ----
+
+
+def failed(capsys, *options):
+    """Run the command, and return the one line that it ends with."""
+    assert train.main([*options]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("recipes.train: ") and said.count("\n") == 1
+    return said
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_the_checkpoint_before_it_is_kept(few_images, capsys, tmp_path):
+    options = ["--recipe", "dla-cifar", "--model", "resnet20", "--data", "synthetic", "--out", str(tmp_path)]
+    options += ["--set", "batch=8", "--set", "warmup=1.0", "--set", "lr=1e38", "--epochs", "3", "--set", "save_every=1"]
+    said = failed(capsys, *options)
+    assert re.search(r"expected (a finite loss|finite numbers), got NaN or infinity", said)
+    if (tmp_path / "last.pt").exists():
+        assert all(torch.isfinite(value).all() for value in saved(tmp_path)["model"].values())
+
+
+def test_weights_that_are_no_numbers_are_never_saved(few_images, monkeypatch, tmp_path):
+    runs.run(recipe_of(epochs=1), MODEL, "synthetic", out=tmp_path / "good")
+
+    def spoil(self, *args):
+        take_step(self, *args)
+        if self.epoch == 1:
+            self.net.conv1.weight.data.view(-1)[0] = float("nan")
+
+    take_step = runs.Run.take_step
+    monkeypatch.setattr(runs.Run, "take_step", spoil)
+    with pytest.raises(checkpoint.Diverged, match=r"NaN or infinity; .*last.pt is the checkpoint before that"):
+        runs.run(recipe_of(epochs=2), MODEL, "synthetic", out=tmp_path / "bad")
+    assert saved(tmp_path / "bad")["epoch"] == 1
+    assert torch.isfinite(saved(tmp_path / "bad")["model"]["conv1.weight"]).all()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a disk that is full is Linux's")
+def test_a_full_disk_is_one_line_and_the_checkpoint_before_it_is_kept(few_images, monkeypatch, capsys, tmp_path):
+    stop_at(monkeypatch, 7, lambda: (tmp_path / ".last.pt.part").symlink_to("/dev/full"))
+    options = [
+        "--recipe",
+        "dla-cifar",
+        "--model",
+        MODEL,
+        "--data",
+        "synthetic",
+        "--out",
+        str(tmp_path),
+        "--epochs",
+        "2",
+    ]
+    said = failed(capsys, *options, "--set", "batch=8")
+    assert "last.pt: it cannot be written (No space left on device); the one before it is kept" in said
+    assert saved(tmp_path)["epoch"] == 1
+    assert not (tmp_path / ".last.pt.part").is_symlink()
+
+
+def test_a_run_that_is_there_is_neither_overwritten_nor_taken_for_another(few_images, capsys, tmp_path):
+    options = ["--recipe", "dla-cifar", "--model", "resnet20", "--data", "synthetic", "--out", str(tmp_path)]
+    options += ["--set", "batch=8", "--epochs", "1"]
+    assert train.main(options) == 0
+    assert "it holds a run already; --resume auto goes on with it" in failed(capsys, *options)
+    options += ["--resume", "auto"]
+    before = saved(tmp_path)
+    assert train.main([*options, "--set", "workers=1"]) == 0  # it is done, and stays as it is
+    assert differing(saved(tmp_path), before) == []
+    capsys.readouterr()
+    assert "there name is 'resnet20', here 'se_resnet20'" in failed(capsys, *options, "--model", "se_resnet20")
+    assert "there lr is 0.1, here 0.2" in failed(capsys, *options, "--set", "lr=0.2")
+    assert "there seed is 0, here 1" in failed(capsys, *options, "--seed", "1")
+    (tmp_path / "last.pt").write_bytes((tmp_path / "last.pt").read_bytes()[:1000])
+    assert "last.pt: expected a checkpoint, but it cannot be read" in failed(capsys, *options)
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--data", "nowhere"], "there is no nowhere"),
+        (["--recipe", "nothing"], "expected a .toml file or one of"),
+        (["--model", "resnet21"], "model: name: expected a name such as resnet20"),
+        (["--set", "options.cells=lstm"], "model: options: expected some of"),
+        (["--set", "resized_crop=true", "--set", "pad=4"], "pad: expected 0 with resized_crop"),
+        (["--epochs", "0"], "epochs: expected at least 1, got 0"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(options, said, few_images, capsys, tmp_path):
+    plain = ["--recipe", "digits", "--data", "synthetic", "--out", str(tmp_path / "out"), "--set", "batch=8"]
+    assert said in failed(capsys, *plain, *options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_reader_in_another_process_says_one_line_too(capsys, tmp_path):
+    from .test_data import write_photos
+
+    write_photos(tmp_path / "data")
+    photo = tmp_path / "data" / "val" / "dog" / "1.png"
+    photo.write_bytes(photo.read_bytes()[:500])
+    options = ["--recipe", "dla-cifar", "--data", str(tmp_path / "data"), "--model", "resnet20", "--epochs", "1"]
+    options += ["--set", "batch=4", "--set", "size=16", "--set", "workers=1", "--out", str(tmp_path / "out")]
+    assert "1.png: expected a photo, but it cannot be read" in failed(capsys, *options)
+
+
+def test_what_needs_torchvision_says_so_where_there_is_none(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision.transforms", None)
+    with pytest.raises(RecipeError, match="erasing: it needs torchvision, which cannot be imported"):
+        augment.Augmentation(recipe_of(erasing=0.1), open_data("synthetic", True), 0)
+    with pytest.raises(RecipeError, match="cutmix: it needs torchvision"):
+        augment.mixing(recipe_of(cutmix=1.0), 10)
+
+
+@pytest.mark.parametrize("name", ["train", "table"])
+def test_commands_have_help(name, capsys):
+    import importlib
+
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(f"recipes.{name}").main(["--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    assert f"usage: python -m recipes.{name}" in said and "--recipe" in said
