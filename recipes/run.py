@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import time
 from collections.abc import Iterator
@@ -121,7 +122,9 @@ class Run:
         self.epoch = self.step = 0  # the next step
         self.sums = self.no_sums()  # of the epoch's steps so far
         self.rows: list[Row] = []
-        torch.manual_seed(generator("rank", seed, team.rank).initial_seed())
+        own = generator("process", seed, team.rank).initial_seed()  # of what is drawn on the way, as for drop path
+        torch.manual_seed(own)
+        random.seed(own)
 
     def no_sums(self) -> Tensor:
         """Return loss, images right and images, none of them yet; behind them seconds."""
