@@ -1,6 +1,7 @@
 # make setup   a working .venv with the package built in place
 # make test    setup, then the fast tier of the tests; K=gap only those of that name, SEED=... a run again
 # make test-all  setup, then all tests
+# make train   setup, then train a network on handwritten digits: runs/digits/curves.png; TRAIN_OPTIONS="--epochs 3"
 # make bench   setup, check every op against the reference, benchmark, tables and plots
 # make docs    setup, then the documentation as a site, build/site/index.html; a warning is an error
 # make soak    setup, then the ops under random inputs, threads, interrupts and low memory, for minutes
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 WORKERS = $$($(BIN)/python -c "import xdist; print('-n 2 --dist loadgroup --no-loadscope-reorder')" 2>/dev/null)
 PYTEST = $(BIN)/python -m pytest $(WORKERS) $(if $(SEED),--tier-seed=$(SEED)) $(if $(K),-k "$(K)")
 
-.PHONY: setup test test-rest test-all bench docs soak gpu dist lint clean help
+.PHONY: setup test test-rest test-all train bench docs soak gpu dist lint clean help
 
 help:
 	@sed -n 's/^# \(make.*\)/\1/p' Makefile
@@ -33,6 +34,9 @@ test-rest: setup # what test-all has beside test, for CI
 
 test-all: setup
 	$(PYTEST) --tier=full
+
+train: setup # another time it goes on, or says what it came to
+	$(BIN)/python -m recipes.train --recipe digits --data digits --out runs/digits --resume auto $(TRAIN_OPTIONS)
 
 bench: setup
 	$(BIN)/python -m dla_kernels verify

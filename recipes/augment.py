@@ -34,7 +34,8 @@ class Augmentation:
 
     def __init__(self, recipe: Recipe, images: Images, seed: int) -> None:
         self.recipe, self.images, self.seed, self.epoch = recipe, images, seed, -1
-        self.of_bytes = self.of_numbers = None
+        self.of_bytes: Any = None
+        self.of_numbers: Any = None
         asked = [key for key in ("resized_crop", "randaugment", "erasing") if getattr(recipe, key)]
         if not asked:
             return

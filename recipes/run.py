@@ -52,7 +52,7 @@ class Signals:
         self.alone = team.world == 1
 
     def __enter__(self) -> Signals:
-        self.before = {number: signal.signal(number, self.take) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.before: dict[int, Any] = {n: signal.signal(n, self.take) for n in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def take(self, number: int, _: FrameType | None) -> None:
@@ -104,7 +104,7 @@ class Run:
 
         torch.manual_seed(seed)
         try:
-            self.net = dla.create_model(model, **self.options).to(team.device)
+            self.net: Any = dla.create_model(model, **self.options).to(team.device)
         except (TypeError, ValueError) as error:
             raise RecipeError(f"model: {error}") from error
         if recipe.sync_bn and team.world > 1:
@@ -164,7 +164,7 @@ class Run:
 
     def train(self, signals: Signals, board: Board | None) -> None:
         """Go on to the end, or until a signal."""
-        forward: nn.Module = self.net
+        forward = self.net
         if self.recipe.compile:
             self.net.compile()
         if self.team.world > 1:
@@ -195,7 +195,7 @@ class Run:
             if board:
                 board.add(self.rows[-1])
 
-    def train_epoch(self, forward: nn.Module, signals: Signals) -> bool:
+    def train_epoch(self, forward: Any, signals: Signals) -> bool:
         """Take the steps that are left of an epoch; return whether it is done, False where a signal ends the run."""
         recipe, team = self.recipe, self.team
         self.net.train()
@@ -219,7 +219,7 @@ class Run:
                 self.save()
         return True
 
-    def take_step(self, forward: nn.Module, parts: list[tuple[Tensor, Tensor, int]]) -> None:
+    def take_step(self, forward: Any, parts: list[tuple[Tensor, Tensor, int]]) -> None:
         recipe, device = self.recipe, self.team.device
         self.optimizer.zero_grad(set_to_none=True)
         for i, (x, labels, size) in enumerate(parts):

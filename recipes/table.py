@@ -85,7 +85,7 @@ def p_value(values: Sequence[float], others: Sequence[float]) -> str:
 
 
 def cells(lines: Sequence[Line], recipe: Recipe) -> list[tuple[str, ...]]:
-    found = []
+    found: list[tuple[str, ...]] = []
     for line in lines:
         first = line.outcomes[0]
         diverged = len(line.outcomes) - len(line.accuracies)
@@ -153,7 +153,7 @@ def draw(lines: Sequence[Line], recipe: Recipe, path: Path) -> bool:
     return True
 
 
-def main(argv: list[str] | None = None) -> int:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m recipes.table",
         description="Train what is missing of several networks and seeds, keep the results in DIR/results.sqlite, and "
@@ -163,7 +163,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--models", required=True, help="names, by commas; p is against the first")
     parser.add_argument("--seeds", type=int, default=5, help="how many, counted from 0 (default: 5)")
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
     try:
         recipe = recipe_of(args)
         models = list(dict.fromkeys(name.strip() for name in args.models.split(",") if name.strip()))

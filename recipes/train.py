@@ -46,7 +46,7 @@ def fail(program: str, error: BaseException) -> int:
     return 1
 
 
-def main(argv: list[str] | None = None) -> int:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m recipes.train",
         description="Train a network by a recipe. Ends with 0, with 1 where something is wrong, and with 128 + a "
@@ -57,7 +57,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"for {NAME}, log.csv, curves.png (default: in runs/)")
     parser.add_argument("--resume", choices=["auto"], help=f"go on from DIR/{NAME} where there is one")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
     try:
         recipe = recipe_of(args)
         model = args.model or recipe.model

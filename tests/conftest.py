@@ -25,6 +25,7 @@ if not torch.cuda.is_available():
 
 from dla_kernels.backends import BACKENDS, INTERPRETED
 from dla_kernels.cells import KINDS
+from dla_kernels.data import small
 from dla_kernels.reference.cells import RULES
 
 from . import compilers, guardian, interpreter, tiers
@@ -156,3 +157,10 @@ def registered_cells():
     yield
     for name in [name for name, kind in KINDS.items() if not kind.compiled]:
         del KINDS[name], RULES[name]
+
+
+@pytest.fixture
+def few_images(monkeypatch):
+    """Have few and small made images: five steps of eight."""
+    monkeypatch.setattr(small, "NUMBERS", {True: 40, False: 20})
+    monkeypatch.setattr(small, "SIDE", 8)

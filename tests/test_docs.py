@@ -1,5 +1,6 @@
 """What the README, the docs and the docstrings show runs as shown."""
 
+import dataclasses
 import doctest
 import importlib
 import os
@@ -16,10 +17,13 @@ import dla_kernels
 from bench import run
 from bench.report import render
 from dla_kernels import __main__ as cli
+from recipes import settings, table
+from recipes import train as training
 
 from .clients import import_those_named_in
 
 ROOT = Path(__file__).parent.parent
+RECIPES = {"recipes.train": training.parser, "recipes.table": table.parser}
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -101,6 +105,11 @@ def test_commands_shown_exist(page, monkeypatch, capsys):
         elif words[:4] == ["python", "-m", "dla_kernels", "bench"]:
             monkeypatch.setattr("sys.argv", words[3:])
             run.arguments()
+        elif words[:2] == ["python", "-m"] and words[2] in RECIPES:
+            args = RECIPES[words[2]]().parse_args(words[3:])
+            recipe = training.recipe_of(args)
+            asked = args.models.split(",") if words[2] == "recipes.table" else [args.model or recipe.model]
+            assert {*asked} <= {*dla_kernels.list_models()}, line
         elif words[:3] == ["python", "-m", "dla_kernels"]:
             with pytest.raises(SystemExit) as stop:
                 cli.main([*words[3:], "--help"])
@@ -121,6 +130,16 @@ def test_examples_in_docstrings_run(module):
     results = doctest.testmod(found, extraglobs={"torch": torch, "dla_kernels": dla_kernels, **vars(dla_kernels.nn)})
     assert results.attempted > 0
     assert results.failed == 0
+
+
+def test_the_training_page_has_every_recipe_and_every_key():
+    page = (ROOT / "docs/training.md").read_text()
+    for name in settings.names():
+        recipe = settings.load(name)
+        row = re.search(rf"^\| `{name}` \| (.*?) \| (\d+) \|", page, re.MULTILINE)
+        assert row and (row[1], int(row[2])) == (recipe.table or "-", recipe.epochs), name
+    keys = {field.name for field in dataclasses.fields(settings.Recipe)} - {"name"}
+    assert keys <= {*re.findall(r"`(\w+)`", page)}
 
 
 def test_every_command_has_help(capsys):

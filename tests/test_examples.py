@@ -1,6 +1,5 @@
 """The examples run as their docstrings say."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,18 +17,12 @@ def run(name, *options):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=600).stdout
 
 
-def test_a_network_learns_digits(tmp_path):
-    said = run("train_digits", "--plot", tmp_path / "digits.png")
-    assert float(re.search(r"([\d.]+)% of the test images right", said)[1]) > 97
-    assert (tmp_path / "digits.png").stat().st_size > 1000
-
-
 def test_swap_cell_trains_with_each_cell_asked_for(tmp_path):
     said = run("swap_cell", "--epochs", 1, "--cells", "lstm", "rnn", "--plot", tmp_path / "cells.png")
-    assert [line.split()[0] for line in said.splitlines()[2:4]] == ["lstm", "rnn"]
+    assert [line.split()[0] for line in said.splitlines()[4:6]] == ["lstm", "rnn"]
     assert (tmp_path / "cells.png").exists()
 
 
-@pytest.mark.parametrize("name", ["train_digits", "swap_cell"])
+@pytest.mark.parametrize("name", ["swap_cell"])
 def test_examples_have_help(name):
     assert "usage:" in run(name, "--help")

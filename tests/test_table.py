@@ -9,7 +9,7 @@ from recipes.results import Outcome, Results
 from recipes.settings import Recipe
 from recipes.table import Line
 
-from .test_train import few_images  # noqa: F401 - a fixture
+from .training import raise_sigterm, stop_at
 
 MODELS = "resnet20,dla_light_resnet20"
 
@@ -26,7 +26,7 @@ def lines_of(**accuracies):
     ]
 
 
-def test_a_table_trains_what_is_missing_and_nothing_twice(few_images, monkeypatch, capsys, tmp_path):  # noqa: F811
+def test_a_table_trains_what_is_missing_and_nothing_twice(few_images, monkeypatch, capsys, tmp_path):
     trained, run = [], table.run
 
     def counted(recipe, model, data, *, seed, **more):
@@ -52,9 +52,7 @@ def test_a_table_trains_what_is_missing_and_nothing_twice(few_images, monkeypatc
     assert f"| resnet20 | 0.22 | 2 | {mean:.2f} ± " in said
 
 
-def test_a_stopped_table_goes_on_where_it_was(few_images, monkeypatch, tmp_path):  # noqa: F811
-    from .test_train import raise_sigterm, stop_at
-
+def test_a_stopped_table_goes_on_where_it_was(few_images, monkeypatch, tmp_path):
     with monkeypatch.context() as patched:
         stop_at(patched, 1, raise_sigterm)
         assert table.main(options(tmp_path, "--models", "resnet20", "--seeds", "1")) == 143
@@ -64,7 +62,7 @@ def test_a_stopped_table_goes_on_where_it_was(few_images, monkeypatch, tmp_path)
     assert begun == [1]
 
 
-def test_a_run_that_diverges_is_counted_and_left_out_of_the_mean(few_images, monkeypatch, capsys, tmp_path):  # noqa: F811
+def test_a_run_that_diverges_is_counted_and_left_out_of_the_mean(few_images, monkeypatch, capsys, tmp_path):
     def diverging(recipe, model, data, *, seed, **_):
         if seed == 1:
             raise Diverged("expected a finite loss")

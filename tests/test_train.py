@@ -1,8 +1,8 @@
 """Recipes train, and a run that is stopped, killed or fails leaves what it can go on from."""
 
 import csv
+import importlib
 import os
-import random
 import re
 import signal
 import subprocess
@@ -15,47 +15,13 @@ import torch.nn.functional as F
 
 import dla_kernels as dla
 from dla_kernels.data import open_data, small
-from recipes import augment, batches, checkpoint, optim, settings, train
+from recipes import checkpoint, settings, train
 from recipes import run as runs
-from recipes.settings import Recipe, RecipeError
 
 from .clients import imported
-from .test_data import write_arrays
+from .test_data import write_arrays, write_photos
 from .tiers import ROOT
-
-MODEL = "dla_light_resnet20"
-ANY = random.SystemRandom()  # a run has a seed for all others
-
-
-@pytest.fixture
-def few_images(monkeypatch):
-    """Have few and small made images: five steps of eight."""
-    monkeypatch.setattr(small, "NUMBERS", {True: 40, False: 20})
-    monkeypatch.setattr(small, "SIDE", 8)
-
-
-def recipe_of(**changes):
-    return settings.load("dla-cifar").with_changes({"epochs": 2, "batch": 8, "milestones": [1], **changes})
-
-
-def saved(folder):
-    return torch.load(folder / "last.pt", weights_only=True)
-
-
-def differing(a, b, at=""):
-    """Return where two checkpoints differ, but for how long things took."""
-    if isinstance(a, torch.Tensor):
-        return [] if torch.equal(a, b) else [at]
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), at
-        return [d for k in a if k not in ("seconds", "sums") for d in differing(a[k], b[k], f"{at}.{k}")]
-    if isinstance(a, (list, tuple)):
-        assert len(a) == len(b), at
-        return [d for i, (x, y) in enumerate(zip(a, b)) for d in differing(x, y, f"{at}.{i}")]
-    return [] if a == b else [at]
-
-
-# ---- recipes ----
+from .training import ANY, MODEL, differing, raise_sigterm, recipe_of, saved, stop_at
 
 
 @pytest.mark.parametrize("name", settings.names())
@@ -73,161 +39,6 @@ def test_every_recipe_takes_two_steps(name, few_images, monkeypatch, tmp_path):
     assert stopped is None and row["train_loss"] > 0
     assert saved(tmp_path)["schedule"]["last_epoch"] == 2
     assert recipe.table or recipe.note
-
-
-def test_models_and_figures_of_recipes_are_of_networks_that_there_are():
-    for recipe in map(settings.load, settings.names()):
-        figures = [figure for models in recipe.figures.values() for figure in models.items()]
-        assert {recipe.model, *(model for model, _ in figures)} <= {*dla.list_models()}
-        assert all(50 < accuracy < 100 for _, accuracy in figures)
-
-
-def test_a_recipe_has_from_its_base_what_it_does_not_say():
-    base, wide = settings.load("dia-cifar"), settings.load("wrn-cifar")
-    assert (wide.pad, wide.flip, wide.batch) == (base.pad, base.flip, base.batch) == (4, True, 128)
-    assert (wide.epochs, wide.gamma, wide.weight_decay) == (200, 0.2, 5e-4)
-    assert "dia_resnet164" in base.figures["cifar100"] and "dia_resnet164" not in wide.figures["cifar100"]
-    assert settings.load("dia-cifar-no-augmentation").figures == {}
-
-
-@pytest.mark.parametrize(
-    "text, said",
-    [
-        ("epoch = 3", r"expected keys such as epochs.*, got 'epoch'"),
-        ("epochs = 1.5", r"epochs: expected int, got 1.5"),
-        ("flip = 1", r"flip: expected bool, got 1"),
-        ("lr = true", r"lr: expected float, got True"),
-        ("lr = -1", r"expected no number below 0"),
-        ("amp = 'fp8'", r"amp: expected none, bf16, fp16, got 'fp8'"),
-        ("drop_path = 1.0", r"drop_path: expected a rate in \[0, 1\), got 1.0"),
-        ("accumulate = 0", r"accumulate: expected at least 1, got 0"),
-        ("milestones = 3", r"milestones: expected list\[int\], got 3"),
-        ("milestones = ['a']", r"milestones: expected list\[int\], got \['a'\]"),
-        ("lr = ", r"expected TOML"),
-        ("base = 'nothing'", r"recipe: expected a .toml file or one of .*dla-cifar.*, got 'nothing'"),
-    ],
-)
-def test_a_recipe_that_cannot_be_followed_says_why(text, said, tmp_path):
-    file = tmp_path / "mine.toml"
-    file.write_text(text)
-    with pytest.raises(RecipeError, match=said):
-        settings.load(str(file))
-
-
-def test_changes_are_read_as_toml_or_as_words():
-    changes = dict(map(settings.parse_change, ["lr=1", "amp=bf16", "options.norm=none", "milestones=[1, 2]"]))
-    recipe = settings.load("dia-cifar").with_changes(changes)
-    assert (recipe.lr, recipe.amp, recipe.milestones, recipe.options) == (1.0, "bf16", [1, 2], {"norm": "none"})
-    with pytest.raises(RecipeError, match="expected key=value, got 'lr'"):
-        settings.parse_change("lr")
-
-
-# ---- optimisers and schedules ----
-
-
-def test_rates_follow_the_schedule():
-    steps = Recipe(epochs=180, milestones=[100, 150])
-    assert [round(optim.rate(steps, e), 6) for e in (0, 99.99, 100, 149, 150)] == [1, 1, 0.1, 0.1, 0.01]
-    cosine = Recipe(epochs=13, schedule="cosine", warmup=3)
-    assert [round(optim.rate(cosine, e), 6) for e in (1.5, 3, 8, 13)] == [0.5, 1, 0.5, 0]
-    assert 0 < optim.rate(cosine, 0) < 0.01
-
-
-@pytest.mark.parametrize("model", ["dla_light_resnet20", "dia_resnet20", "se_resnet20", "shared_se_resnet20"])
-def test_attention_has_a_weight_decay_of_its_own(model):
-    net = dla.create_model(model)
-    recipe = Recipe(weight_decay=0.1, attention_weight_decay=0.2, bias_weight_decay=0.0)
-    groups = {group["weight_decay"]: group["params"] for group in optim.groups_of(net, recipe)}
-    assert sorted(groups) == [0.0, 0.1, 0.2]
-    plain = {name for name, p in dla.create_model("resnet20").named_parameters() if p.dim() > 1}
-    assert len(groups[0.1]) == len(plain)  # all that a network without attention has
-    assert sum(map(len, groups.values())) == len([*net.parameters()])
-
-
-def test_an_optimiser_of_timm_is_taken_by_its_name():
-    imported("timm")
-    net = dla.create_model("resnet20")
-    found = optim.optimizer_of(net, Recipe(optimizer="lamb", lr=0.5, attention_weight_decay=0.0))
-    assert type(found).__name__.lower() == "lamb" and found.param_groups[0]["lr"] == 0.5
-    with pytest.raises(RecipeError, match="expected sgd, adamw or a name that timm knows"):
-        optim.optimizer_of(net, Recipe(optimizer="nothing"))
-
-
-# ---- images ----
-
-
-def test_a_crop_and_a_flip_are_those_of_each_image():
-    x = torch.randint(1, 256, (64, 3, 5, 7), dtype=torch.uint8)
-    draws = torch.randint(2**31, (64, 3))
-    found = augment.cropped(x, draws, pad=2, flip=True)
-    for image, (down, right, turned), got in zip(x, draws.tolist(), found):
-        expected = F.pad(image, (2, 2, 2, 2))[:, down % 5 : down % 5 + 5, right % 5 : right % 5 + 7]
-        assert torch.equal(got, expected.flip(2) if turned % 2 else expected)
-    assert 0.2 < (draws[:, 2] % 2).double().mean() < 0.8
-    assert torch.equal(augment.cropped(x, draws, 0, False), x)
-
-
-@pytest.mark.parametrize("changes", [{}, {"pad": 0, "resized_crop": True, "randaugment": 9, "erasing": 0.5}])
-def test_what_happens_to_an_image_follows_from_seed_epoch_and_number(changes, few_images):
-    if changes:
-        imported("torchvision")
-    images = open_data("synthetic", True)
-    before = torch.get_rng_state()
-
-    def batch(numbers, epoch=1, seed=5):
-        return augment.Augmentation(recipe_of(**changes), images, seed).batch(epoch, torch.tensor(numbers))
-
-    whole = batch([*range(40)])
-    assert torch.equal(whole[[7, 31, 2]], batch([7, 31, 2]))
-    assert not torch.equal(whole, batch([*range(40)], epoch=2))
-    assert not torch.equal(whole, batch([*range(40)], seed=6))
-    assert torch.equal(torch.get_rng_state(), before)  # nobody else's numbers are drawn
-
-
-class Member:
-    """Stand for one process of several."""
-
-    def __init__(self, rank, world):
-        self.rank, self.world = rank, world
-
-
-def parts_of(rank, world, accumulate, first=0, **changes):
-    recipe = recipe_of(accumulate=accumulate, batch=12, pad=0, flip=False, **changes)
-    reader = batches.Reader(open_data("synthetic", True), None)
-    return [*batches.training_parts(recipe, reader, 3, 0, first, Member(rank, world))]
-
-
-def test_processes_share_a_step_as_its_parts_do(few_images):
-    """The 40 images are three batches of 12 and one of 4."""
-    whole = parts_of(0, 1, accumulate=4)
-    halves = [parts_of(rank, 2, accumulate=2) for rank in (0, 1)]
-    assert [len(part[0]) for step in whole for part in step] == [3] * 12 + [1] * 4
-    for step, parts in enumerate(whole):
-        both = [part for half in halves for part in half[step]]
-        assert all(torch.equal(a[0], b[0]) and a[2] == b[2] == (4 if step == 3 else 12) for a, b in zip(parts, both))
-    seen = torch.cat([part[0] for step in whole for part in step])
-    assert len(seen.flatten(1).unique(dim=0)) == 40
-    assert torch.equal(parts_of(0, 1, 4, first=2)[0][1][0], whole[2][1][0])
-    assert len(parts_of(0, 1, accumulate=6)) == 3  # the last 4 images are no six parts
-    assert len(parts_of(0, 1, accumulate=1, drop_last=True)) == 3
-
-
-def test_batches_that_cannot_be_divided_are_refused():
-    with pytest.raises(RecipeError, match=r"batch: expected a multiple of 6 \(2 processes, accumulate = 3\), got 8"):
-        batches.steps_of(recipe_of(accumulate=3), 40, world=2)
-    with pytest.raises(RecipeError, match="expected at most 7, which is how many images there are, got 8"):
-        batches.steps_of(recipe_of(drop_last=True), 7, world=1)
-
-
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_every_image_is_tested_once(world, few_images):
-    reader = batches.Reader(open_data("synthetic", False), None)
-    shares = [[*batches.test_parts(recipe_of(), reader, Member(rank, world))] for rank in range(world)]
-    seen = torch.cat([x for share in shares for x, _ in share])
-    assert len(seen) == len(seen.flatten(1).unique(dim=0)) == 20
-
-
-# ---- a run ----
 
 
 def test_a_run_learns_and_leaves_its_log_its_curves_and_its_checkpoint(few_images, tmp_path):
@@ -252,6 +63,13 @@ def test_a_run_learns_and_leaves_its_log_its_curves_and_its_checkpoint(few_image
     assert loss == pytest.approx(rows[-1]["test_loss"], rel=1e-4)
 
 
+def test_the_digits_are_learned(tmp_path):
+    """As ``make train`` has it."""
+    pytest.importorskip("sklearn")
+    assert train.main(["--recipe", "digits", "--data", "digits", "--out", str(tmp_path)]) == 0
+    assert saved(tmp_path)["rows"][-1]["test_accuracy"] > 0.97
+
+
 @pytest.mark.parametrize("changes", [{"amp": "bf16"}, {"amp": "fp16", "clip": 1.0}, {"channels_last": True}])
 def test_ways_to_compute_train_too(changes, few_images, tmp_path):
     (row,), _ = runs.run(recipe_of(epochs=1, batch=20, **changes), MODEL, "synthetic", out=tmp_path)
@@ -264,19 +82,6 @@ def test_a_compiled_network_has_the_same_names(few_images, tmp_path, monkeypatch
     runs.run(recipe_of(epochs=1, compile=True), "resnet20", "synthetic", out=tmp_path)
     assert len(compiled) == 1
     dla.create_model("resnet20").load_state_dict(saved(tmp_path)["model"])
-
-
-def stop_at(monkeypatch, step, act):
-    """Have something happen in a run's step, counted from 1."""
-    taken, take_step = [], runs.Run.take_step
-
-    def counted(self, *args):
-        take_step(self, *args)
-        taken.append(1)
-        if len(taken) == step:
-            act()
-
-    monkeypatch.setattr(runs.Run, "take_step", counted)
 
 
 @pytest.mark.parametrize(
@@ -371,10 +176,6 @@ def test_a_process_that_is_killed_leaves_a_checkpoint_to_go_on_from(how, tmp_pat
     finish("cut")
     finish("whole")
     assert differing(saved(tmp_path / "whole"), saved(tmp_path / "cut")) == []
-
-
-def raise_sigterm():
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 TWO_RUNS = """
@@ -512,8 +313,6 @@ def test_what_cannot_be_done_is_one_line(options, said, few_images, capsys, tmp_
 
 
 def test_a_reader_in_another_process_says_one_line_too(capsys, tmp_path):
-    from .test_data import write_photos
-
     write_photos(tmp_path / "data")
     photo = tmp_path / "data" / "val" / "dog" / "1.png"
     photo.write_bytes(photo.read_bytes()[:500])
@@ -522,18 +321,8 @@ def test_a_reader_in_another_process_says_one_line_too(capsys, tmp_path):
     assert "1.png: expected a photo, but it cannot be read" in failed(capsys, *options)
 
 
-def test_what_needs_torchvision_says_so_where_there_is_none(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchvision.transforms", None)
-    with pytest.raises(RecipeError, match="erasing: it needs torchvision, which cannot be imported"):
-        augment.Augmentation(recipe_of(erasing=0.1), open_data("synthetic", True), 0)
-    with pytest.raises(RecipeError, match="cutmix: it needs torchvision"):
-        augment.mixing(recipe_of(cutmix=1.0), 10)
-
-
 @pytest.mark.parametrize("name", ["train", "table"])
 def test_commands_have_help(name, capsys):
-    import importlib
-
     with pytest.raises(SystemExit) as stop:
         importlib.import_module(f"recipes.{name}").main(["--help"])
     assert stop.value.code == 0

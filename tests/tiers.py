@@ -77,7 +77,6 @@ LEFT = (
     "test_cuda_mutations::test_a_",
     "test_cuda_mutations::test_no_kernel_leaves_the_bounds_of_its_buffers",
     "test_cuda_mutations::test_the_kernels_give_the_same_bits_under_every_seed",
-    "test_examples::test_a_network_learns_digits",
     "test_examples::test_swap_cell_trains_with_each_cell_asked_for",
     "test_install::test_a_wheel_without_kernels_serves_every_machine_and_says_why",
     "test_install::test_the_first_hour_of_a_newcomer",
@@ -92,6 +91,7 @@ LEFT = (
     "test_tiers::test_a_crash_costs_one_case_and_is_named",
     "test_tiers::test_fast_and_rest_are_the_full_run_and_share_nothing",
     "test_tiers::test_workers_choose_by_the_seed_of_their_run",
+    "test_train::test_the_digits_are_learned",
 )
 # Tests that have every value once in the fast tier, not every pair of values, and no case of the Triton kernels: what
 # they ask for long of a stage, a compiler or finite differences, others ask of each op in a smaller way.
