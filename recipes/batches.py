@@ -2,7 +2,7 @@
 
 A step's images are the next ``batch`` of the epoch's order; they are divided among the processes, and each divides its
 own into the parts that it accumulates. So two processes, or one with two parts, see the same parts. An epoch's last
-images are a smaller batch, unless they are fewer than there are parts or the recipe drops them.
+images are a smaller batch, unless they are less than two for each part, which norms need, or the recipe drops them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def steps_of(recipe: Recipe, images: int, world: int) -> int:
             f"got {recipe.batch}"
         )
     full, left = divmod(images, recipe.batch)
-    steps = full + (left >= parts and not recipe.drop_last)
+    steps = full + (left >= 2 * parts and not recipe.drop_last)
     if steps == 0:
         raise RecipeError(f"batch: expected at most {images}, which is how many images there are, got {recipe.batch}")
     return steps

@@ -235,8 +235,9 @@ class Run:
                     loss = F.cross_entropy(scores, targets, label_smoothing=recipe.smoothing, reduction="sum")
                 # Processes average their gradients: together this is the mean over the images of the step.
                 self.scaler.scale(loss * (self.team.world / size)).backward()
-            right = (scores.detach().argmax(1) == labels).sum()
-            self.sums[:3] += torch.stack([loss.detach().double(), right.double(), right.new_tensor(len(x)).double()])
+            self.sums[0] += loss.detach()
+            self.sums[1] += (scores.detach().argmax(1) == labels).sum()
+            self.sums[2] += len(x)
         if recipe.clip:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.net.parameters(), recipe.clip)
@@ -265,8 +266,9 @@ class Run:
             with self.autocast():
                 scores = net(x)
                 loss = F.cross_entropy(scores, labels, reduction="sum")
-            right = (scores.argmax(1) == labels).sum()
-            sums[:3] += torch.stack([loss.double(), right.double(), right.new_tensor(len(x)).double()])
+            sums[0] += loss
+            sums[1] += (scores.argmax(1) == labels).sum()
+            sums[2] += len(x)
         return self.team.sum(sums).tolist()
 
 

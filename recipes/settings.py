@@ -131,16 +131,17 @@ def names() -> list[str]:
     return sorted(file.stem for file in HERE.glob("*.toml"))
 
 
-def load(name: str) -> Recipe:
+def load(name: str, above: tuple[Path, ...] = ()) -> Recipe:
     """Return a recipe by its name, or from a file of one's own; what it does not say, it has from its ``base``."""
     file = Path(name) if name.endswith(".toml") else HERE / f"{name}.toml"
     if not file.is_file():
         raise RecipeError(f"recipe: expected a .toml file or one of {', '.join(names())}, got {name!r}")
-    said = read_toml(file.read_text(), str(file))
-    base = said.pop("base", None)
-    recipe = load(base) if base is not None else Recipe()
-    if base is not None:
-        recipe = replace(recipe, table="", note="", figures={})
+    if file in above:
+        raise RecipeError(f"{file}: expected a base that is another recipe, but it is its own")
+    said = read_toml(file.read_bytes().decode(errors="replace"), str(file))
+    recipe = Recipe()
+    if "base" in said:
+        recipe = replace(load(str(said.pop("base")), (*above, file)), table="", note="", figures={})
     try:
         return recipe.with_changes({"name": file.stem, **said})
     except RecipeError as error:

@@ -63,6 +63,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
+        if not 0 <= args.seed < 1 << 63:
+            raise RecipeError(f"--seed: expected a whole number from 0 to 2^63, got {args.seed}")
         recipe = recipe_of(args)
         model = args.model or recipe.model
         out = args.out or Path("runs") / f"{recipe.name}-{model}-{args.seed}"

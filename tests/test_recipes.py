@@ -46,14 +46,15 @@ def test_a_recipe_has_from_its_base_what_it_does_not_say():
         ("milestones = 3", r"milestones: expected list\[int\], got 3"),
         ("milestones = ['a']", r"milestones: expected list\[int\], got \['a'\]"),
         ("lr = ", r"expected TOML"),
+        ("base = 'mine.toml'", r"mine.toml: expected a base that is another recipe"),
         ("base = 'nothing'", r"recipe: expected a .toml file or one of .*dla-cifar.*, got 'nothing'"),
     ],
 )
-def test_a_recipe_that_cannot_be_followed_says_why(text, said, tmp_path):
-    file = tmp_path / "mine.toml"
-    file.write_text(text)
+def test_a_recipe_that_cannot_be_followed_says_why(text, said, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text(text)
     with pytest.raises(RecipeError, match=said):
-        settings.load(str(file))
+        settings.load("mine.toml")
 
 
 def test_changes_are_read_as_toml_or_as_words():
@@ -134,24 +135,24 @@ class Member:
 
 
 def parts_of(rank, world, accumulate, first=0, **changes):
-    recipe = recipe_of(accumulate=accumulate, batch=12, pad=0, flip=False, **changes)
+    recipe = recipe_of(accumulate=accumulate, batch=16, pad=0, flip=False, **changes)
     reader = batches.Reader(open_data("synthetic", True), None)
     return [*batches.training_parts(recipe, reader, 3, 0, first, Member(rank, world))]
 
 
 def test_processes_share_a_step_as_its_parts_do(few_images):
-    """The 40 images are three batches of 12 and one of 4."""
+    """The 40 images are two batches of 16 and one of 8."""
     whole = parts_of(0, 1, accumulate=4)
     halves = [parts_of(rank, 2, accumulate=2) for rank in (0, 1)]
-    assert [len(part[0]) for step in whole for part in step] == [3] * 12 + [1] * 4
+    assert [len(part[0]) for step in whole for part in step] == [4] * 8 + [2] * 4
     for step, parts in enumerate(whole):
         both = [part for half in halves for part in half[step]]
-        assert all(torch.equal(a[0], b[0]) and a[2] == b[2] == (4 if step == 3 else 12) for a, b in zip(parts, both))
+        assert all(torch.equal(a[0], b[0]) and a[2] == b[2] == (8 if step == 2 else 16) for a, b in zip(parts, both))
     seen = torch.cat([part[0] for step in whole for part in step])
     assert len(seen.flatten(1).unique(dim=0)) == 40
-    assert torch.equal(parts_of(0, 1, 4, first=2)[0][1][0], whole[2][1][0])
-    assert len(parts_of(0, 1, accumulate=6)) == 3  # the last 4 images are no six parts
-    assert len(parts_of(0, 1, accumulate=1, drop_last=True)) == 3
+    assert torch.equal(parts_of(0, 1, 4, first=1)[0][1][0], whole[1][1][0])
+    assert len(parts_of(0, 1, accumulate=8)) == 2  # the last 8 images are no eight parts of two
+    assert len(parts_of(0, 1, accumulate=1, drop_last=True)) == 2
 
 
 def test_batches_that_cannot_be_divided_are_refused():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import pickle
 import tarfile
@@ -177,7 +178,9 @@ class OnlyArrays(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if module.partition(".")[0] in ("numpy", "_codecs") and name in self.allowed:
-            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+            if importlib.util.find_spec("numpy._core"):  # numpy.core's name from numpy 2 on
+                module = module.replace("numpy.core", "numpy._core")
+            return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which such data does not need")
 
 

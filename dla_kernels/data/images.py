@@ -100,6 +100,9 @@ class Held(Images):
 
 def statistics(images: Tensor) -> tuple[list[float], list[float]]:
     """Return mean and standard deviation of each channel of bytes [N, C, H, W], in 0 .. 1."""
-    values = images.double().div_(255)
-    mean, std = values.mean((0, 2, 3)), values.std((0, 2, 3), correction=0)
-    return mean.tolist(), std.clamp(min=1e-3).tolist()
+    total = torch.zeros(2, images.shape[1], dtype=torch.float64)  # of values, and of their squares
+    for part in images.split(1024):
+        values = part.double() / 255
+        total += torch.stack([values.sum((0, 2, 3)), values.square().sum((0, 2, 3))])
+    mean, square = total / (images.numel() // images.shape[1])
+    return mean.tolist(), (square - mean.square()).clamp(min=1e-6).sqrt().tolist()
