@@ -192,9 +192,9 @@ with Team() as team:
 
 
 def test_two_processes_train_as_one(tmp_path):
-    """With norms they do as one process with two parts, since each has norms of its own; without, as any. Two images of
-    the last batch are divided too, and one is left out of the test set by half."""
-    data = write_arrays(tmp_path / "a.npz", images=18)
+    """With norms they do as one process with two parts, since each has norms of its own; without, as any. The four
+    images of the last batch are divided too."""
+    data = write_arrays(tmp_path / "a.npz", images=20)
     (tmp_path / "two_runs.py").write_text(TWO_RUNS)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
