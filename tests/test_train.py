@@ -110,6 +110,18 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_bits(changes, few_images,
         assert len((out / "log.csv").read_text().splitlines()) == 1 + len(whole)
 
 
+def test_tensorboard_has_each_epoch_once_though_the_run_was_stopped(few_images, monkeypatch, tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with monkeypatch.context() as patched:
+        stop_at(patched, 7, raise_sigterm)
+        runs.run(recipe_of(), "resnet20", "synthetic", out=tmp_path)
+    rows, _ = runs.run(recipe_of(), "resnet20", "synthetic", out=tmp_path, resume=True)
+    found = events.EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    told = [(event.step, event.value) for event in found.Scalars("test/loss")]
+    assert told == [(row["epoch"], pytest.approx(row["test_loss"])) for row in rows]
+
+
 def test_who_reads_the_images_changes_nothing(few_images, tmp_path):
     for workers in (0, 2):
         recipe = recipe_of(epochs=1, workers=workers)

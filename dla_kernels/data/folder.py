@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ class Photos(Images):
     def label(self, i: int) -> int:
         return self.files[i][1]
 
-    def image(self, i: int):  # type: ignore[no-untyped-def] # of pillow
+    def image(self, i: int) -> Any:  # of pillow
         path = self.files[i][0]
         try:
             with self.open(io.BytesIO(path.read_bytes())) as image:
@@ -88,7 +89,7 @@ def folders(path: Path) -> list[str]:
     return names
 
 
-def tensor_of(image) -> Tensor:  # type: ignore[no-untyped-def] # of pillow
+def tensor_of(image: Any) -> Tensor:
     """Return an image of pillow as bytes [3, H, W]."""
     w, h = image.size
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(h, w, 3).permute(2, 0, 1).contiguous()
