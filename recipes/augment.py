@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dla_kernels.data import Images
 
+from .others import import_other
 from .settings import Recipe, RecipeError
 
 
@@ -23,10 +24,9 @@ def generator(*what: object) -> torch.Generator:
 def torchvision_transforms(asked: str) -> Any:
     """Return torchvision's transforms; say what asked for them where there are none."""
     try:
-        from torchvision.transforms import v2
-    except (ImportError, RuntimeError) as error:  # RuntimeError: it is of another torch
+        return import_other("torchvision.transforms.v2")
+    except (ImportError, RuntimeError) as error:
         raise RecipeError(f"{asked}: it needs torchvision, which cannot be imported ({error})") from error
-    return v2
 
 
 class Augmentation:

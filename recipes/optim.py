@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .others import import_other
 from .settings import Recipe, RecipeError
 
 ATTENTION = re.compile(r"(^|\.)(attention|recalibrate)\.")  # in names of parameters of our networks
@@ -35,7 +36,7 @@ def optimizer_of(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, recipe.lr)
     try:
-        from timm.optim import create_optimizer_v2
+        create_optimizer_v2 = import_other("timm.optim").create_optimizer_v2
     except (ImportError, RuntimeError) as error:
         raise RecipeError(
             f"optimizer: expected sgd or adamw, or a name that timm knows; it cannot be imported ({error})"

@@ -107,6 +107,8 @@ class Run:
             self.net: Any = dla.create_model(model, **self.options).to(team.device)
         except (TypeError, ValueError) as error:
             raise RecipeError(f"model: {error}") from error
+        if self.net.num_classes != self.images.classes:
+            raise RecipeError(f"model: expected one with class scores, got {model} with features_only")
         if recipe.sync_bn and team.world > 1:
             if team.device.type != "cuda":
                 raise RecipeError("sync_bn: expected GPUs, on which alone torch has it")

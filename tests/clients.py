@@ -1,24 +1,15 @@
 """This module imports the networks of others that ours are to work with, torchvision's and timm's, where there are any.
 
-torchvision comes from the package index with a library for CUDA, which does not load beside a torch without it. Its
-Python files are all that is needed here, but at their import they describe operators that only that library declares.
-They are declared here in its place; the one that detectors cannot do without has a kernel, in Python.
+Where its own library does not load, the one operator that detectors cannot do without has a kernel, in Python.
 """
 
-import importlib
 import importlib.util
 import re
-import sys
 
 import pytest
 import torch
 
-# What torchvision/_meta_registrations.py describes before it looks whether the library has been loaded.
-SCHEMAS = (
-    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-)
-declared = []  # libraries, which take their operators with them
+from recipes.others import declared, import_other
 
 
 def import_those_named_in(text):
@@ -34,18 +25,7 @@ def imported(name):
     """Return a module of torchvision or timm; skip the test where these are not installed."""
     if importlib.util.find_spec(name.partition(".")[0]) is None:
         pytest.skip(f"{name} is not installed")
-    try:
-        return importlib.import_module(name)
-    except RuntimeError as error:
-        if declared or "operator torchvision::" not in str(error):
-            raise
-    for half in [half for half in sys.modules if half.partition(".")[0] in ("torchvision", "timm")]:
-        del sys.modules[half]
-    library = torch.library.Library("torchvision", "DEF")
-    for schema in SCHEMAS:
-        library.define(schema)
-    declared.append(library)
-    return importlib.import_module(name)
+    return import_other(name)
 
 
 def nms(boxes, scores, iou_threshold):

@@ -171,7 +171,7 @@ def test_every_image_is_tested_once(world, few_images):
 
 
 def test_what_needs_torchvision_says_so_where_there_is_none(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchvision.transforms", None)
+    monkeypatch.setitem(sys.modules, "torchvision.transforms.v2", None)
     with pytest.raises(RecipeError, match="erasing: it needs torchvision, which cannot be imported"):
         augment.Augmentation(recipe_of(erasing=0.1), open_data("synthetic", True), 0)
     with pytest.raises(RecipeError, match="cutmix: it needs torchvision"):

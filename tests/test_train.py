@@ -314,6 +314,7 @@ def test_a_run_that_is_there_is_neither_overwritten_nor_taken_for_another(few_im
         (["--recipe", "nothing"], "expected a .toml file or one of"),
         (["--model", "resnet21"], "model: name: expected a name such as resnet20"),
         (["--set", "options.cells=lstm"], "model: options: expected some of"),
+        (["--set", "options.features_only=true"], "expected one with class scores, got dla_light_resnet20"),
         (["--set", "resized_crop=true", "--set", "pad=4"], "pad: expected 0 with resized_crop"),
         (["--seed", "-1"], "--seed: expected a whole number from 0 to"),
         (["--epochs", "0"], "epochs: expected at least 1, got 0"),
