@@ -15,14 +15,15 @@ from .settings import Recipe, RecipeError
 ATTENTION = re.compile(r"(^|\.)(attention|recalibrate)\.")  # in names of parameters of our networks
 
 
-def groups_of(net: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+def groups_of(net: Any, recipe: Recipe) -> list[dict[str, Any]]:
     """Return the parameters that are trained, by their weight decay."""
     groups: dict[float, list[nn.Parameter]] = {}
+    tokens = net.no_weight_decay() if hasattr(net, "no_weight_decay") else ()
     for name, parameter in net.named_parameters():
         decay = recipe.weight_decay
         if recipe.attention_weight_decay is not None and ATTENTION.search(name):
             decay = recipe.attention_weight_decay
-        if recipe.bias_weight_decay is not None and parameter.dim() < 2:
+        if recipe.bias_weight_decay is not None and (parameter.dim() < 2 or name in tokens):
             decay = recipe.bias_weight_decay
         if parameter.requires_grad:
             groups.setdefault(decay, []).append(parameter)

@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import dla_kernels as dla
 from dla_kernels.data import Images, open_data
+from dla_kernels.models.registry import MODELS
 from dla_kernels.terminal import progress
 
 from . import checkpoint
@@ -68,7 +69,10 @@ class Signals:
 def model_options(name: str, recipe: Recipe, images: Images) -> dict[str, Any]:
     """Return the options by which ``create_model`` makes the network."""
     options = {**recipe.options, "num_classes": images.classes, "in_channels": images.channels}
-    if recipe.drop_path and name.startswith(("dla_", "mrla_")):
+    transformer = "heads" in MODELS.get(name, {})
+    if transformer:
+        options.setdefault("img_size", images.size)
+    if recipe.drop_path and (transformer or name.startswith(("dla_", "mrla_"))):
         options.setdefault("drop_path", recipe.drop_path)
     return options
 

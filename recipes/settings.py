@@ -39,7 +39,7 @@ class Recipe:
     nesterov: bool = False
     weight_decay: float = 1e-4
     attention_weight_decay: float | None = None  # of attention and its norms, where it is another
-    bias_weight_decay: float | None = None  # of biases, norms and all else of one dimension, where it is another
+    bias_weight_decay: float | None = None  # of biases, norms, positions and class tokens, where it is another
     clip: float = 0.0  # the largest norm of the gradients; 0 for any
     # its schedule, in epochs
     schedule: str = "steps"
@@ -47,7 +47,7 @@ class Recipe:
     gamma: float = 0.1
     warmup: float = 0.0  # while the rate grows from 0
     # the network in training
-    drop_path: float = 0.0  # of layer attention; networks without it have none
+    drop_path: float = 0.0  # of layer attention, and of transformers; others have none
     smoothing: float = 0.0  # of labels
     ema: float = 0.0  # how much a step keeps of the average of weights, which is then tested; 0 for no average
     # the images

@@ -87,6 +87,14 @@ def test_attention_has_a_weight_decay_of_its_own(model):
     assert sum(map(len, groups.values())) == len([*net.parameters()])
 
 
+def test_positions_and_class_tokens_decay_as_biases_do():
+    net = dla.create_model("mrla_light_deit_tiny", num_classes=10, img_size=32)
+    groups = optim.groups_of(net, Recipe(weight_decay=0.1, attention_weight_decay=0.2, bias_weight_decay=0.0))
+    undecayed = {id(p) for group in groups if group["weight_decay"] == 0 for p in group["params"]}
+    assert {id(net.pos_embed), id(net.cls_token), id(net.norm.weight), id(net.head.bias)} <= undecayed
+    assert id(net.head.weight) not in undecayed
+
+
 def test_an_optimiser_of_timm_is_taken_by_its_name():
     imported("timm")
     net = dla.create_model("resnet20")

@@ -29,11 +29,11 @@ def test_every_recipe_takes_two_steps(name, few_images, monkeypatch, tmp_path):
     recipe = settings.load(name)
     if recipe.resized_crop or recipe.mixup:
         imported("torchvision")
-    imagenet = recipe.size == 224
+    imagenet, transformer = recipe.size == 224, "deit" in recipe.model
     monkeypatch.setattr(small, "NUMBERS", {True: 16, False: 4})
     monkeypatch.setattr(small, "SIDE", 32 if imagenet else 8)
-    attention = recipe.model.rpartition("_")[0] if "resnet" in recipe.model else "dia"
-    model = f"{attention}_{'resnet18' if imagenet else 'resnet20'}"
+    attention = "dla_light" if recipe.model.startswith("dla") else "dia"
+    model = recipe.model if transformer else f"{attention}_{'resnet18' if imagenet else 'resnet20'}"
     recipe = recipe.with_changes({"epochs": 1, "batch": 8, "workers": 0})
     (row,), stopped = runs.run(recipe, model, "synthetic", out=tmp_path)
     assert stopped is None and row["train_loss"] > 0

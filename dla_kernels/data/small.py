@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .images import DataError, Held, statistics
 
-CLASSES, SIDE, NUMBERS = 10, 32, {True: 512, False: 256}  # of made images
+CLASSES, SIDE, NUMBERS = 10, 32, {True: 128, False: 64}  # of made images
 
 
 def synthetic(train: bool, size: int | None = None) -> Held:
