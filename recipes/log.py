@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,17 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 class Board:
     """TensorBoard's file, or nothing where TensorBoard is not installed."""
 
-    def __init__(self, folder: Path, epoch: int) -> None:
+    def __init__(self, folder: Path, rows: Sequence[Row]) -> None:
+        """Begin the file anew, with the rows of a run that goes on."""
+        self.writer = None
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            self.writer = None
             return
-        self.writer = SummaryWriter(str(folder), purge_step=epoch + 1)  # of a run that goes on, what came after
+        shutil.rmtree(folder, ignore_errors=True)
+        self.writer = SummaryWriter(str(folder))
+        for row in rows:
+            self.add(row)
 
     def add(self, row: Row) -> None:
         if self.writer is not None:

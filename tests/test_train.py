@@ -51,16 +51,20 @@ def test_a_run_learns_and_leaves_its_log_its_curves_and_its_checkpoint(few_image
     assert (tmp_path / "curves.png").read_bytes()[1:4] == b"PNG"
     found = saved(tmp_path)
     assert {"model", "name", "options", "data", "recipe", "epoch", "seed"} <= found.keys()
-    net = dla.create_model(found["name"], **found["options"])
-    net.load_state_dict(found["model"])
     # What is tested is the average of the weights.
     average = {key.removeprefix("module."): value for key, value in found["ema"].items() if key != "n_averaged"}
-    net.load_state_dict(average)
-    tests = open_data("synthetic", False)
-    x, labels = torch.stack([tests[i][0] for i in range(20)]), tests.labels
+    assert tested_loss({**found, "model": average}) == pytest.approx(rows[-1]["test_loss"], rel=1e-4)
+    assert tested_loss(found) != pytest.approx(rows[-1]["test_loss"], rel=1e-4)
+
+
+def tested_loss(found):
+    """Return the loss that a checkpoint's network has on its test images."""
+    net = dla.create_model(found["name"], **found["options"])
+    net.load_state_dict(found["model"])
+    tests = open_data(found["data"], False)
+    x = torch.stack([tests[i][0] for i in range(len(tests))])
     with torch.no_grad():
-        loss = F.cross_entropy(net.eval()(x), labels).item()
-    assert loss == pytest.approx(rows[-1]["test_loss"], rel=1e-4)
+        return F.cross_entropy(net.eval()(x), tests.labels).item()
 
 
 def test_the_digits_are_learned(tmp_path):
@@ -110,16 +114,24 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_bits(changes, few_images,
         assert len((out / "log.csv").read_text().splitlines()) == 1 + len(whole)
 
 
-def test_tensorboard_has_each_epoch_once_though_the_run_was_stopped(few_images, monkeypatch, tmp_path):
+def test_the_logs_of_a_run_that_goes_on_are_those_of_its_checkpoint(few_images, monkeypatch, tmp_path):
+    """Whatever a killed process had time to write of them."""
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     with monkeypatch.context() as patched:
         stop_at(patched, 7, raise_sigterm)
         runs.run(recipe_of(), "resnet20", "synthetic", out=tmp_path)
+    (tmp_path / "log.csv").unlink()
+    for file in (tmp_path / "tensorboard").iterdir():
+        file.write_bytes(file.read_bytes()[:100])
     rows, _ = runs.run(recipe_of(), "resnet20", "synthetic", out=tmp_path, resume=True)
     found = events.EventAccumulator(str(tmp_path / "tensorboard"))
     found.Reload()
     told = [(event.step, event.value) for event in found.Scalars("test/loss")]
-    assert told == [(row["epoch"], pytest.approx(row["test_loss"])) for row in rows]
+    assert told == [(row["epoch"], pytest.approx(row["test_loss"])) for row in rows] and len(rows) == 2
+    assert [row["epoch"] for row in csv.DictReader((tmp_path / "log.csv").open())] == ["1", "2"]
+    (tmp_path / "log.csv").unlink()
+    runs.run(recipe_of(), "resnet20", "synthetic", out=tmp_path, resume=True)  # it is done
+    assert (tmp_path / "log.csv").exists()
 
 
 def test_who_reads_the_images_changes_nothing(few_images, tmp_path):
@@ -143,6 +155,15 @@ def test_a_signal_while_testing_stops_the_run_too(few_images, monkeypatch, tmp_p
     assert stopped == signal.SIGINT and rows == [] and saved(tmp_path / "cut")["step"] == 5
     runs.run(recipe, MODEL, "synthetic", out=tmp_path / "cut", resume=True)
     assert differing(saved(tmp_path / "whole"), saved(tmp_path / "cut")) == []
+
+
+def test_a_signal_after_the_last_step_stops_nothing(few_images, monkeypatch, tmp_path):
+    write_csv = runs.write_csv
+    monkeypatch.setattr(
+        runs, "write_csv", lambda rows, path: (raise_sigterm() if rows else None, write_csv(rows, path))
+    )
+    rows, stopped = runs.run(recipe_of(epochs=1), "resnet20", "synthetic", out=tmp_path)
+    assert len(rows) == 1 and stopped is None
 
 
 def command(data, out, *options):
@@ -229,6 +250,7 @@ def test_two_processes_train_as_one(tmp_path):
         expected, found = ([state["model"][name] for name in trained] for state in (one, two))
         torch.testing.assert_close(found, expected)
         assert two["rows"][0]["train_loss"] == pytest.approx(row["train_loss"], rel=1e-4)
+        assert two["rows"][0]["test_loss"] == pytest.approx(tested_loss(two), rel=1e-4)
         if out == "plain":
             assert two["rows"][0]["test_loss"] == pytest.approx(row["test_loss"], rel=1e-4)
 
@@ -258,7 +280,7 @@ def test_weights_that_are_no_numbers_are_never_saved(few_images, monkeypatch, tm
 
     def spoil(self, *args):
         take_step(self, *args)
-        if self.epoch == 1:
+        if (self.epoch, self.step) == (1, self.steps - 1):  # no loss sees it any more
             self.net.conv1.weight.data.view(-1)[0] = float("nan")
 
     take_step = runs.Run.take_step
