@@ -62,7 +62,7 @@ class Augmentation:
         """Return one image by torchvision, which draws from torch's own random numbers."""
         pixels = self.images.photo(i) if self.recipe.resized_crop else self.images.pixels(i)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(draw)
+            torch.default_generator.manual_seed(draw)  # alone: torch.manual_seed seeds GPUs too
             return self.of_numbers(self.images.normalised(self.of_bytes(pixels)))
 
 
