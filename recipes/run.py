@@ -200,6 +200,8 @@ class Run:
                 write_csv(self.rows, self.out / "log.csv")
             if board:
                 board.add(self.rows[-1])
+            if self.team.any(signals.got is not None):
+                return
 
     def train_epoch(self, forward: Any, signals: Signals) -> bool:
         """Take the steps that are left of an epoch; return whether it is done, False where a signal ends the run."""
@@ -309,6 +311,8 @@ def run(
     """
     with contextlib.nullcontext(team) if team else Team() as team, determinism(recipe, team), Signals(team) as signals:
         found = checkpoint.load(out)
+        if len(set(team.all_of((found["epoch"], found["step"]) if found else None))) > 1:
+            raise RecipeError(f"{out}: expected a folder that all processes share, but not all find the same last.pt")
         if found is not None and not resume:
             raise RecipeError(f"{out}: it holds a run already; --resume auto goes on with it, or choose another --out")
         it = Run(recipe, model, data, seed, out, team)
