@@ -321,8 +321,8 @@ def run(
         board = None
         if team.leads:
             out.mkdir(parents=True, exist_ok=True)
-            board = Board(out / "tensorboard", it.rows)
             write_csv(it.rows, out / "log.csv")  # what a killed process left of it may lack an epoch
+            board = Board(out / "tensorboard", it.rows)
         try:
             it.train(signals, board)
         finally:
