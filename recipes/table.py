@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import statistics
 import sys
 import warnings
@@ -21,6 +20,7 @@ from .checkpoint import Diverged
 from .results import Outcome, Results, folder_of, outcome_of
 from .run import data_of, model_options, run
 from .settings import Recipe, RecipeError
+from .team import place
 from .train import TOLD, add_recipe, fail, recipe_of
 
 HEADER = ("network", "parameters, M", "runs", "top-1, %", "best epoch, %", "p", "paper, %")
@@ -171,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         recipe = recipe_of(args)
         models = list(dict.fromkeys(name.strip() for name in args.models.split(",") if name.strip()))
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if place()[1] > 1:
             raise RecipeError("expected one process, which trains one network after the other, but torchrun has more")
         if args.seeds < 1 or not models:
             raise RecipeError("--models, --seeds: expected at least one of each")

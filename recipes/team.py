@@ -10,6 +10,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+def place() -> tuple[int, int]:
+    """Return this process's number, from 0 on, and how many there are."""
+    alone = "RANK" not in os.environ
+    return (0, 1) if alone else (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+
+
 class Team:
     """This process among those of a run.
 
@@ -18,7 +24,7 @@ class Team:
     """
 
     def __init__(self) -> None:
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.rank, self.world = place()
         self.device = torch.device("cpu")
         if torch.cuda.is_available():
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

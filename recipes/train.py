@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from . import settings
 from .checkpoint import NAME, Stopped
 from .run import run
 from .settings import Recipe, RecipeError
+from .team import place
 
 # What ends a command with one line in place of a traceback.
 TOLD = (RecipeError, DataError, Stopped, OSError)
@@ -41,7 +41,8 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
 
 def fail(program: str, error: BaseException) -> int:
     """Say what went wrong in one line; of several processes, which one says it."""
-    which = f" (process {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+    rank, world = place()
+    which = f" (process {rank})" if world > 1 else ""
     print(f"{program}{which}: {' '.join(str(error).split())}", file=sys.stderr)
     return 1
 
@@ -74,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("recipes.train: interrupted; the last checkpoint is kept", file=sys.stderr)
         return 130
-    if int(os.environ.get("RANK", 0)) == 0:
+    if place()[0] == 0:
         if result.signal is not None:
             print(f"stopped by a signal; --resume auto goes on from {out / NAME}")
         else:

@@ -110,6 +110,13 @@ def test_other_results_are_refused(tmp_path, capsys):
     assert "at least one of each" in capsys.readouterr().err
 
 
+def test_a_table_is_one_process_s(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert table.main(options(tmp_path, "--models", MODELS)) == 1
+    assert capsys.readouterr().err.startswith("recipes.table (process 1): expected one process")
+
+
 def test_a_run_has_a_folder_for_each_way_to_train():
     recipe, other = Recipe(name="a"), Recipe(name="a", lr=0.2)
     names = {results.folder_of(r, "m", d, s) for r in (recipe, other) for d in "xy" for s in (0, 1)}
