@@ -32,6 +32,13 @@ class BaseStage(NamedTuple):
     state: tuple[Tensor, ...] | None  # of the cell, each [B, C]; None without one
 
 
+class Scores(NamedTuple):
+    """What a step weighed its sum by. They are constants to autograd."""
+
+    shares: Tensor  # of G heads; light: the layer's own gate, [B, G]; base: the softmax over M layers, [M, B, G]
+    d: Tensor | None  # what refreshed o_prev, [B, C]; base: M - 1 keys and values, [2, M - 1, B, C]; None: nothing did
+
+
 def filter_width(C: int) -> int:
     """Return K, how many neighbouring channels make a query or a key.
 

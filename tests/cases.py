@@ -246,7 +246,7 @@ def is_shared(name):
     return name.partition(".")[0] in SHARED
 
 
-OPTIONS = ("cell", "heads", "act", "moments", "relu", "inplace", "backend")  # parameters that are no tensors
+OPTIONS = ("cell", "heads", "act", "moments", "scores", "relu", "inplace", "backend")  # parameters that are no tensors
 TAKEN = {op: [name for name in inspect.signature(getattr(dla, op)).parameters if name not in OPTIONS] for op in OPS}
 TAKEN["base_step"].remove("state")  # its state is in the stage
 

@@ -15,6 +15,7 @@ from dla_kernels.attention import Attention
 from .calls import check_parity
 from .cases import CELLS, DTYPES, FEW_CELLS, LAYOUT_NAMES, MIDDLE, Shape, cell_name, dtype_name, inputs_of, state_forms
 from .stages import cell_weights, check_moments, grown, layers
+from .tolerances import assert_same_bits
 
 OP = "base_step"
 DOUBLE = torch.float64
@@ -141,6 +142,49 @@ def test_moments_are_those_of_the_output(backend):
     inputs = inputs_of(OP, MIDDLE, dla.PAPER_DSU, torch.float32, device=backend.device)
     o, _, moments = dla.base_step(**inputs, heads=1, moments=True, backend=backend.name)
     check_moments(moments, o)
+
+
+@pytest.mark.parametrize("cell", [dla.RELEASED_DSU, dla.Cell("lstm"), None], ids=["dsu", "lstm", "mrla"])
+def test_scores_are_the_softmax_over_refreshed_keys_and_what_refreshed_them(any_backend, cell):
+    """Keys and values are copied here, and refreshed one after the other."""
+    shape, G, D = Shape.parse("T4-B2-C12-R3-HW5x3"), 3, 4
+    given = [(x.to(any_backend.device), Attention(*(t.to(any_backend.device) for t in f))) for x, f in layers(shape)]
+    w = cell_weights(cell, shape)
+    w = w and type(w)(*(t.to(any_backend.device) for t in w))
+    how = {"heads": G, "moments": True, "backend": any_backend.name} | ({"cell": cell} if cell else {})
+    stage, again, keys, values = None, None, [], []
+    for t, (x, filters) in enumerate(given):
+        o, stage, moments, scores = dla.base_step(x, stage, filters, w, **how, scores=True)
+        plain, again, plain_moments = dla.base_step(x, again, filters, w, **how)
+        for ours, theirs in zip((o, moments, stage.keys, stage.scale), (plain, plain_moments, again.keys, again.scale)):
+            assert_same_bits(ours, theirs)
+        y, q, k = x.mean((2, 3)), filters.q[None, None], filters.k[None, None]
+        if cell and t:
+            d = [
+                [reference.refresh(one[None], stage.state, w, cell=cell)[0] for one in both] for both in (keys, values)
+            ]
+            torch.testing.assert_close(scores.d, torch.stack([torch.stack(both) for both in d]))
+            keys, values = ([one * of for one, of in zip(both, own)] for both, own in zip((keys, values), d))
+        else:
+            assert scores.d is None
+        keys.append(torch.conv1d(y[:, None], k, padding=k.shape[-1] // 2)[:, 0])
+        values.append(torch.conv2d(x, filters.v, padding=1, groups=12).mean((2, 3)))
+        query = torch.conv1d(y[:, None], q, padding=q.shape[-1] // 2)[:, 0]
+        dots = torch.stack([(query * key).view(2, G, D).sum(2) / D**0.5 for key in keys])
+        torch.testing.assert_close(scores.shares, dots.exp() / dots.exp().sum(0))
+        torch.testing.assert_close(scores.shares.sum(0), torch.ones_like(dots[0]))
+
+
+def test_scores_are_constants_to_autograd(any_backend):
+    inputs = inputs_of(OP, MIDDLE, FEW_CELLS[0], DOUBLE, device=any_backend.device)
+    how = {"heads": 1, "cell": FEW_CELLS[0], "backend": any_backend.name}
+    grads = []
+    for asked in ({}, {"scores": True}):
+        x = grown(inputs["x"])
+        o, _, _, *scores = dla.base_step(**inputs | {"x": x}, **how, **asked)
+        grads.append(torch.autograd.grad(o.square().sum(), x)[0])
+    assert not any(t.requires_grad for t in scores[0])
+    assert_same_bits(*grads)
 
 
 def test_errors_say_what_was_expected_and_what_came():

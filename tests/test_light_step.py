@@ -300,6 +300,63 @@ def test_a_layer_is_one_framework_call_in_inference(backend):
     assert [name.partition("::")[2] for name in calls] == [OP]
 
 
+@pytest.mark.parametrize("first", [False, True], ids=["", "first"])
+@pytest.mark.parametrize("cell", [*FEW_CELLS, None], ids=lambda cell: cell_name(cell) if cell else "mrla")
+def test_scores_are_the_gate_and_what_refreshed_the_layer_before(any_backend, cell, first):
+    shape = Shape.parse("T2-B3-C18-R5-HW5x3")
+    inputs = inputs_of(OP, shape, cell or FEW_CELLS[0], DOUBLE, device=any_backend.device)
+    inputs = of_form(inputs, first=first, mrla=cell is None)
+    how = {"heads": 3, "cell": cell or FEW_CELLS[0], "moments": True, "backend": any_backend.name}
+    o, state, moments, scores = dla.light_step(**inputs, **how, scores=True)
+    plain = dla.light_step(**inputs, **how)
+    for ours, theirs in zip((o, *(state or ()), moments), (plain[0], *(plain[1] or ()), plain[2])):
+        assert_same_bits(ours, theirs)
+    y = inputs["x"].mean((2, 3)).cpu()
+    filters = Attention(*(taps.cpu() for taps in inputs["attention"]))
+    torch.testing.assert_close(scores.shares.cpu(), expected_gate(y, filters, 3)[:, ::6])  # one of each head
+    if first or cell is None:
+        assert scores.d is None
+    else:
+        d = reference.refresh(inputs["o_prev"].mean((2, 3))[None], state, inputs["weights"], cell=cell)[0]
+        torch.testing.assert_close(scores.d, d)
+
+
+@pytest.mark.parametrize("act", [None, "gelu"])
+@pytest.mark.parametrize("cell", [dla.RELEASED_DSU, dla.Cell("lstm"), None], ids=["dsu", "lstm", "mrla"])
+def test_an_output_is_the_sum_of_values_by_scores_unrolled(any_backend, cell, act):
+    """Each layer multiplies what the one before had of every value by lam and d; without E there is nothing else."""
+    T, shape = 4, Shape.parse("T4-B2-C12-R3-HW5x3")
+    given, w = layers(shape), cell_weights(cell, shape)
+    lam = torch.randn(T, 12, dtype=DOUBLE)
+    there = any_backend.device
+    w = w and type(w)(*(t.to(there) for t in w))
+    how = {"heads": 3, "act": act, "scores": True, "backend": any_backend.name} | ({"cell": cell} if cell else {})
+    o, state, shares = None, None, []  # shares: of every layer so far, [B, C] each
+    for (x, filters), lam_t in zip(given, lam.to(there)):
+        attention = Attention(*(t.to(there) for t in filters))
+        o, state, _, scores = dla.light_step(x.to(there), o, attention, lam_t, w, state=state, **how)
+        kept = lam_t if scores.d is None else lam_t * scores.d
+        shares = [kept * share for share in shares] + [scores.shares.repeat_interleave(4, 1)]
+    values = [torch.conv2d(x, filters.v, padding=1, groups=12) for x, filters in given]
+    values = values if act is None else [torch.nn.functional.gelu(value) for value in values]
+    expected = sum(share.cpu()[..., None, None] * value for share, value in zip(shares, values))
+    torch.testing.assert_close(o.cpu(), expected)
+
+
+def test_scores_are_constants_to_autograd(any_backend):
+    inputs = inputs_of(OP, MIDDLE, FEW_CELLS[0], DOUBLE, device=any_backend.device)
+    how = {"heads": 1, "cell": FEW_CELLS[0], "backend": any_backend.name}
+    grads = []
+    for asked in ({}, {"scores": True}):
+        x = inputs["x"].clone().requires_grad_()
+        lam = inputs["lam"].clone().requires_grad_()
+        o, _, _, *scores = dla.light_step(**inputs | {"x": x, "lam": lam}, **how, **asked)
+        grads.append(torch.autograd.grad(o.square().sum(), (x, lam)))
+    assert not any(t.requires_grad for t in scores[0])
+    for ours, theirs in zip(*grads):
+        assert_same_bits(ours, theirs)
+
+
 WRONG = {
     "no filters": (lambda i: i | {"attention": tuple(i["attention"])}, TypeError, "attention: expected .*got tuple"),
     "even filter": (

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal, overload
 
 from torch import Tensor
 
-from ..attention import Attention, BaseStage
+from ..attention import Attention, BaseStage, Scores
 from ..backends import REFERENCE, BackendName, select
 from ..cells import PAPER_DSU, Cell, KindName, Weights, as_cell
 from ..reference.base_step import PARTS, Parts, from_parts
@@ -17,6 +18,7 @@ from .refresh import refresh
 from .scan import scan
 
 
+@overload
 def base_step(
     x: Tensor,
     stage: BaseStage | None,
@@ -27,8 +29,40 @@ def base_step(
     cell: Cell | KindName | str = PAPER_DSU,
     state: tuple[Tensor, ...] | None = None,
     moments: bool = False,
+    scores: Literal[False] = False,
     backend: BackendName | None = None,
-) -> tuple[Tensor, BaseStage, Tensor | None]:
+) -> tuple[Tensor, BaseStage, Tensor | None]: ...
+
+
+@overload
+def base_step(
+    x: Tensor,
+    stage: BaseStage | None,
+    attention: Attention,
+    weights: Weights | None = None,
+    *,
+    heads: int,
+    cell: Cell | KindName | str = PAPER_DSU,
+    state: tuple[Tensor, ...] | None = None,
+    moments: bool = False,
+    scores: Literal[True],
+    backend: BackendName | None = None,
+) -> tuple[Tensor, BaseStage, Tensor | None, Scores]: ...
+
+
+def base_step(
+    x: Tensor,
+    stage: BaseStage | None,
+    attention: Attention,
+    weights: Weights | None = None,
+    *,
+    heads: int,
+    cell: Cell | KindName | str = PAPER_DSU,
+    state: tuple[Tensor, ...] | None = None,
+    moments: bool = False,
+    scores: bool = False,
+    backend: BackendName | None = None,
+) -> tuple[Tensor, BaseStage, Tensor | None] | tuple[Tensor, BaseStage, Tensor | None, Scores]:
     """Compute one layer of DLA-B inside a network (Eq. 2), of MRLA-B without weights.
 
     ``o = sum over m of softmax_m(q . k_m / sqrt(D)) v_m`` over this layer and all before it, whose keys and values
@@ -41,7 +75,9 @@ def base_step(
     heads: G, a divisor of C.
     state: the cell's before the first layer, as in ``scan``; later ones have it from ``stage``.
     Returns o, a map like x; the stage for the next layer; and with ``moments`` mean and biased variance of o per
-    channel, [2, C], which ``norm_add`` takes and which are constants to autograd, else None.
+    channel, [2, C], which ``norm_add`` takes and which are constants to autograd, else None. With ``scores`` also
+    ``Scores``, constants too: the softmax over all M layers so far [M, B, G], and d [2, M - 1, B, C], what this layer
+    refreshed earlier keys and values by, None without.
     """
     if not (stage is None or isinstance(stage, BaseStage)):
         raise TypeError(f"stage: expected what base_step returned, or None, got {type(stage).__name__}")
@@ -56,7 +92,9 @@ def base_step(
     chosen = select(backend, x.device, cell if weights else None)
     parts = PARTS if chosen == REFERENCE else Parts(*(partial(f, backend=chosen) for f in _OURS))
     with without_autocast(x.device):
-        return from_parts(parts, x, stage, attention, weights, heads=heads, cell=cell, state=state, moments=moments)
+        return from_parts(
+            parts, x, stage, attention, weights, heads=heads, cell=cell, state=state, moments=moments, scores=scores
+        )
 
 
 _OURS = Parts(depthwise, scan, refresh, attend, mix_and_hand_on)

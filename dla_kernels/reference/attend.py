@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..cells import accumulate_dtype
-from .heads import across_channels, per_channel, scores
+from .heads import across_channels, per_channel, shares
 
 
 def attend(
@@ -25,5 +25,4 @@ def attend(
         if len(past) == 3:
             before = [p * d for p, d in zip(before, past[2].chunk(2))]
         keys, scale = torch.cat([before[0], keys]), torch.cat([before[1], scale])
-    shares = torch.softmax(scores(across_channels(y, q), keys, heads), 0)  # [M + 1, B, G]
-    return per_channel(shares, y.shape[1]) * scale, keys, scale
+    return per_channel(shares(y, q, keys, heads), y.shape[1]) * scale, keys, scale

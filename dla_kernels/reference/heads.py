@@ -23,6 +23,16 @@ def scores(q: Tensor, k: Tensor, heads: int) -> Tensor:
     return per_head.sum(-1) * per_head.shape[-1] ** -0.5
 
 
+def gate(y: Tensor, q: Tensor, k: Tensor, heads: int) -> Tensor:
+    """Compute ``sig(q . k / sqrt(D))``, a layer's share where it looks at itself alone: y [B, C] -> [B, G]."""
+    return torch.sigmoid(scores(across_channels(y, q), across_channels(y, k), heads))
+
+
+def shares(y: Tensor, q: Tensor, keys: Tensor, heads: int) -> Tensor:
+    """Compute ``softmax_m(q . k_m / sqrt(D))`` over all keys [M, B, C]: y [B, C] -> [M, B, G]."""
+    return torch.softmax(scores(across_channels(y, q), keys, heads), 0)
+
+
 def per_channel(of_heads: Tensor, C: int) -> Tensor:
     """Repeat what heads have for each of their channels: [..., G] -> [..., C]."""
     return of_heads.repeat_interleave(C // of_heads.shape[-1], -1)

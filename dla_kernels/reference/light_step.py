@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ..attention import ACTIVATIONS, Attention
+from ..attention import ACTIVATIONS, Attention, Scores
 from ..cells import PAPER_DSU, Cell, Weights, accumulate_dtype
-from .heads import State, across_channels, depthwise, moments_of, next_state, per_channel, scores
+from .heads import State, depthwise, gate, moments_of, next_state, per_channel
 from .refresh import refresh
 
 
@@ -22,9 +21,10 @@ def light_step(
     e: Tensor | None = None,
     act: str | None = None,
     moments: bool = False,
-) -> tuple[Tensor, State | None, Tensor | None]:
+    scores: bool = False,
+) -> tuple[Tensor, State | None, Tensor | None] | tuple[Tensor, State | None, Tensor | None, Scores]:
     """Compute one layer of DLA-L (Eq. 3), of MRLA-L without a cell: maps x and o_prev [B, C, H, W] -> o, the new state,
-    and the moments of o where asked for.
+    and the moments of o and the scores where asked for.
 
     ``o = lam o_prev' + sig(q . k / sqrt(D)) dwconv(x; v)``, where ``o_prev'`` is ``o_prev`` refreshed with the state
     after x, ``o_prev d + dwconv(o_prev; e)``; the paper has no ``e``. In vision transformers the value is
@@ -32,11 +32,11 @@ def light_step(
     """
     exact, C = x.to(accumulate_dtype(x.dtype)), x.shape[1]
     y = exact.mean((2, 3))
-    gate = torch.sigmoid(scores(across_channels(y, attention.q), across_channels(y, attention.k), heads))
+    share, d = gate(y, attention.q, attention.k, heads), None
     value = depthwise(exact, attention.v)
     if act is not None:  # then what filters make are maps like x
         value = ACTIVATIONS[act](value.to(x.dtype)).to(exact.dtype)
-    o = per_channel(gate, C)[..., None, None] * value
+    o = per_channel(share, C)[..., None, None] * value
     new_state = None if weights is None else next_state(y, state, weights, cell)
     if o_prev is not None:
         before = o_prev.to(exact.dtype)
@@ -49,4 +49,7 @@ def light_step(
             refreshed = refreshed + (filtered if act is None else filtered.to(x.dtype).to(exact.dtype))
         o = o + lam.to(o.dtype)[:, None, None] * refreshed
     o = o.to(x.dtype)
-    return o, new_state, moments_of(o) if moments else None
+    of_o = moments_of(o) if moments else None
+    if not scores:
+        return o, new_state, of_o
+    return o, new_state, of_o, Scores(share.detach(), None if d is None else d.detach())
