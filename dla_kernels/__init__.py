@@ -1,7 +1,7 @@
 """Fused kernels for Dynamic Layer Attention: see README.md, and ``python -m dla_kernels info``."""
 
-from . import models, nn, ops, reference
-from .attention import Attention, BaseStage
+from . import analysis, models, nn, ops, reference
+from .attention import Attention, BaseStage, Scores
 from .backends import BACKENDS
 from .cells import PAPER_DSU, RELEASED_DSU, Cell, Dense, Joint, Light, Split, Squeeze, Taps, Weights
 from .models import convert, create_model, list_models, register_timm
@@ -23,10 +23,12 @@ __all__ = [
     "Dense",
     "Joint",
     "Light",
+    "Scores",
     "Split",
     "Squeeze",
     "Taps",
     "Weights",
+    "analysis",
     "convert",
     "create_model",
     "fuse",

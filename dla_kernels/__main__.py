@@ -1,4 +1,4 @@
-"""Run ``python -m dla_kernels info | verify | plan | params | bench``."""
+"""Run ``python -m dla_kernels info | verify | plan | params | analyze | bench``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from . import __version__, verify
+from .analysis.command import add_analyze
 from .backends import BACKENDS, REFERENCE, find_library
 from .cells import KINDS
 from .cuda_plan import DEVICES, cuda_plan
@@ -166,7 +167,7 @@ def run_params(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dla_kernels", description="Fused kernels for layer attention.")
     parser.add_argument("--version", action="version", version=f"dla_kernels {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="info | verify | plan | params | bench")
+    commands = parser.add_subparsers(required=True, metavar="info | verify | plan | params | analyze | bench")
     for name, run, text in (
         ("info", info, "versions, devices, and each backend: available, or why not and how to get it"),
         ("verify", run_verify, "parity and gradcheck of every op on every backend present; exit 1 on a failure"),
@@ -177,6 +178,7 @@ def main(argv: list[str] | None = None) -> int:
     add_plan(commands)
     text = "parameter counts of the networks beside those of the DLA paper; exit 1 where they differ"
     commands.add_parser("params", help=text, description=text).set_defaults(run=run_params)
+    add_analyze(commands)
     text = "time every op beside eager PyTorch, torch.compile and a copy; `bench --help` lists its options"
     commands.add_parser("bench", help=text, add_help=False).set_defaults(run=run_bench)
     args, options = parser.parse_known_args(argv)

@@ -143,7 +143,7 @@ def test_the_training_page_has_every_recipe_and_every_key():
 
 
 def test_every_command_has_help(capsys):
-    for command in ([], ["info"], ["verify"], ["plan"], ["params"]):
+    for command in ([], ["info"], ["verify"], ["plan"], ["params"], ["analyze"]):
         with pytest.raises(SystemExit) as stop:
             cli.main([*command, "--help"])
         assert stop.value.code == 0

@@ -99,16 +99,24 @@ def imported_by(path):
 RULES_OF_CELLS = "dla_kernels.reference.cells"  # by which a module shows a state; they run no op
 # Folder or file: what it may not import.
 ARROWS = {
+    "dla_kernels/analysis": ("dla_kernels.ops", "dla_kernels.reference", "dla_kernels.backends", "triton_ops"),
     "dla_kernels/reference": ("dla_kernels.ops", "dla_kernels.backends", "dla_kernels.verify", "triton_ops"),
     "dla_kernels/ops": (
         "dla_kernels.nn",
         "dla_kernels.models",
+        "dla_kernels.analysis",
         "dla_kernels.verify",
         "dla_kernels.__main__",
         "triton_ops",
     ),
-    "dla_kernels/nn": ("dla_kernels.models", "dla_kernels.reference", "dla_kernels.verify", "triton_ops"),
-    "dla_kernels/models": ("dla_kernels.reference", "dla_kernels.verify", "triton_ops"),
+    "dla_kernels/nn": (
+        "dla_kernels.models",
+        "dla_kernels.analysis",
+        "dla_kernels.reference",
+        "dla_kernels.verify",
+        "triton_ops",
+    ),
+    "dla_kernels/models": ("dla_kernels.analysis", "dla_kernels.reference", "dla_kernels.verify", "triton_ops"),
     "dla_kernels/cells.py": ("dla_kernels.",),
     "dla_kernels/data": ("dla_kernels.ops", "dla_kernels.nn", "dla_kernels.models", "dla_kernels.backends"),
     "dla_kernels": ("tests", "bench", "examples", "recipes"),

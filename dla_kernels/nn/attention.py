@@ -101,6 +101,10 @@ class StageAttention(nn.Module):
             raise ValueError(f"layer {t}: expected what layer {t - 1} returned beside its map, got None")
         return self.layers[t]
 
+    def maps_of(self, layer: AttentionLayer, x: Tensor, o_prev: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the maps that the layer's ``step`` takes, of what ``forward`` is given."""
+        return x, o_prev
+
     def _with_cell(self) -> dict[str, Any]:
         """Return heads, backend and cell as the steps take them."""
         own = {"heads": self.heads, "backend": self.backend}
@@ -180,6 +184,7 @@ class DLALight(StageAttention):
     """
 
     relu, with_lam, first_refreshed = False, True, 0
+    act: str | None = None  # behind the filter that makes the value
 
     def __init__(
         self,
@@ -217,19 +222,15 @@ class DLALight(StageAttention):
         """Run layer t: x and the layer before, in networks the block's shortcut, [B, C, H, W] -> the map that the
         network goes on with, and the cell's state for layer t + 1. ``o_prev`` may be None for the first layer."""
         layer = self._layer(t, x, state, self.cell is not None)
+        o, state, moments = self.step(layer, x, o_prev, state, moments=self._wants_moments(layer.norm))
+        return self._add(x, o, layer.norm, moments), state
+
+    def step(self, layer: AttentionLayer, x: Tensor, o_prev: Tensor | None, state: State | None, **asked: Any) -> Any:
+        """Return what ``light_step`` does, before norm and sum; what is ``asked`` for are its moments and scores."""
         if self.cell is not None and state is None:
             state = self.cell.initial_state(x)
-        o, state, moments = light_step(
-            x,
-            o_prev,
-            layer.filters,
-            layer.lam,
-            state=state,
-            e=self.e,
-            moments=self._wants_moments(layer.norm),
-            **self._with_cell(),
-        )
-        return self._add(x, o, layer.norm, moments), state
+        own = {"lam": layer.lam, "state": state, "e": self.e, "act": self.act, **self._with_cell()}
+        return light_step(x, o_prev, layer.filters, **own, **asked)
 
 
 class MRLALight(DLALight):
@@ -275,10 +276,7 @@ class DLABase(StageAttention):
         """Run layer t: x [B, C, H, W] -> the map that the network goes on with, and the stage for layer t + 1.
         ``o_prev`` is not looked at: it stands where ``DLALight`` has it."""
         layer = self._layer_of(t, x, stage)
-        start = self._start(x, stage)
-        o, stage, moments = base_step(
-            x, stage, layer.filters, moments=self._wants_moments(layer.norm), **start, **self._with_cell()
-        )
+        o, stage, moments = self.step(layer, x, o_prev, stage, moments=self._wants_moments(layer.norm))
         return self._add(x, o, layer.norm, moments), stage
 
     def _layer_of(self, t: int, x: Tensor, stage: BaseStage | None) -> AttentionLayer:
@@ -288,9 +286,14 @@ class DLABase(StageAttention):
             raise ValueError(f"t: expected {len(stage.values)}, as the stage has gone through so many layers, got {t}")
         return layer
 
-    def _start(self, x: Tensor, stage: BaseStage | None) -> dict[str, Any]:
-        """Return the cell's own start as the first step takes it; later ones have the state from the stage."""
-        return {"state": self.cell.initial_state(x)} if self.cell is not None and stage is None else {}
+    def step(
+        self, layer: AttentionLayer, x: Tensor, o_prev: Tensor | None, stage: BaseStage | None, **asked: Any
+    ) -> Any:
+        """Return what ``base_step`` does, before norm and sum; what is ``asked`` for are its moments and scores."""
+        own = self._with_cell()
+        if self.cell is not None and stage is None:
+            own["state"] = self.cell.initial_state(x)
+        return base_step(x, stage, layer.filters, **own, **asked)
 
 
 class MRLABase(DLABase):

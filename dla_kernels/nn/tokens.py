@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ..attention import BaseStage
 from ..backends import BackendName
 from ..cells import Cell, KindName
-from ..ops import base_step, light_step
 from .attention import AttentionLayer, DLABase, DLALight, State
 from .cells import CellModule
 from .leaf import leaf
@@ -74,6 +73,13 @@ class Tokens(nn.Module):
             )
         return size
 
+    def maps_of(self, layer: Any, x: Tensor, o_prev: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the maps of normed tokens that the layer's ``step`` takes."""
+        size, before = self._size_of(x), None
+        if o_prev is not None and layer.norm_before is not None:
+            before = to_map(layer.norm_before(o_prev)[:, self.prefix :], size)
+        return to_map(layer.norm(x)[:, self.prefix :], size), before
+
     def _added(self, x: Tensor, normed: Tensor, o: Tensor) -> Tensor:
         """Return x plus, for the pixels, what they attend to, and for other tokens these themselves, normed."""
         return x + torch.cat([normed[:, : self.prefix], to_tokens(o)], 1)
@@ -102,6 +108,8 @@ class DLALightTokens(Tokens, DLALight):
     >>> x.shape
     torch.Size([8, 197, 64])
     """
+
+    act = "gelu"
 
     def __init__(
         self,
@@ -132,10 +140,7 @@ class DLALightTokens(Tokens, DLALight):
         normed = layer.norm(x)
         own = to_map(normed[:, self.prefix :], size)
         before = None if o_prev is None else to_map(layer.norm_before(o_prev)[:, self.prefix :], size)
-        if self.cell is not None and state is None:
-            state = self.cell.initial_state(own)
-        how = self._with_cell()
-        o, state, _ = light_step(own, before, layer.filters, layer.lam, state=state, e=self.e, act="gelu", **how)
+        o, state, _ = self.step(layer, own, before, state)
         return self._added(x, normed, o), state
 
 
@@ -197,7 +202,7 @@ class DLABaseTokens(Tokens, DLABase):
         size, layer = self._size_of(x), self._layer_of(t, x, stage)
         normed = layer.norm(x)
         own = to_map(normed[:, self.prefix :], size)
-        o, stage, _ = base_step(own, stage, layer.filters, **self._start(own, stage), **self._with_cell())
+        o, stage, _ = self.step(layer, own, o_prev, stage)
         return self._added(x, normed, o), stage
 
 
