@@ -61,6 +61,7 @@ def draw(runs: Mapping[str, Sequence[Row]], path: Path) -> bool:
     """Draw loss and accuracy over the epochs of one run or several; return whether there is something to draw with."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError:
         return False
     figure = Figure(figsize=(9, 3.4), layout="constrained")
@@ -73,6 +74,8 @@ def draw(runs: Mapping[str, Sequence[Row]], path: Path) -> bool:
             right.plot(epochs, [100 * row[f"{part}_accuracy"] for row in rows], **how)
     left.set(title="loss", xlabel="epoch", yscale="log")
     right.set(title="accuracy, %", xlabel="epoch")
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if runs:
         left.legend(fontsize="small")
     content = io.BytesIO()
