@@ -262,15 +262,38 @@ def test_without_gradients_blocks_write_over_their_shortcuts_and_nothing_else(ce
         assert_same_bits(stage(given), expected)
     assert_same_bits(given, x)
     assert asked == 3 * [False] + [False, True, True]
-    kept = []
-    stage[1].register_forward_hook(lambda block, args, made: kept.append((made[1], made[1].clone())))
-    with torch.inference_mode():
-        assert_same_bits(stage(x), expected)
-    assert_same_bits(*kept[0])  # who looks at a block keeps what it saw
-    assert asked[6:] == [False, False, True]
     compiled = torch.compile(stage, backend="aot_eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("looks_at", "what"),
+    [
+        (lambda stage: stage[1], lambda args, made: made[1]),
+        (lambda stage: stage[1].conv1, lambda args, made: args[0]),
+        (lambda stage: stage.attention, lambda args, made: made[0]),
+    ],
+    ids=["block", "convolution", "attention"],
+)
+def test_who_looks_at_a_map_keeps_what_it_saw(looks_at, what):
+    net, kept = small(depths=(3,), attention="dia"), []
+
+    def keep(module, args, made):
+        kept.append((what(args, made), what(args, made).clone()))
+
+    looks_at(net.layer1).register_forward_hook(keep)
+    with torch.inference_mode():
+        net(IMAGES)
+    for now, then in kept:
+        assert_same_bits(now, then)
+
+
+def test_a_trace_writes_over_nothing():
+    with torch.no_grad():
+        traced = torch.fx.symbolic_trace(small(depths=(3,), attention="dia"))
+    calls = [node for node in traced.graph.nodes if str(node.target) == "layer1.attention"]
+    assert [node.kwargs["inplace"] for node in calls] == 3 * [False]
 
 
 def test_a_block_that_does_nothing_is_not_written_over():

@@ -33,8 +33,9 @@ class ResNetStage(Stage):
         if own is not None and (along or not isinstance(own, Recalibration)):
             a, own = own(a), None
         if isinstance(attention, LayerwiseIntegration):
-            # From the second block on, the shortcut is the stage's own, which only hooks of the block have seen.
-            return attention(added, a, memory, relu=relu, inplace=t > 0 and not is_watched(self[t]))
+            # From the second block on the shortcut is the stage's own, but where hooks or traces look on.
+            unseen = t > 0 and isinstance(a, Tensor) and not is_watched(attention, *self[t].modules())
+            return attention(added, a, memory, relu=relu, inplace=unseen)
         if isinstance(attention, Shared):
             x = attention(t, a, added, relu=relu)
         elif own is not None:
