@@ -314,16 +314,21 @@ def test_layers_that_checkpointing_runs_again_count_once(attention):
 
 
 @torch.no_grad()
-def test_a_call_that_ended_early_is_left_out():
-    net = network("dla_light").eval()
+@pytest.mark.parametrize("attention", ["dla_light", "dia"])
+def test_a_call_that_ended_early_is_left_out(attention):
+    net = network(attention).eval()
     handle = net.layer2[2].register_forward_hook(lambda *_: 1 / 0)
     with analysis.record(net) as found:
         with pytest.raises(ZeroDivisionError):
             net(images(2))
-        assert list(found.stages) == ["layer1"]
+        with pytest.raises(RuntimeError, match=r"record: expected a call of the network .* got none that ended"):
+            _ = found.stages
         handle.remove()
         net(images(3))
-    assert [stage.scores.shape[2] for stage in found.stages.values()] == [5, 3]
+    assert [tuple(stage.h.shape[:2]) for stage in found.stages.values()] == [(3, 3), (4, 3)]
+    with analysis.record(net) as found:  # a stage may be called by itself
+        net.layer1(torch.randn(2, 16, 4, 4, dtype=DOUBLE))
+    assert [(name, stage.h.shape[1]) for name, stage in found.stages.items()] == [("layer1", 2)]
 
 
 @torch.no_grad()

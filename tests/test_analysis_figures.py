@@ -267,6 +267,7 @@ def test_what_is_not_installed_or_not_here_is_one_line(checkpoints, tmp_path, mo
     assert "--device: expected one that is here, such as cpu, got 'abacus'" in failing(
         capsys, *given, "--device", "abacus"
     )
+    assert "--device: expected one that is here, such as cpu, got 'meta'" in failing(capsys, *given, "--device", "meta")
     for module, words in (
         ("sklearn", "scikit-learn, or leave gini out by --figures"),
         ("matplotlib", "pip install matplotlib"),
@@ -322,6 +323,28 @@ def test_of_a_transformer_there_is_what_it_has(tmp_path, capsys):
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files == {"scores-mrla_base_deit_tiny.png", "gradients.png", "numbers.json"}
     assert 0 <= json.loads((tmp_path / "out/numbers.json").read_text())["mrla_base_deit_tiny"]["accuracy"] <= 1
+
+
+def test_a_run_is_looked_at_as_it_was_tested(checkpoints, tmp_path, capsys):
+    """With the average of its weights where it has one, and images of its size."""
+    held = torch.load(checkpoints[NAMES[0]], weights_only=True)
+    held["ema"] = {"n_averaged": torch.tensor(3), **{f"module.{key}": value for key, value in held["model"].items()}}
+    held["model"] = {key: torch.zeros_like(value) for key, value in held["model"].items()}
+    path = saved(tmp_path / "averaged.pt", held)
+    found = {}
+    for given in (path, checkpoints[NAMES[0]]):
+        assert cli.main(["analyze", str(given), "--out", str(tmp_path / "out"), "--figures", "depth"]) == 0
+        capsys.readouterr()
+        found[given] = json.loads((tmp_path / "out/numbers.json").read_text())[NAMES[0]]["accuracy"]
+    assert found[path] == found[checkpoints[NAMES[0]]] > 0.2
+
+    options = {"num_classes": 10, "in_channels": 1, "img_size": 16, "patch_size": 8}
+    net = dla.create_model("deit_tiny", depth=1, **options)
+    held = {"model": net.state_dict(), "name": "deit_tiny", "options": {"depth": 1, **options}, "data": "digits"}
+    words = [saved(tmp_path / "vit.pt", held), "--out", tmp_path / "vit", "--figures", "gradients"]
+    assert "analyze: --size: expected 16, of which deit_tiny takes images, got 8 in digits" in failing(capsys, *words)
+    saved(tmp_path / "vit.pt", held | {"settings": {"size": 16}})
+    assert cli.main(["analyze", *map(str, words)]) == 0
 
 
 def test_some_figures_alone(checkpoints, tmp_path, capsys):

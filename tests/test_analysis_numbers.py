@@ -93,6 +93,9 @@ def test_gradients_at_stages_are_finite_differences_of_the_loss():
     assert {name: g.shape for name, g in found.items()} == {"layer1": (2, 16, 8, 8), "layer2": (2, 32, 4, 4)}
     assert net.training and not net.layer1.training and all(p.grad is None for p in net.parameters())
     assert all(torch.equal(b, dict(net.named_buffers())[name]) for name, b in before)
+    with torch.inference_mode():
+        again = analysis.gradients(net, x.clone(), labels.clone())
+    assert all(torch.equal(again[name], g) for name, g in found.items())
     net.eval()
     for name, gradient in found.items():
         for at in ((0, 3, 1, 2), (1, 11, 3, 0)):

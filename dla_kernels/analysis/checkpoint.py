@@ -22,6 +22,7 @@ class Trained(NamedTuple):
     name: str  # as of create_model
     net: ResNet | VisionTransformer
     data: str | None  # where the images were that it was trained with
+    size: int | None = None  # the side that they were given, where it was not their own
 
 
 def load_trained(path: str | Path) -> Trained:
@@ -44,16 +45,26 @@ def load_trained(path: str | Path) -> Trained:
     if not isinstance(name, str) or not isinstance(options, Mapping):
         raise ValueError(f"{path}: expected {KEYS}, got name {name!r} and options {options!r}")
     net = made(path, name, options)
+    average = found.get("ema")  # of the weights, which is what the run has tested
+    if isinstance(average, Mapping):
+        average = {key: value for key, value in average.items() if key != "n_averaged"}
     try:
-        load(net, found)
+        load(net, found if average is None else average)
     except RuntimeError as error:  # a line for each parameter
         first = str(error).splitlines()[1:2] or [str(error)]
         raise ValueError(f"{path}: expected the weights of a {name}, got others: {first[0].strip()}") from error
     for key, value in net.state_dict().items():
         if not value.isfinite().all():
             raise ValueError(f"{path}: expected finite weights, got others in {key}; its training has diverged")
-    where = found.get("data")
-    return Trained(name, name, net.eval(), where if isinstance(where, str) else None)
+    where, settings = found.get("data"), found.get("settings")
+    size = settings.get("size") if isinstance(settings, Mapping) else None
+    return Trained(
+        name,
+        name,
+        net.eval(),
+        where if isinstance(where, str) else None,
+        size if isinstance(size, int) and where != "synthetic" else None,
+    )
 
 
 def made(path: str | Path, name: str, options: Mapping[str, Any]) -> ResNet | VisionTransformer:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..data import Images, open_data
+from ..models import VisionTransformer
 from ..terminal import table
 from .checkpoint import Trained, labelled, load_trained
 from .studies import STUDIES, Numbers, Subjects
@@ -44,7 +45,7 @@ def add_analyze(commands: Any) -> None:
     command.add_argument("--out", required=True, metavar="DIR", help="where figures go, and numbers.json")
     every = ",".join(STUDIES)
     command.add_argument("--figures", type=some_figures, default=[*STUDIES], help=f"some of {every} (default: all)")
-    meaning = "the side that images are given (default: their own, and 224 for photos)"
+    meaning = "the side that images are given (default: the first run's, or else their own, and 224 for photos)"
     command.add_argument("--size", type=at_least(1), metavar="N", help=meaning)
     for option, least, default, meaning in (
         ("images", 2, 256, "test images that networks are shown; accuracy takes all"),
@@ -107,7 +108,8 @@ def check_installed(figures: Sequence[str]) -> None:
 
 def check_device(device: str) -> None:
     try:
-        torch.empty(0, device=device)
+        if torch.empty(0, device=device).is_meta:
+            raise RuntimeError("it has no numbers")
     except (RuntimeError, AssertionError) as error:  # the latter of a torch without CUDA
         raise ValueError(f"--device: expected one that is here, such as cpu, got {device!r}") from error
 
@@ -116,12 +118,17 @@ def open_images(where: str | None, size: int | None, networks: Sequence[Trained]
     """Open the images to test with, of as many channels and classes as the networks have."""
     if where is None:
         raise ValueError("--data: expected synthetic, digits or a path, as the checkpoint does not say, got nothing")
-    data = open_data(where, train=False, size=size)
+    data = open_data(where, train=False, size=networks[0].size if size is None else size)
     for trained in networks:
         channels = next(p.shape[1] for p in trained.net.parameters() if p.dim() == 4)  # of the first convolution
         if (channels, trained.net.num_classes) != (data.channels, data.classes):
             raise ValueError(
                 f"--data: expected images of {channels} channels and {trained.net.num_classes} classes for "
                 f"{trained.label}, got {data.channels} and {data.classes} in {where}"
+            )
+        taken = trained.net.patch_embed.img_size if isinstance(trained.net, VisionTransformer) else None
+        if taken not in (None, (data.size, data.size)):
+            raise ValueError(
+                f"--size: expected {taken[0]}, of which {trained.label} takes images, got {data.size} in {where}"
             )
     return data

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .stages import class_scores, evaluating, outputs_of, stages_of
+from .stages import class_scores, evaluating, outputs_of, stages_of, with_gradients
 
 
 def grad_cam(
@@ -22,14 +22,14 @@ def grad_cam(
     Returns [B, H, W].
     """
     looked_at = [*stages_of(net).values()][-1] if module is None else module
-    with evaluating(net), torch.enable_grad(), outputs_of({"A": looked_at}) as maps:
-        scores = class_scores(net, images.detach().requires_grad_())
+    with evaluating(net), with_gradients(), outputs_of({"A": looked_at}) as maps:
+        scores = class_scores(net, images.detach().clone().requires_grad_())
         if maps["A"].dim() != 4:
             raise ValueError(
                 f"net: expected a network whose last stage makes maps [B, C, H, W], got {list(maps['A'].shape)}; "
                 "module= says where else to look"
             )
-        chosen = scores.argmax(1) if classes is None else classes
+        chosen = scores.argmax(1) if classes is None else classes.clone()
         (dA,) = torch.autograd.grad(scores.gather(1, chosen[:, None]).sum(), maps["A"])
     if not dA.isfinite().all():
         raise ValueError("net: expected finite gradients, got others; its training has diverged")

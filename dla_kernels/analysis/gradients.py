@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .stages import class_scores, evaluating, outputs_of, stages_of
+from .stages import class_scores, evaluating, outputs_of, stages_of, with_gradients
 
 
 def gradients(
@@ -20,9 +20,9 @@ def gradients(
     images, labels: [B, C, H, W] and [B].
     modules: to look at in place of stages, by name.
     """
-    with evaluating(net), torch.enable_grad(), outputs_of(modules or stages_of(net)) as maps:
-        x = images.detach().requires_grad_()  # so that frozen stages have gradients too
-        loss = F.cross_entropy(class_scores(net, x), labels, reduction="sum")
+    with evaluating(net), with_gradients(), outputs_of(modules or stages_of(net)) as maps:
+        x = images.detach().clone().requires_grad_()  # so that frozen stages have gradients too
+        loss = F.cross_entropy(class_scores(net, x), labels.clone(), reduction="sum")
         return dict(zip(maps, torch.autograd.grad(loss, list(maps.values()))))
 
 

@@ -107,6 +107,9 @@ def record(net: nn.Module) -> Iterator[Recorded]:
             "without"
         )
     handles = [listener.module.register_forward_hook(listener, with_kwargs=True) for listener in listeners]
+    if all(listener.module is not net for listener in listeners):
+        for listener in listeners:
+            handles += [net.register_forward_pre_hook(listener.begin), net.register_forward_hook(listener.end)]
     try:
         yield Recorded(listeners)
     finally:
@@ -120,7 +123,18 @@ class Listener:
     def __init__(self, name: str, module: StageAttention | LayerwiseIntegration) -> None:
         self.name, self.module = name, module
         self.calls: list[list[Layer]] = []
-        self.current: dict[int, list[Layer]] = {}  # by the number of a thread
+        # By the number of a thread: the stage's call that goes on, and those of the network's call that does.
+        self.current: dict[int, list[Layer]] = {}
+        self.unended: dict[int, list[list[Layer]]] = {}
+
+    def begin(self, *_: object) -> None:
+        """Begin a call of the network; what one has left that failed is forgotten."""
+        self.current.pop(threading.get_ident(), None)
+        self.unended[threading.get_ident()] = []
+
+    def end(self, *_: object) -> None:
+        """Keep what a call of the network has shown."""
+        self.calls += self.unended.pop(threading.get_ident(), [])
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: tuple) -> None:
         if torch.compiler.is_compiling():
@@ -134,7 +148,7 @@ class Listener:
         t = given["t"] if "t" in given else 0 if given.get("state") is None else done
         if t == 0:
             self.current[thread] = []
-            self.calls.append(self.current[thread])
+            self.unended.get(thread, self.calls).append(self.current[thread])
         elif t != done:  # out of turn: this is no call of the stage, nor is what follows until its next first layer
             self.current.pop(thread, None)
             return

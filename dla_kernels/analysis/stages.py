@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from ..models.stage import Stage
@@ -31,6 +32,13 @@ def evaluating(net: nn.Module) -> Iterator[None]:
     finally:
         for module, training in before:
             module.training = training
+
+
+@contextmanager
+def with_gradients() -> Iterator[None]:
+    """Have gradients, wherever this is called from."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 @contextmanager
