@@ -35,6 +35,7 @@ from .team import Team
 AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Steps between two looks at the loss and at signals. A GPU would wait for each look.
 LOOK = {"cpu": 1, "cuda": 10}
+OF_ATTENTION = ("cell", "reduction", "head_channels", "start")  # options of create_model
 
 
 class Result(NamedTuple):
@@ -67,12 +68,20 @@ class Signals:
 
 
 def model_options(name: str, recipe: Recipe, images: Images) -> dict[str, Any]:
-    """Return the options by which ``create_model`` makes the network."""
-    options = {**recipe.options, "num_classes": images.classes, "in_channels": images.channels}
+    """Return the options by which ``create_model`` makes the network. A network without any attention has no use for
+    what says how attention is made, so that it can stand in one table with those that have."""
+    own = {"num_classes": images.classes, "in_channels": images.channels}
+    for key in own.keys() & recipe.options.keys():
+        raise RecipeError(f"options.{key}: expected none, as the images say that it is {own[key]}; leave it out")
+    options = {**recipe.options, **own}
+    attention = options.get("attention", MODELS.get(name, {}).get("attention", "none"))
+    attentions = [attention] if isinstance(attention, str) else [*attention]
     transformer = "heads" in MODELS.get(name, {})
     if transformer:
         options.setdefault("img_size", images.size)
-    if recipe.drop_path and (transformer or name.startswith(("dla_", "mrla_"))):
+    if {*attentions} == {"none"} and "inside" not in options:
+        options = {key: value for key, value in options.items() if key not in OF_ATTENTION}
+    if recipe.drop_path and (transformer or any(str(kind).startswith(("dla_", "mrla_")) for kind in attentions)):
         options.setdefault("drop_path", recipe.drop_path)
     return options
 

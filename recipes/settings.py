@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any, get_origin, get_type_hints
 
 HERE = Path(__file__).parent
 CHOICES = {"schedule": ("steps", "cosine"), "amp": ("none", "bf16", "fp16")}
-RATES = ("smoothing", "drop_path", "erasing", "ema")  # from 0 on, less than 1
-COUNTS = ("epochs", "batch", "accumulate")  # at least 1
+RATES = ("momentum", "smoothing", "drop_path", "erasing", "ema")  # from 0 on, less than 1
+COUNTS = ("epochs", "batch", "accumulate", "size")  # at least 1
 # What does not change a run's results, and so may change where it goes on.
 FREE = ("workers", "save_every", "table", "note", "figures")
 
@@ -55,7 +56,7 @@ class Recipe:
     flip: bool = False
     pad: int = 0  # before a crop of the image's own size, at each side
     resized_crop: bool = False  # a crop of any size and form instead, as for ImageNet; this and the rest by torchvision
-    randaugment: int = 0  # its magnitude
+    randaugment: int = 0  # its magnitude, up to 30
     erasing: float = 0.0  # how often a rectangle is erased
     mixup: float = 0.0  # alpha; with cutmix, either is drawn
     cutmix: float = 0.0
@@ -76,21 +77,25 @@ class Recipe:
             if getattr(self, key) not in choices:
                 raise RecipeError(f"{key}: expected {', '.join(choices)}, got {getattr(self, key)!r}")
         for key in COUNTS:
-            if getattr(self, key) < 1:
+            if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise RecipeError(f"{key}: expected at least 1, got {getattr(self, key)}")
         for key in RATES:
             if not 0 <= getattr(self, key) < 1:
                 raise RecipeError(f"{key}: expected a rate in [0, 1), got {getattr(self, key)}")
-        numbers = (getattr(self, f.name) for f in fields(self) if TYPES[f.name] in (int, float, bool))
-        if min(numbers) < 0:
-            raise RecipeError(f"expected no number below 0, got {self}")
+        for key, value in asdict(self).items():
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, (int, float)) and not 0 <= number < math.inf:
+                    raise RecipeError(f"{key}: expected no number below 0, infinite or NaN, got {value}")
+        if self.randaugment > 30:
+            raise RecipeError(f"randaugment: expected a magnitude up to 30, got {self.randaugment}")
         if self.pad and self.resized_crop:
             raise RecipeError("pad: expected 0 with resized_crop, which crops otherwise")
 
     def with_changes(self, changes: dict[str, Any]) -> Recipe:
-        """Return another recipe, of which some keys are said anew; ``options.norm`` says one of the model's options."""
+        """Return another recipe, of which some keys are said anew; ``options.norm`` says one of the model's options,
+        above ``options``, which says several."""
         known = {f.name for f in fields(self)}
-        own, options = {}, dict(self.options)
+        own, options = {}, {}
         for key, value in changes.items():
             if key.startswith("options."):
                 options[key.removeprefix("options.")] = value
@@ -99,9 +104,8 @@ class Recipe:
                 raise RecipeError(f"recipe: expected keys such as {', '.join(close)}, got {key!r}")
             else:
                 own[key] = checked(key, value)
-        if "options" in own:
-            options = {**own["options"], **options}
-        return replace(self, **{**own, "options": options})
+        own["options"] = {**self.options, **own.get("options", {}), **options}
+        return replace(self, **own)
 
     def settings(self) -> dict[str, Any]:
         """Return what decides the results of a run, as plain values."""

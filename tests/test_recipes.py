@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import dla_kernels as dla
 from dla_kernels.data import open_data
-from recipes import augment, batches, optim, settings
+from recipes import augment, batches, optim, run, settings
 from recipes.settings import Recipe, RecipeError
 
 from .clients import imported
@@ -41,6 +41,13 @@ def test_a_recipe_has_from_its_base_what_it_does_not_say():
         ("lr = true", r"lr: expected float, got True"),
         ("lr = -1", r"expected no number below 0"),
         ("amp = 'fp8'", r"amp: expected none, bf16, fp16, got 'fp8'"),
+        ("gamma = nan", r"gamma: expected no number below 0, infinite or NaN, got nan"),
+        ("milestones = [-1]", r"milestones: expected no number below 0"),
+        ("workers = -1", r"workers: expected no number below 0, infinite or NaN, got -1$"),
+        ("attention_weight_decay = -1", r"attention_weight_decay: expected no number below 0"),
+        ("size = 0", r"size: expected at least 1, got 0"),
+        ("momentum = 1.5", r"momentum: expected a rate in \[0, 1\), got 1.5"),
+        ("randaugment = 31", r"randaugment: expected a magnitude up to 30, got 31"),
         ("drop_path = 1.0", r"drop_path: expected a rate in \[0, 1\), got 1.0"),
         ("accumulate = 0", r"accumulate: expected at least 1, got 0"),
         ("milestones = 3", r"milestones: expected list\[int\], got 3"),
@@ -55,6 +62,25 @@ def test_a_recipe_that_cannot_be_followed_says_why(text, said, monkeypatch, tmp_
     (tmp_path / "mine.toml").write_text(text)
     with pytest.raises(RecipeError, match=said):
         settings.load("mine.toml")
+
+
+def test_options_of_a_recipe_are_above_those_of_its_base(tmp_path):
+    (tmp_path / "base.toml").write_text('[options]\ncell = "dsu"\nreduction = 4')
+    (tmp_path / "mine.toml").write_text(f'base = "{tmp_path}/base.toml"\n[options]\ncell = "lstm"')
+    recipe = settings.load(str(tmp_path / "mine.toml"))
+    assert recipe.options == {"cell": "lstm", "reduction": 4}
+    changes = dict(map(settings.parse_change, ["options.reduction=8", "options={reduction = 16, norm = 'none'}"]))
+    assert recipe.with_changes(changes).options == {"cell": "lstm", "reduction": 8, "norm": "none"}
+
+
+def test_a_plain_network_is_made_by_the_recipe_of_those_with_attention(few_images):
+    images, recipe = open_data("synthetic", True), settings.load("dia-cifar-no-norm")
+    plain, dia = (run.model_options(name, recipe, images) for name in ("resnet164", "dia_resnet164"))
+    assert dia == {**plain, "reduction": 16} and plain["norm"] == "none"
+    recipe = Recipe(drop_path=0.1, options={"attention": ["none", "none", "dla_light"]})
+    assert run.model_options("resnet20", recipe, images)["drop_path"] == 0.1
+    with pytest.raises(RecipeError, match=r"options.num_classes: expected none, as the images say that it is 10"):
+        run.model_options("resnet20", Recipe(options={"num_classes": 5}), images)
 
 
 def test_changes_are_read_as_toml_or_as_words():
