@@ -43,10 +43,9 @@ FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 def test_cifar_is_read_unpacked_and_in_its_archive(kind, given, tmp_path):
     inside = tmp_path / "unpacked" / FOLDERS[kind]
     written = dict(zip((True, False), write_cifar(inside, kind)))
-    archive = (
-        tmp_path / "packed" / f"{FOLDERS[kind].rpartition('-')[0]}-python.tar.gz".replace("python-python", "python")
-    )
+    archive = tmp_path / "packed" / {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}[kind]
     archive.parent.mkdir()
+    (archive.parent / "other.tar.gz").write_bytes(b"is passed over")
     with tarfile.open(archive, "w:gz") as file:
         file.add(inside, FOLDERS[kind])
     where = {"inside": inside, "above": inside.parent, "archive": archive, "beside": archive.parent}[given]
@@ -56,6 +55,13 @@ def test_cifar_is_read_unpacked_and_in_its_archive(kind, given, tmp_path):
         assert read.classes == {"cifar10": 10, "cifar100": 100}[kind]
         assert torch.equal(torch.stack([read.pixels(i) for i in range(len(read))]), images)
         assert read[3][1] == read.classes - 1 and read.names[1] == "class 1"
+
+
+def test_of_two_data_sets_in_a_folder_neither_is_chosen(tmp_path):
+    for kind, folder in FOLDERS.items():
+        write_cifar(tmp_path / folder, kind)
+    with pytest.raises(DataError, match=r"expected one data set, got .*cifar-10-batches-py, .*cifar-100-python; give"):
+        open_data(str(tmp_path), True)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
@@ -148,12 +154,20 @@ def test_a_missing_class_is_one_line(tmp_path):
         open_data(str(tmp_path), True)
 
 
-def test_a_photo_cut_short_is_one_line(tmp_path):
+def test_a_photo_that_cannot_be_read_is_one_line(monkeypatch, tmp_path):
     write_photos(tmp_path)
     photo = tmp_path / "train" / "cat" / "1.png"
     photo.write_bytes(photo.read_bytes()[:1000])
     read = open_data(str(tmp_path), True)
     with pytest.raises(DataError, match=r"1.png: expected a photo, but it cannot be read"):
+        read[1]
+    pil = pytest.importorskip("PIL.Image")
+    pil.fromarray(numpy.full((9, 9), 40_000, "uint16")).save(photo)
+    with pytest.raises(DataError, match=r"1.png: expected a photo, .* more than 8 bits a pixel, mode I"):
+        read[1]
+    pil.new("RGB", (100, 100)).save(photo)
+    monkeypatch.setattr(pil, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DataError, match=r"1.png: expected a photo, .* exceeds limit"):
         read[1]
 
 
@@ -182,7 +196,9 @@ def test_arrays_are_read_with_and_without_channels(tmp_path):
         ({"x_train": numpy.zeros((2, 8, 8))}, "expected images of bytes"),
         ({"y_train": numpy.zeros(12)}, "expected whole numbers for labels"),
         ({"y_train": numpy.zeros(3, int)}, "expected a label for each of 12 images, got"),
-        ({"x_train": numpy.zeros((12, 8, 9), "uint8")}, "expected square images"),
+        ({f"x_{half}": numpy.zeros((12, 8, 9), "uint8") for half in ("train", "test")}, "expected square images"),
+        ({"x_test": numpy.zeros((6, 9, 9), "uint8")}, r"like those to train with, .* = \[1, 8, 8\], got \[1, 9, 9\]"),
+        ({"y_train": numpy.full(12, 2**32 - 1)}, "expected labels below 100000, got 4294967295"),
         ({"y_train": -numpy.ones(12, int)}, "labels from 0"),
         ({"x_train": numpy.zeros((0, 8, 8), "uint8"), "y_train": numpy.zeros(0, int)}, "at least one"),
     ],
@@ -200,6 +216,10 @@ def test_other_paths_are_refused(tmp_path):
     (tmp_path / "it.txt").write_text("it")
     with pytest.raises(DataError, match="expected a folder, an archive"):
         open_data(str(tmp_path / "it.txt"), True)
+    with (tmp_path / "one.npz").open("wb") as file:
+        numpy.save(file, numpy.zeros(3))
+    with pytest.raises(DataError, match=r"expected arrays x_train, .* got one that numpy.save has written"):
+        open_data(str(tmp_path / "one.npz"), True)
     whole = write_arrays(tmp_path / "a.npz").read_bytes()
     (tmp_path / "a.npz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match="truncated"):

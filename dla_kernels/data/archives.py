@@ -21,6 +21,7 @@ class Kind(NamedTuple):
     """A data set that comes as an archive."""
 
     name: str
+    archive: str  # how its name begins
     folder: str  # inside of the archive
     train: tuple[str, ...]  # its files
     test: tuple[str, ...]
@@ -37,6 +38,7 @@ class Kind(NamedTuple):
 KINDS = (
     Kind(
         "cifar10",
+        "cifar-10-python",
         "cifar-10-batches-py",
         tuple(f"data_batch_{i}" for i in range(1, 6)),
         ("test_batch",),
@@ -49,6 +51,7 @@ KINDS = (
     Kind(
         "cifar100",
         "cifar-100-python",
+        "cifar-100-python",
         ("train",),
         ("test",),
         "meta",
@@ -59,6 +62,7 @@ KINDS = (
     ),
     Kind(
         "stl10",
+        "stl10_binary",
         "stl10_binary",
         ("train_X.bin", "train_y.bin"),
         ("test_X.bin", "test_y.bin"),
@@ -86,26 +90,27 @@ BROKEN = (
 
 
 def find_unpacked(path: Path) -> tuple[Kind, Path] | None:
-    """Return what is unpacked in a folder, or in the folder of its own that it has there, and where; None where
-    nothing is."""
-    for kind in KINDS:
-        for folder in (path, path / kind.folder):
-            if (folder / kind.train[0]).is_file() and (folder / kind.meta).is_file():
-                return kind, folder
-    return None
+    """Return the one data set that is unpacked in a folder, or in the folder of its own that it has there, and where;
+    None where nothing is."""
+    found = [
+        (kind, folder)
+        for kind in KINDS
+        for folder in (path, path / kind.folder)
+        if (folder / kind.train[0]).is_file() and (folder / kind.meta).is_file()
+    ]
+    if len(found) > 1:
+        several = ", ".join(str(folder) for _, folder in found)
+        raise DataError(f"{path}: expected one data set, got {several}; give the folder of one")
+    return found[0] if found else None
 
 
 def find_archive(path: Path) -> Path | None:
     """Return the one archive of a known data set that lies in a folder."""
-    found = [file for file in sorted(path.iterdir()) if file.name.endswith(ENDINGS) and kind_named(file.name)]
+    names = tuple(name for kind in KINDS for name in (kind.archive, kind.folder))
+    found = [file for file in sorted(path.iterdir()) if file.name.startswith(names) and file.name.endswith(ENDINGS)]
     if len(found) > 1:
         raise DataError(f"{path}: expected one archive, got {', '.join(file.name for file in found)}; give the file")
     return found[0] if found else None
-
-
-def kind_named(name: str) -> Kind | None:
-    """Return the data set whose archive has such a name."""
-    return next((kind for kind in KINDS if kind.folder.rpartition("-")[0] in name or kind.folder in name), None)
 
 
 def from_folder(kind: Kind, folder: Path, train: bool, size: int | None) -> Held:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ class Photos(Images):
         except ImportError as error:
             raise DataError(f"{path}: photos are read by pillow, which is not installed; pip install pillow") from error
         self.open = PIL.Image.open
+        self.broken = (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError)
         names = folders(half(path, True))
         super().__init__("imagenet" if len(names) == 1000 else path.name, names, 3, size or SIZE, MEAN, STD)
         within = half(path, train)
@@ -53,9 +53,11 @@ class Photos(Images):
     def image(self, i: int) -> Any:  # of pillow
         path = self.files[i][0]
         try:
-            with self.open(io.BytesIO(path.read_bytes())) as image:
+            with self.open(path) as image:
+                if image.mode.startswith(("I", "F")):  # which pillow would cut off at 255
+                    raise ValueError(f"it has more than 8 bits a pixel, mode {image.mode}")
                 return image.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
+        except self.broken as error:
             raise DataError(f"{path}: expected a photo, but it cannot be read ({error}); remove or replace it") from (
                 error
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from .images import DataError, Held, statistics
 
+MOST_CLASSES = 100_000  # of arrays: more are labels that went wrong
 CLASSES, SIDE, NUMBERS = 10, 32, {True: 128, False: 64}  # of made images
 
 
@@ -54,22 +56,33 @@ def arrays(path: Path, train: bool, size: int | None = None) -> Held:
 
     expected = ("x_train", "y_train", "x_test", "y_test")
     try:
-        with numpy.load(path, allow_pickle=False) as file:
+        file = numpy.load(path, allow_pickle=False)
+        if isinstance(file, numpy.ndarray):
+            raise DataError(f"{path}: expected arrays {', '.join(expected)}, got one that numpy.save has written")
+        with file:
             lacking = [key for key in expected if key not in file]
             if lacking:
                 raise DataError(f"{path}: expected arrays {', '.join(expected)}, got {', '.join(file) or 'none'}")
             x, y, x_test, y_test = (file[key] for key in expected)
     except DataError:
         raise
-    except (EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
+    except (EOFError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: it cannot be read, perhaps it is truncated; fetch it again ({error})") from error
-    seen = bytes_of(x, path)
-    wanted, labels = (seen, y) if train else (bytes_of(x_test, path), y_test)
+    seen, unseen = bytes_of(x, path), bytes_of(x_test, path)
+    if seen.shape[1:] != unseen.shape[1:]:
+        raise DataError(
+            f"{path}: expected images to test with like those to train with, [C, H, W] = {list(seen.shape[1:])}, got "
+            f"{list(unseen.shape[1:])}"
+        )
+    wanted, labels = (seen, y) if train else (unseen, y_test)
     if not all(part.dtype.kind in "iu" for part in (y, y_test)):
         raise DataError(
             f"{path}: expected whole numbers for labels, got {y.dtype} and {y_test.dtype}, {y.size} of them"
         )
-    names = [str(c) for c in range(int(y.max(initial=-1)) + 1)]
+    classes = int(y.max(initial=0)) + 1
+    if classes > MOST_CLASSES:
+        raise DataError(f"{path}: expected labels below {MOST_CLASSES}, got {classes - 1}")
+    names = [str(c) for c in range(classes)]
     labels = torch.from_numpy(labels.reshape(-1).astype("int64"))
     return Held(path.stem, names, wanted, labels, *statistics(seen), size)
 
