@@ -39,6 +39,8 @@ class Augmentation:
         asked = [key for key in ("resized_crop", "randaugment", "erasing") if getattr(recipe, key)]
         if not asked:
             return
+        if recipe.randaugment and images.channels not in (1, 3):
+            raise RecipeError(f"randaugment: expected images of 1 or 3 channels, got {images.channels}; set it to 0")
         v2 = torchvision_transforms(asked[0])
         crop = [v2.RandomResizedCrop(images.size, antialias=True)] if recipe.resized_crop else []
         crop += [v2.RandomCrop(images.size, padding=recipe.pad)] if recipe.pad else []

@@ -6,10 +6,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import pickle
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,8 @@ from .settings import RecipeError
 from .team import Team
 
 NAME = "last.pt"
+# What reading a checkpoint raises, and going on from one, where it is damaged.
+DAMAGED = (AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError)
 
 
 class Stopped(RuntimeError):
@@ -28,6 +33,21 @@ class Stopped(RuntimeError):
 
 class Diverged(Stopped):
     """A run whose numbers have become NaN or infinite."""
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep others from writing to a folder. However this process ends, the system ends its claim, which the processes
+    that it starts do not share."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise RecipeError(
+                f"{folder}: expected no other run in it, but one is writing there; wait for it, or choose another --out"
+            ) from error
+        yield
 
 
 def write(path: Path, content: bytes) -> None:
@@ -67,9 +87,11 @@ def load(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
-        raise RecipeError(f"{path}: expected a checkpoint, but it cannot be read ({error}); remove it") from error
-    if not isinstance(found, dict) or "settings" not in found:
+    except DAMAGED as error:
+        raise RecipeError(
+            f"{path}: expected a checkpoint, but it cannot be read, perhaps it is damaged; remove it"
+        ) from error
+    if not isinstance(found, dict) or not {"settings", "epoch", "step"} <= found.keys():
         raise RecipeError(f"{path}: expected a checkpoint of recipes.train, got another file; choose another --out")
     return found
 

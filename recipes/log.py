@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,13 +34,14 @@ class Board:
     """TensorBoard's file, or nothing where TensorBoard is not installed."""
 
     def __init__(self, folder: Path, rows: Sequence[Row]) -> None:
-        """Begin the file anew, with the rows of a run that goes on."""
+        """Begin the file anew, with the rows of a run that goes on. Other files of the folder stay."""
         self.writer = None
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             return
-        shutil.rmtree(folder, ignore_errors=True)
+        for old in folder.glob("events.out.tfevents*"):
+            old.unlink()
         self.writer = SummaryWriter(str(folder))
         for row in rows:
             self.add(row)

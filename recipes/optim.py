@@ -31,7 +31,18 @@ def groups_of(net: Any, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def optimizer_of(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    groups = groups_of(net, recipe)
+    """Return the optimiser; one that cannot be made is one line."""
+    try:
+        return made(groups_of(net, recipe), recipe)
+    except RecipeError:
+        raise
+    except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise RecipeError(
+            f"optimizer: expected sgd, adamw or a name that timm knows, but {recipe.optimizer} cannot be made ({error})"
+        ) from error
+
+
+def made(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
     if recipe.optimizer == "adamw":
@@ -42,10 +53,7 @@ def optimizer_of(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         raise RecipeError(
             f"optimizer: expected sgd or adamw, or a name that timm knows; it cannot be imported ({error})"
         ) from error
-    try:
-        return create_optimizer_v2(groups, opt=recipe.optimizer, lr=recipe.lr, momentum=recipe.momentum)
-    except ValueError as error:
-        raise RecipeError(f"optimizer: expected sgd, adamw or a name that timm knows, {error}") from error
+    return create_optimizer_v2(groups, opt=recipe.optimizer, lr=recipe.lr, momentum=recipe.momentum)
 
 
 def rate(recipe: Recipe, epoch: float) -> float:

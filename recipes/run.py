@@ -36,6 +36,9 @@ AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Steps between two looks at the loss and at signals. A GPU would wait for each look.
 LOOK = {"cpu": 1, "cuda": 10}
 OF_ATTENTION = ("cell", "reduction", "head_channels", "start")  # options of create_model
+PRETRAINED = ("pretrained_path", "pretrained_head")  # too
+# What making a network raises, and its first images, where its options are impossible; backends that are not there too.
+IMPOSSIBLE = (ArithmeticError, LookupError, OSError, RuntimeError, StopIteration, TypeError, ValueError)
 
 
 class Result(NamedTuple):
@@ -86,6 +89,34 @@ def model_options(name: str, recipe: Recipe, images: Images) -> dict[str, Any]:
     return options
 
 
+def network(name: str, options: dict[str, Any], classes: int) -> Any:
+    """Return the network that ``create_model`` makes; one that it cannot make is one line."""
+    of = f"model {name}"
+    if "pretrained_path" in options:
+        of += f" with the weights of {options['pretrained_path']}"
+    try:
+        net = dla.create_model(name, **options)
+    except (*IMPOSSIBLE, *checkpoint.DAMAGED) as error:
+        raise RecipeError(f"{of}: {str(error) or 'expected options by which it can be made'}") from error
+    if net.num_classes != classes:
+        raise RecipeError(f"{of}: expected one with class scores, got one with features_only")
+    return net
+
+
+@torch.no_grad()
+def try_out(net: Any, name: str, images: Images, device: torch.device) -> None:
+    """Have a network see an image, so that one which cannot is one line."""
+    try:
+        net.eval()(torch.zeros(1, images.channels, images.size, images.size, device=device))
+    except IMPOSSIBLE as error:
+        raise RecipeError(f"model {name}: expected a network that takes these images, but {error}") from error
+
+
+def resolved(data: str) -> str:
+    """Return data by a name that is the same from wherever it is given."""
+    return data if data in ("synthetic", "digits") else str(Path(data).expanduser().resolve())
+
+
 def data_of(recipe: Recipe, where: str) -> tuple[Images, Images]:
     """Return the images to train and to test with. Made images have their own size in any recipe, so that each can be
     tried in little time."""
@@ -97,15 +128,19 @@ def data_of(recipe: Recipe, where: str) -> tuple[Images, Images]:
 class Run:
     """A network, what trains it, and how far it has come."""
 
-    def __init__(self, recipe: Recipe, model: str, data: str, seed: int, out: Path, team: Team) -> None:
+    def __init__(
+        self, recipe: Recipe, model: str, data: str, seed: int, out: Path, team: Team, fresh: bool = True
+    ) -> None:
         self.recipe, self.out, self.team, self.seed = recipe, out, team, seed
         self.images, tests = data_of(recipe, data)
         self.steps = steps_of(recipe, len(self.images), team.world)  # of an epoch
         self.options = model_options(model, recipe, self.images)
+        # What a network begins with, its checkpoints have no more need of.
+        weights = {key: self.options.pop(key) for key in PRETRAINED if key in self.options}
         self.identity = {
             "name": model,
             "options": self.options,
-            "data": data,
+            "data": resolved(data),
             "recipe": recipe.name,
             "seed": seed,
             "world": team.world,
@@ -116,12 +151,8 @@ class Run:
         self.mix = mixing(recipe, self.images.classes)
 
         torch.manual_seed(seed)
-        try:
-            self.net: Any = dla.create_model(model, **self.options).to(team.device)
-        except (TypeError, ValueError) as error:
-            raise RecipeError(f"model: {error}") from error
-        if self.net.num_classes != self.images.classes:
-            raise RecipeError(f"model: expected one with class scores, got {model} with features_only")
+        self.net = network(model, {**self.options, **(weights if fresh else {})}, self.images.classes).to(team.device)
+        try_out(self.net, model, self.images, team.device)
         if recipe.sync_bn and team.world > 1:
             if team.device.type != "cuda":
                 raise RecipeError("sync_bn: expected GPUs, on which alone torch has it")
@@ -165,7 +196,17 @@ class Run:
             checkpoint.save(self.out, self.net, state)
 
     def resume(self, found: dict[str, Any]) -> None:
-        checkpoint.check_same(self.out / checkpoint.NAME, found, self.identity)
+        """Go on from a checkpoint of this run."""
+        path = self.out / checkpoint.NAME
+        checkpoint.check_same(path, found, self.identity)
+        try:
+            self.restore(found)
+        except checkpoint.DAMAGED as error:
+            raise RecipeError(
+                f"{path}: expected a whole checkpoint, but not all is there ({error}); remove it"
+            ) from error
+
+    def restore(self, found: dict[str, Any]) -> None:
         self.net.load_state_dict(found["model"])
         if self.ema:
             self.ema.load_state_dict(found["ema"])
@@ -320,23 +361,29 @@ def run(
     """
     with contextlib.nullcontext(team) if team else Team() as team, determinism(recipe, team), Signals(team) as signals:
         found = checkpoint.load(out)
+        left = [name for name in ("log.csv", "curves.png", "tensorboard") if (out / name).exists()]
+        if found is None and left and not resume:
+            raise RecipeError(
+                f"{out}: expected no files of another run, got {', '.join(left)}; choose another --out, or "
+                "--resume auto, which writes them anew"
+            )
         if len(set(team.all_of((found["epoch"], found["step"]) if found else None))) > 1:
             raise RecipeError(f"{out}: expected a folder that all processes share, but not all find the same last.pt")
         if found is not None and not resume:
             raise RecipeError(f"{out}: it holds a run already; --resume auto goes on with it, or choose another --out")
-        it = Run(recipe, model, data, seed, out, team)
+        it = Run(recipe, model, data, seed, out, team, fresh=found is None)
         if found is not None:
             it.resume(found)
-        board = None
-        if team.leads:
-            out.mkdir(parents=True, exist_ok=True)
-            write_csv(it.rows, out / "log.csv")  # what a killed process left of it may lack an epoch
-            board = Board(out / "tensorboard", it.rows)
-        try:
-            it.train(signals, board)
-        finally:
-            if board:
-                board.close()
-        if team.leads and it.rows and not draw({model: it.rows}, out / "curves.png"):
-            print("curves.png is not drawn: matplotlib is not installed")
+        with checkpoint.alone(out) if team.leads else contextlib.nullcontext():
+            board = None
+            if team.leads:
+                write_csv(it.rows, out / "log.csv")  # what a killed process left of it may lack an epoch
+                board = Board(out / "tensorboard", it.rows)
+            try:
+                it.train(signals, board)
+            finally:
+                if board:
+                    board.close()
+            if team.leads and it.rows and not draw({model: it.rows}, out / "curves.png"):
+                print("curves.png is not drawn: matplotlib is not installed")
         return Result(it.rows, signals.got if it.epoch < recipe.epochs else None)

@@ -9,7 +9,7 @@ from pathlib import Path
 from dla_kernels.data import DataError
 
 from . import settings
-from .checkpoint import NAME, Stopped
+from .checkpoint import NAME, Stopped, before
 from .run import run
 from .settings import Recipe, RecipeError
 from .team import place
@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    out = args.out or Path("runs")
     try:
         if not 0 <= args.seed < 1 << 63:
             raise RecipeError(f"--seed: expected a whole number from 0 to 2^63, got {args.seed}")
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     except TOLD as error:
         return fail("recipes.train", error)
     except KeyboardInterrupt:
-        print("recipes.train: interrupted; the last checkpoint is kept", file=sys.stderr)
+        print(f"recipes.train: interrupted{before(out)}", file=sys.stderr)
         return 130
     if place()[0] == 0:
         if result.signal is not None:

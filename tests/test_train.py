@@ -318,15 +318,59 @@ def test_a_run_that_is_there_is_neither_overwritten_nor_taken_for_another(few_im
     assert train.main(options) == 0
     assert "it holds a run already; --resume auto goes on with it" in failed(capsys, *options)
     options += ["--resume", "auto"]
-    before = saved(tmp_path)
+    before, before_bytes = saved(tmp_path), (tmp_path / "last.pt").read_bytes()
     assert train.main([*options, "--set", "workers=1"]) == 0  # it is done, and stays as it is
     assert differing(saved(tmp_path), before) == []
     capsys.readouterr()
     assert "there name is 'resnet20', here 'se_resnet20'" in failed(capsys, *options, "--model", "se_resnet20")
     assert "there lr is 0.1, here 0.2" in failed(capsys, *options, "--set", "lr=0.2")
     assert "there seed is 0, here 1" in failed(capsys, *options, "--seed", "1")
-    (tmp_path / "last.pt").write_bytes((tmp_path / "last.pt").read_bytes()[:1000])
-    assert "last.pt: expected a checkpoint, but it cannot be read" in failed(capsys, *options)
+    torch.save({key: value for key, value in before.items() if key != "rows"}, tmp_path / "last.pt")
+    assert "last.pt: expected a whole checkpoint, but not all is there ('rows')" in failed(capsys, *options)
+    for damaged in (before_bytes[:1000], b"root:x:0:0"):
+        (tmp_path / "last.pt").write_bytes(damaged)
+        assert "last.pt: expected a checkpoint, but it cannot be read, perhaps it is" in failed(capsys, *options)
+
+
+def test_files_that_are_not_the_run_s_own_stay(few_images, capsys, tmp_path):
+    (tmp_path / "tensorboard").mkdir()
+    kept = [tmp_path / "tensorboard" / "notes.txt", tmp_path / "log.csv"]
+    for file in kept:
+        file.write_text("mine")
+    options = ["--recipe", "dla-cifar", "--model", "resnet20", "--data", "synthetic", "--out", str(tmp_path)]
+    options += ["--set", "batch=20", "--epochs", "1"]
+    assert "expected no files of another run, got log.csv, tensorboard" in failed(capsys, *options)
+    assert [file.read_text() for file in kept] == ["mine"] * 2
+    assert train.main([*options, "--resume", "auto"]) == 0
+    assert kept[0].read_text() == "mine"
+
+
+def test_two_runs_in_one_folder_are_one_too_many(few_images, capsys, tmp_path):
+    claim = (
+        "import sys; from pathlib import Path; from recipes.checkpoint import alone\nwith alone(Path(sys.argv[1])): "
+    )
+    options = ["--recipe", "dla-cifar", "--model", "resnet20", "--data", "synthetic", "--out", str(tmp_path / "it")]
+    start = [sys.executable, "-c", f"{claim}print(flush=True); input()", tmp_path / "it"]
+    with subprocess.Popen(start, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        assert "expected no other run in it, but one is writing there" in failed(capsys, *options, "--set", "batch=8")
+        other.kill()
+    with checkpoint.alone(tmp_path / "it"):
+        pass
+
+
+def test_pretrained_weights_are_where_a_run_begins_and_not_needed_any_more(few_images, tmp_path):
+    weights, data = tmp_path / "weights.pt", tmp_path / "a.npz"
+    torch.save(dla.create_model("resnet20", 3, in_channels=1).state_dict(), weights)
+    recipe = recipe_of(epochs=1, lr=0.0, **{"options.pretrained_path": str(weights)})
+    runs.run(recipe, "resnet20", str(write_arrays(data)), out=tmp_path / "it")
+    found = saved(tmp_path / "it")
+    assert torch.equal(found["model"]["conv1.weight"], torch.load(weights)["conv1.weight"])
+    weights.unlink()
+    dla.create_model(found["name"], **found["options"]).load_state_dict(found["model"])
+    beside = os.path.relpath(data)  # the same data by another name
+    rows, _ = runs.run(recipe, "resnet20", beside, out=tmp_path / "it", resume=True)
+    assert rows == found["rows"]
 
 
 @pytest.mark.parametrize(
@@ -334,10 +378,18 @@ def test_a_run_that_is_there_is_neither_overwritten_nor_taken_for_another(few_im
     [
         (["--data", "nowhere"], "there is no nowhere"),
         (["--recipe", "nothing"], "expected a .toml file or one of"),
-        (["--model", "resnet21"], "model: name: expected a name such as resnet20"),
-        (["--set", "options.cells=lstm"], "model: options: expected some of"),
-        (["--set", "options.features_only=true"], "expected one with class scores, got dla_light_resnet20"),
+        (["--model", "resnet21"], "model resnet21: name: expected a name such as resnet20"),
+        (["--set", "options.cells=lstm"], "model dla_light_resnet20: options: expected some of"),
+        (["--set", "options.features_only=true"], "dla_light_resnet20: expected one with class scores"),
         (["--set", "resized_crop=true", "--set", "pad=4"], "pad: expected 0 with resized_crop"),
+        (["--set", "options.width=0"], "model dla_light_resnet20: expected options by which it can be made"),
+        (
+            ["--model", "resnet20", "--set", "options.width=0"],
+            "model resnet20: expected a network that takes these images",
+        ),
+        (["--set", "options.width=-4"], "model dla_light_resnet20: Trying to create tensor with negative dimension"),
+        (["--set", "options.pretrained_path=setup.py"], "model dla_light_resnet20 with the weights of setup.py: "),
+        (["--set", "nesterov=true", "--set", "momentum=0"], "sgd cannot be made (Nesterov momentum requires"),
         (["--seed", "-1"], "--seed: expected a whole number from 0 to"),
         (["--epochs", "0"], "epochs: expected at least 1, got 0"),
     ],
