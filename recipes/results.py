@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from .checkpoint import Stopped
 from .log import Row
 from .settings import Recipe, RecipeError
 
@@ -15,7 +18,7 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (
     settings TEXT,      -- the recipe with its changes, as JSON
     model TEXT,
-    data TEXT,          -- as it was given
+    data TEXT,          -- as run.resolved has it
     images TEXT,        -- the data set's name
     seed INTEGER,
     parameters INTEGER,
@@ -51,11 +54,10 @@ def folder_of(recipe: Recipe, model: str, data: str, seed: int) -> str:
 class Results:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.base = sqlite3.connect(path)
-        try:
+        self.path = path
+        with self.told():
+            self.base = sqlite3.connect(path)
             self.base.execute(SCHEMA)
-        except sqlite3.DatabaseError as error:
-            raise RecipeError(f"{path}: expected a file of results, but {error}; choose another --out") from error
 
     def __enter__(self) -> Results:
         return self
@@ -63,17 +65,28 @@ class Results:
     def __exit__(self, *_: object) -> None:
         self.base.close()
 
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Say of whatever goes wrong with the file what to do about it."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise Stopped(f"{self.path}: it cannot be used ({error}); the same command goes on when it can") from error
+        except sqlite3.DatabaseError as error:
+            raise RecipeError(f"{self.path}: expected a file of results, but {error}; choose another --out") from error
+
     def of(self, recipe: Recipe, model: str, data: str) -> dict[int, Outcome]:
         """Return the runs that there are, by their seeds."""
-        found = self.base.execute(
-            "SELECT images, seed, parameters, last, best, seconds FROM runs"
-            " WHERE settings = ? AND model = ? AND data = ? ORDER BY seed",
-            (key_of(recipe), model, data),
-        )
-        return {outcome.seed: outcome for outcome in map(Outcome._make, found)}
+        with self.told():
+            found = self.base.execute(
+                "SELECT images, seed, parameters, last, best, seconds FROM runs"
+                " WHERE settings = ? AND model = ? AND data = ? ORDER BY seed",
+                (key_of(recipe), model, data),
+            )
+            return {outcome.seed: outcome for outcome in map(Outcome._make, found)}
 
     def add(self, recipe: Recipe, model: str, data: str, outcome: Outcome) -> None:
-        with self.base:
+        with self.told(), self.base:
             self.base.execute(
                 "INSERT OR REPLACE INTO runs (settings, model, data, images, seed, parameters, last, best, seconds)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",

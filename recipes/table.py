@@ -9,16 +9,18 @@ import io
 import statistics
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import dla_kernels as dla
+import torch
+
+from dla_kernels.data import Images
 
 from . import checkpoint
 from .checkpoint import Diverged
 from .results import Outcome, Results, folder_of, outcome_of
-from .run import data_of, model_options, run
+from .run import data_of, model_options, network, resolved, run
 from .settings import Recipe, RecipeError
 from .team import place
 from .train import TOLD, add_recipe, fail, recipe_of
@@ -38,28 +40,36 @@ class Line(NamedTuple):
         return [100 * outcome.last for outcome in self.outcomes if outcome.last is not None]
 
 
+def parameters_of(models: Iterable[str], recipe: Recipe, images: Images) -> dict[str, int]:
+    """Return how many parameters each network has; one that cannot be made is said before any is trained."""
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of weights that are loaded to nowhere
+        nets = {model: network(model, model_options(model, recipe, images), images.classes) for model in models}
+    return {model: sum(p.numel() for p in net.parameters()) for model, net in nets.items()}
+
+
 def run_missing(results: Results, recipe: Recipe, models: Sequence[str], data: str, seeds: int, out: Path) -> int:
     """Train what has no result yet; return the signal that ended it, or 0."""
-    for model in models:
-        for seed in range(seeds):
-            if seed in results.of(recipe, model, data):
-                continue
-            folder = out / folder_of(recipe, model, data, seed)
-            print(f"{model}, seed {seed}: {folder}", flush=True)
-            images, _ = data_of(recipe, data)
-            try:
-                net = dla.create_model(model, **model_options(model, recipe, images))
-            except (TypeError, ValueError) as error:
-                raise RecipeError(f"models: {error}") from error
-            parameters = sum(p.numel() for p in net.parameters())
-            try:
-                rows, signal = run(recipe, model, data, seed=seed, out=folder, resume=True)
-            except Diverged as error:
-                print(f"{model}, seed {seed}: {error}", file=sys.stderr)
-                rows, signal = None, None
-            if signal is not None:
-                return signal
-            results.add(recipe, model, data, outcome_of(rows, images.name, seed, parameters))
+    if len(models) > 1 and seeds > 1:
+        student()
+    missing = [
+        (model, seed) for model in models for seed in range(seeds) if seed not in results.of(recipe, model, data)
+    ]
+    if not missing:
+        return 0
+    images, _ = data_of(recipe, data)
+    parameters = parameters_of(dict(missing), recipe, images)
+    for model, seed in missing:
+        folder = out / folder_of(recipe, model, data, seed)
+        print(f"{model}, seed {seed}: {folder}", flush=True)
+        try:
+            rows, signal = run(recipe, model, data, seed=seed, out=folder, resume=True)
+        except Diverged as error:
+            print(f"{model}, seed {seed}: {error}", file=sys.stderr)
+            rows, signal = None, None
+        if signal is not None:
+            return signal
+        results.add(recipe, model, data, outcome_of(rows, images.name, seed, parameters[model]))
     return 0
 
 
@@ -70,17 +80,22 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
 
 
-def p_value(values: Sequence[float], others: Sequence[float]) -> str:
-    """Return how likely means so far apart are where there is no difference, by Student's t-test, two-sided."""
-    if min(len(values), len(others)) < 2:
-        return "-"
+def student() -> Any:
+    """Return scipy's t-test."""
     try:
         from scipy import stats
     except ImportError as error:
         raise RecipeError("Student's t-test: it needs scipy, which is not installed; pip install scipy") from error
+    return stats.ttest_ind
+
+
+def p_value(values: Sequence[float], others: Sequence[float]) -> str:
+    """Return how likely means so far apart are where there is no difference, by Student's t-test, two-sided."""
+    if min(len(values), len(others)) < 2:
+        return "-"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of values that are all the same
-        p = stats.ttest_ind(values, others).pvalue
+        p = student()(values, others).pvalue
     return f"{p:.2g}" if p == p else "-"
 
 
@@ -166,6 +181,23 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def tabulate(recipe: Recipe, models: Sequence[str], data: str, seeds: int, out: Path) -> int:
+    """Train what is missing, and write the table; return the status that the command ends with."""
+    with Results(out / "results.sqlite") as results:
+        signal = run_missing(results, recipe, models, data, seeds, out)
+        if signal:
+            print("stopped by a signal; the same command goes on")
+            return 128 + signal
+        found = {model: results.of(recipe, model, data) for model in models}
+    lines = [Line(model, [runs[seed] for seed in range(seeds)]) for model, runs in found.items()]
+    text = markdown(lines, recipe)
+    print(text)
+    checkpoint.write(out / f"table-{recipe.name}.md", text.encode())
+    if not draw(lines, recipe, out / f"table-{recipe.name}.png"):
+        print("the figure is not drawn: matplotlib is not installed")
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
@@ -175,27 +207,12 @@ def main(argv: list[str] | None = None) -> int:
             raise RecipeError("expected one process, which trains one network after the other, but torchrun has more")
         if args.seeds < 1 or not models:
             raise RecipeError("--models, --seeds: expected at least one of each")
-        with Results(args.out / "results.sqlite") as results:
-            signal = run_missing(results, recipe, models, args.data, args.seeds, args.out)
-            if signal:
-                print("stopped by a signal; the same command goes on")
-                return 128 + signal
-            lines = [
-                Line(
-                    model, [found for seed, found in results.of(recipe, model, args.data).items() if seed < args.seeds]
-                )
-                for model in models
-            ]
-        text = markdown(lines, recipe)
-        print(text)
-        checkpoint.write(args.out / f"table-{recipe.name}.md", text.encode())
-        if not draw(lines, recipe, args.out / f"table-{recipe.name}.png"):
-            print("the figure is not drawn: matplotlib is not installed")
+        with checkpoint.alone(args.out):
+            return tabulate(recipe, models, resolved(args.data), args.seeds, args.out)
     except TOLD as error:
         return fail("recipes.table", error)
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """A table trains what is missing, once, and says what the runs are worth."""
 
+import sys
+
 import pytest
 
 from recipes import results, settings, table
@@ -102,10 +104,29 @@ def test_the_figure_has_every_run_and_the_paper_s_figures(tmp_path, monkeypatch)
     assert (tmp_path / "it.png").read_bytes()[1:4] == b"PNG"
 
 
-def test_other_results_are_refused(tmp_path, capsys):
+def test_every_network_is_looked_at_before_the_first_is_trained(few_images, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(table, "run", None)
+    assert table.main(options(tmp_path, "--models", "resnet20,dia_resnet21")) == 1
+    assert "recipes.table: model dia_resnet21: name: expected a name" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    assert table.main(options(tmp_path, "--models", MODELS, "--seeds", "2")) == 1
+    assert "it needs scipy" in capsys.readouterr().err
+
+
+def test_other_results_are_refused(monkeypatch, tmp_path, capsys):
+    connect = results.sqlite3.connect
     (tmp_path / "results.sqlite").write_text("no database, but long enough to be taken for one " * 10)
     assert table.main(options(tmp_path, "--models", MODELS)) == 1
     assert "expected a file of results" in capsys.readouterr().err
+    with Results(tmp_path / "locked" / "results.sqlite") as other:
+        other.base.execute("BEGIN EXCLUSIVE")
+        with monkeypatch.context() as patched:
+            patched.setattr(results.sqlite3, "connect", lambda path: connect(path, timeout=0))
+            assert table.main(options(tmp_path / "locked", "--models", MODELS)) == 1
+    assert "it cannot be used (database is locked); the same command" in capsys.readouterr().err
+    (tmp_path / "no" / "results.sqlite").mkdir(parents=True)
+    assert table.main(options(tmp_path / "no", "--models", MODELS)) == 1
+    assert "it cannot be used (unable to open database file)" in capsys.readouterr().err
     assert table.main(options(tmp_path / "other", "--models", ",")) == 1
     assert "at least one of each" in capsys.readouterr().err
 
