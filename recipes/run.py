@@ -78,11 +78,11 @@ def model_options(name: str, recipe: Recipe, images: Images) -> dict[str, Any]:
         raise RecipeError(f"options.{key}: expected none, as the images say that it is {own[key]}; leave it out")
     options = {**recipe.options, **own}
     attention = options.get("attention", MODELS.get(name, {}).get("attention", "none"))
-    attentions = [attention] if isinstance(attention, str) else [*attention]
+    attentions = attention if isinstance(attention, list) else [attention]  # one for each stage, or for all
     transformer = "heads" in MODELS.get(name, {})
     if transformer:
         options.setdefault("img_size", images.size)
-    if {*attentions} == {"none"} and "inside" not in options:
+    if all(kind == "none" for kind in attentions) and "inside" not in options:
         options = {key: value for key, value in options.items() if key not in OF_ATTENTION}
     if recipe.drop_path and (transformer or any(str(kind).startswith(("dla_", "mrla_")) for kind in attentions)):
         options.setdefault("drop_path", recipe.drop_path)

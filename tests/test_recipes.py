@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 import dla_kernels as dla
 from dla_kernels.data import open_data
+from dla_kernels.data.images import Held
 from recipes import augment, batches, optim, run, settings
 from recipes.settings import Recipe, RecipeError
 
@@ -134,6 +135,12 @@ def test_an_optimiser_of_timm_is_taken_by_its_name():
 
 
 # ---- images ----
+
+
+def test_randaugment_is_of_colours_or_greys():
+    images = Held("it", ["a"], torch.zeros(1, 4, 8, 8, dtype=torch.uint8), torch.zeros(1), [0.0] * 4, [1.0] * 4)
+    with pytest.raises(RecipeError, match="randaugment: expected images of 1 or 3 channels, got 4"):
+        augment.Augmentation(recipe_of(randaugment=9), images, 0)
 
 
 def test_a_crop_and_a_flip_are_those_of_each_image():

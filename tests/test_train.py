@@ -345,6 +345,19 @@ def test_files_that_are_not_the_run_s_own_stay(few_images, capsys, tmp_path):
     assert kept[0].read_text() == "mine"
 
 
+def test_what_is_interrupted_tells_of_a_checkpoint_where_there_is_one(few_images, monkeypatch, capsys, tmp_path):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    options = ["--recipe", "dla-cifar", "--model", "resnet20", "--data", "synthetic", "--resume", "auto"]
+    options += ["--set", "batch=20", "--out", str(tmp_path)]
+    for more, said in ([], ""), (["--set", "save_every=1"], f"; {tmp_path}/last.pt is the checkpoint before that"):
+        with monkeypatch.context() as patched:
+            stop_at(patched, 2, interrupt)
+            assert train.main([*options, *more]) == 130
+        assert capsys.readouterr().err == f"recipes.train: interrupted{said}\n"
+
+
 def test_two_runs_in_one_folder_are_one_too_many(few_images, capsys, tmp_path):
     claim = (
         "import sys; from pathlib import Path; from recipes.checkpoint import alone\nwith alone(Path(sys.argv[1])): "
@@ -373,6 +386,7 @@ def test_pretrained_weights_are_where_a_run_begins_and_not_needed_any_more(few_i
     assert rows == found["rows"]
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")  # of width = 0
 @pytest.mark.parametrize(
     "options, said",
     [
