@@ -239,6 +239,8 @@ def test_mistakes_are_explained():
         dla.create_model("resnet20", pretrained=True)
     with pytest.raises(TypeError, match="in_chans: expected it or in_channels, which says the same, got both"):
         dla.create_model("resnet20", in_chans=1, in_channels=1)
+    with pytest.raises(ValueError, match="width, stem: expected at least 1 channel each, got 0, 0"):
+        dla.create_model("dla_light_resnet20", width=0)
     with pytest.raises(ValueError, match="channels, reduction: expected at least 1, got 64, 0"):
         small(reduction=0)
     with pytest.raises(TypeError, match=r"checkpoint: expected a state dict, .*, got list"):

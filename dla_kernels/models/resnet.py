@@ -140,6 +140,8 @@ class ResNet(nn.Module):
             reduction = 16 if imagenet else 4
         width = (64 if imagenet else 16) if width is None else width
         channels, stride = width if stem is None else stem, 4 if imagenet else 1
+        if min(width, channels) < 1:
+            raise ValueError(f"width, stem: expected at least 1 channel each, got {width}, {channels}")
         make_norm = norm_of(norm, norm_layer)
         if deep_stem and not imagenet:
             raise ValueError("deep_stem: expected False but for ImageNet; for CIFAR one 3x3 convolution is the stem")
