@@ -396,12 +396,7 @@ def test_pretrained_weights_are_where_a_run_begins_and_not_needed_any_more(few_i
         (["--set", "options.cells=lstm"], "model dla_light_resnet20: options: expected some of"),
         (["--set", "options.features_only=true"], "dla_light_resnet20: expected one with class scores"),
         (["--set", "resized_crop=true", "--set", "pad=4"], "pad: expected 0 with resized_crop"),
-        (["--set", "options.width=0"], "model dla_light_resnet20: expected options by which it can be made"),
-        (
-            ["--model", "resnet20", "--set", "options.width=0"],
-            "model resnet20: expected a network that takes these images",
-        ),
-        (["--set", "options.width=-4"], "model dla_light_resnet20: Trying to create tensor with negative dimension"),
+        (["--set", "options.width=0"], "dla_light_resnet20: width, stem: expected at least 1 channel each, got 0, 0"),
         (["--set", "options.pretrained_path=setup.py"], "model dla_light_resnet20 with the weights of setup.py: "),
         (["--set", "nesterov=true", "--set", "momentum=0"], "sgd cannot be made (Nesterov momentum requires"),
         (["--seed", "-1"], "--seed: expected a whole number from 0 to"),
