@@ -75,10 +75,18 @@ class Tokens(nn.Module):
 
     def maps_of(self, layer: Any, x: Tensor, o_prev: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the maps of normed tokens that the layer's ``step`` takes."""
-        size, before = self._size_of(x), None
+        _, own, before = self._normed(layer, x, o_prev, self._size_of(x))
+        return own, before
+
+    def _normed(
+        self, layer: Any, x: Tensor, o_prev: Tensor | None, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return x behind its norm, as tokens and the map of its pixels, and the map of what came before it, where the
+        layer looks at that."""
+        normed, before = layer.norm(x), None
         if o_prev is not None and layer.norm_before is not None:
             before = to_map(layer.norm_before(o_prev)[:, self.prefix :], size)
-        return to_map(layer.norm(x)[:, self.prefix :], size), before
+        return normed, to_map(normed[:, self.prefix :], size), before
 
     def _added(self, x: Tensor, normed: Tensor, o: Tensor) -> Tensor:
         """Return x plus, for the pixels, what they attend to, and for other tokens these themselves, normed."""
@@ -137,9 +145,7 @@ class DLALightTokens(Tokens, DLALight):
         """Run layer t: x and the block's input, tokens [B, P + N, C] -> those that the network goes on with, and the
         cell's state for layer t + 1."""
         size, layer = self._size_of(x), self._layer(t, x, state, self.cell is not None)
-        normed = layer.norm(x)
-        own = to_map(normed[:, self.prefix :], size)
-        before = None if o_prev is None else to_map(layer.norm_before(o_prev)[:, self.prefix :], size)
+        normed, own, before = self._normed(layer, x, o_prev, size)
         o, state, _ = self.step(layer, own, before, state)
         return self._added(x, normed, o), state
 
@@ -200,9 +206,8 @@ class DLABaseTokens(Tokens, DLABase):
         """Run layer t: tokens x [B, P + N, C] -> those that the network goes on with, and the stage for layer t + 1.
         ``o_prev`` is not looked at."""
         size, layer = self._size_of(x), self._layer_of(t, x, stage)
-        normed = layer.norm(x)
-        own = to_map(normed[:, self.prefix :], size)
-        o, stage, _ = self.step(layer, own, o_prev, stage)
+        normed, own, before = self._normed(layer, x, o_prev, size)
+        o, stage, _ = self.step(layer, own, before, stage)
         return self._added(x, normed, o), stage
 
 
