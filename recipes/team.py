@@ -33,6 +33,10 @@ class Team:
 
     def __enter__(self) -> Team:
         if self.world > 1 and not dist.is_initialized():
+            # The functions of this module keep the group that there is at its import for ever, and DDP imports it.
+            # A group that outlives destroy_process_group has threads still at exit, which abort it now and then.
+            import torch.distributed.nn  # noqa: F401
+
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
             self.began = True
         return self

@@ -473,6 +473,8 @@ def test_networks_take_channels_last_and_autocast(attention):
 
 
 def ddp_worker(rank, folder, attention):
+    import torch.distributed.nn  # before there is a group: recipes/team.py says why
+
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
     net = nn.parallel.DistributedDataParallel(small(attention).double())
     x = torch.load(f"{folder}/x.pt")

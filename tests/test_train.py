@@ -213,14 +213,18 @@ def test_a_process_that_is_killed_leaves_a_checkpoint_to_go_on_from(how, tmp_pat
 
 TWO_RUNS = """
 import sys
+import weakref
 from pathlib import Path
+from torch.distributed import group
 from recipes.run import run
 from recipes.settings import load
 from recipes.team import Team
 with Team() as team:
+    of = weakref.ref(group.WORLD)
     for out, changes in (("bn", {}), ("plain", {"options.norm": "none"})):
         recipe = load("dia-cifar").with_changes({"epochs": 1, "batch": 8, "lr": 0.01, **changes})
         run(recipe, "dia_resnet20", sys.argv[1], out=Path(sys.argv[2]) / out, team=team)
+assert of() is None, "expected the group to end with its team, as its threads would else run on into the exit"
 """
 
 
