@@ -293,7 +293,9 @@ def test_a_layout_of_blocks_is_set_in_the_environment_and_removed_again(monkeypa
     for variable in gpu_plans.VARIABLES:
         monkeypatch.setenv(variable, "7")
     gpu_plans.lay_out("4x3")
-    assert [os.environ[variable] for variable in gpu_plans.VARIABLES] == ["4", "3"]
+    assert [os.environ.get(variable) for variable in gpu_plans.VARIABLES] == ["4", "3", None]
+    gpu_plans.lay_out(gpu_plans.PHASES)
+    assert [os.environ.get(variable) for variable in gpu_plans.VARIABLES] == [None, None, "1"]
     gpu_plans.lay_out(gpu_plans.PLAN)
     assert not set(gpu_plans.VARIABLES) & set(os.environ)
 
@@ -306,9 +308,9 @@ def test_the_report_shows_the_best_layout_beside_the_plan():
 
 
 def test_layouts_are_measured_on_a_stand_in(stand_in, monkeypatch):
-    monkeypatch.setattr(gpu_plans, "WAYS", ("plan", "1x2"))
+    monkeypatch.setattr(gpu_plans, "WAYS", ("plan", "phases", "1x2"))
     row = gpu_plans.measure(gpu_inputs.REHEARSAL[1], stand_in, rounds=1)
-    assert list(row["ms"]) == ["copy", "plan/forward", "plan/backward", "1x2/forward", "1x2/backward"]
+    assert list(row["ms"]) == ["copy", *(f"{way}/{op}" for way in gpu_plans.WAYS for op in ("forward", "backward"))]
 
 
 def test_a_step_of_whole_networks_is_measured_on_a_stand_in(stand_in, monkeypatch):

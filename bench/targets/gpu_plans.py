@@ -1,4 +1,4 @@
-"""Try every way to lay layer_update out on a GPU, blocks and samples of a tile, beside what the plan chose.
+"""Try every way to lay layer_update out on a GPU, blocks and samples of a tile, or phases, beside what the plan chose.
 
     python -m bench.targets.gpu_plans [--rows PARTS] [--out FOLDER]
 
@@ -28,17 +28,17 @@ from bench.targets.gpu_inputs import REHEARSAL, ROWS, Inputs, layer_update_parit
 from dla_kernels.terminal import table
 
 PLAN = "plan"  # what the plan chooses itself
-WAYS = (PLAN, *(f"{group}x{samples}" for group in (1, 2, 4, 8) for samples in (1, 2, 3, 4, 8)))
-VARIABLES = ("DLA_KERNELS_GROUP", "DLA_KERNELS_SAMPLES")
+PHASES = "phases"  # the cell in launches of its own
+WAYS = (PLAN, PHASES, *(f"{group}x{samples}" for group in (1, 2, 4, 8) for samples in (1, 2, 3, 4, 8)))
+VARIABLES = ("DLA_KERNELS_GROUP", "DLA_KERNELS_SAMPLES", "DLA_KERNELS_PHASES")
 
 
 def lay_out(way: str) -> None:
     """Choose the layout for the launches to come."""
-    for variable, value in zip(VARIABLES, ("", "") if way == PLAN else way.split("x")):
-        if value:
-            os.environ[variable] = value
-        else:
-            os.environ.pop(variable, None)
+    values = () if way == PLAN else ("", "", "1") if way == PHASES else way.split("x")
+    for variable in VARIABLES:
+        os.environ.pop(variable, None)
+    os.environ.update({variable: value for variable, value in zip(VARIABLES, values) if value})
 
 
 def timed(device: Cuda | StandIn, calls: list[Call], rounds: int) -> float:
@@ -91,9 +91,7 @@ def report(rows: list[dict]) -> str:
             line += [f"{1e3 * found[best]:.0f}", best] if best else ["-", ""]
         body.append(line)
     header = ["shape", "floor", "forward: plan", "best", "blocks x samples", "backward: plan", "best", ""]
-    return (
-        f"layer_update, bf16, us: what the plan chose, and the best of {len(WAYS) - 1} layouts\n{table(header, body)}"
-    )
+    return f"layer_update, bf16, us: what the plan chose, and the best of {len(WAYS) - 1} ways\n{table(header, body)}"
 
 
 def main(argv: list[str] | None = None) -> int:
