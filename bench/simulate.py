@@ -242,6 +242,8 @@ def waits_of(p: Problem, plan: dict, nb: int, chip: Chip) -> dict[str, float]:
         step += ((w1 + w2) * nb / chip["cold products"] + unstaged / chip["unstaged weights"]) * resident
         scan = steps * step * (1 if p.forward else 2.2)
     exchange = chip["pull"] if G > 1 else 0
+    if not p.recurs:  # there; and backward there once more, and back
+        batch = rows * (w1 + w2) / chip["products"] * resident
     if p.op == "recalibrate":  # all products are hoisted, but for those of the step; and backward all come back
         return {"cell ahead": batch + exchange, "scan": scan, "cell behind": 1 if p.forward else batch + exchange}
     return {"cell ahead": batch / 3 + exchange, "scan": scan, "refresh": batch * 2 / 3 + chunks * (exchange + 1)}
@@ -291,19 +293,23 @@ def plan_of(p: Problem, device: str, group: int = 0, samples: int = 0, phases: i
     pass reads two maps of each layer, where light_step's reads three of its two, and recalibrate's three of its one."""
     read = {"layer_update": 4, "light_step": 3, "recalibrate": 6}[p.op]
     shape = p.T, p.B, p.C, p.HW**2 if p.forward else p.HW**2 * read // 4, p.R
-    phases = phases if p.op == "layer_update" else 0
     chip = DEVICES[device]._replace(group=group, samples=samples, phases=phases)
     return cuda_plan(*shape, dtype=torch.bfloat16, cell=p.cell, backward=not p.forward, device=chip)
+
+
+def found_near(p: Problem, samples: int, chip: Chip, kernels: Kernels) -> float:
+    """Return the share of the second reading that the cache has, where between a byte's two readings it meets the maps
+    of so many samples."""
+    read = {"layer_update": 2, "light_step": 1.5, "recalibrate": 3}[p.op]
+    between = samples * p.sample_bytes * (1 if p.forward else read)
+    return 1.0 if kernels.spared == "second reading" else min(1.0, chip["kept"] * chip.l2 / between)
 
 
 def launch_of(p: Problem, plan: dict, chip: Chip, kernels: Kernels) -> Launch:
     nb, G = plan["samples_per_tile"], plan["blocks_per_tile"]
     tiles = [min(nb, p.B - b0) for b0 in range(0, p.B, nb)]
     count = min(plan["tiles_in_flight"], len(tiles))
-    # Between a byte's two readings the cache meets the maps of all tiles in flight.
-    read = {"layer_update": 2, "light_step": 1.5, "recalibrate": 3}[p.op]
-    between = count * nb * p.sample_bytes * (1 if p.forward else read)
-    found = 1.0 if kernels.spared == "second reading" else min(1.0, chip["kept"] * chip.l2 / between)
+    found = found_near(p, count * nb, chip, kernels)
     staged = 4 * p.R * plan["channels_per_block"] * (1 + p.gates) * plan["weights_in_shared"] * G
     # They come while the first maps are being pooled, as the cache's share; all but the first block's are there.
     begin = Phase("begin", waits=chip["prologue"] + staged * count / chip["cache"])
@@ -329,7 +335,8 @@ def predicted(
     """Return the microseconds of one pass, and how they are shared out among its phases."""
     plan = plan or plan_of(p, chip.name, phases=-1 if kernels.phases else 0)
     if plan["path"] == "in-phases":
-        spent = simulate_phases.predicted(p, chip, kernels.spared)
+        first, *_, last = tile_phases(p, plan, p.B, found_near(p, p.B, chip, kernels), chip, kernels)
+        spent = simulate_phases.predicted(p, chip, [first, last], kernels.spared)
         if not p.forward:
             spent["weights"] = weight_gradients(p, chip)
         return spent.total(), spent

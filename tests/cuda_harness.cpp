@@ -143,6 +143,13 @@ struct Call {
     return {pass,   cell.projection, cell.NG,       cell.T,    cell.B,           cell.C,
             cell.R, sample_bytes,    sizeof(float), attention, cell.scan_end > 0};
   }
+  // What launches over maps before a step and after it are told of the cell.
+  void without_weights() {
+    CellArgs<float> maps{};
+    maps.rule = cell.rule, maps.projection = Projection::kJoint;
+    maps.T = of.T, maps.B = of.B, maps.C = C, maps.refresh_begin = int(of.T);
+    cell = maps;
+  }
   // Which layers scan and refresh take: forward and backward.
   void take(int64_t scan_end, int64_t refresh_begin) {
     cell.scan_end = int(scan_end), cell.refresh_begin = int(refresh_begin);
@@ -264,6 +271,23 @@ struct Call {
     backward.dtaps = memory.result(of.B * make_plan(back, of.device).blocks_per_tile * 2 * K);
     backward.dgates = memory.result(state), backward.dscores = memory.result(of.B * heads);
     start(light_step_bwd_kernel<float>, backward, back, of.device);
+    if (cell.NG == 0) return;
+
+    // The same with the step apart.
+    without_weights();
+    forward.cell = backward.cell = cell, forward.part = Part::kAfterStep, backward.part = Part::kBeforeStep;
+    forward.d = memory.drawn(state, 1), forward.planes = memory.result(2 * state);
+    enter_map(map(0, memory.result(size)), kOut, of.B, forward.layers[0]);
+    start(light_step_kernel<float>, forward, problem(Pass::kForward, sample_bytes, true), of.device);
+    backward.dv = memory.result(9 * state), backward.de = memory.result(9 * state);
+    backward.dlam = memory.result(state), backward.dd = memory.result(state), backward.middle = memory.result(state);
+    backward.dgates = memory.result(state), backward.dscores = memory.result(of.B * heads);
+    const Problem apart = problem(Pass::kBackward, sample_bytes, true);
+    backward.dtaps = memory.result(of.B * make_plan(apart, of.device).blocks_per_tile * 2 * K);
+    start(light_step_bwd_kernel<float>, backward, apart, of.device);
+    backward.part = Part::kAfterStep, backward.d = memory.drawn(state, 1), backward.dy = memory.drawn(rows * C, 1);
+    for (int m = 0; m < of.T; ++m) enter_map(map(m, memory.result(size)), kGradIn, of.B, backward.layers[m]);
+    start(light_step_bwd_kernel<float>, backward, apart, of.device);
   }
 
   // T = 1. By the rule's name and the projection: taps, a squeeze, a light cell, or a recurrence.
@@ -273,7 +297,8 @@ struct Call {
     const bool light = squeeze && cell.rule < kNumRules, relu = !of.mixed, adds = !of.mixed;
     const int64_t size = state * of.HW[0], sample_bytes = C * of.HW[0] * int64_t(sizeof(float));
     take(taps || squeeze ? 0 : 1, 1);
-    ShownArgs<float> shown{taps ? Shows::kTaps : light ? Shows::kLightCell : squeeze ? Shows::kSqueeze : Shows::kCell};
+    ShownArgs<float> shown{};
+    shown.by = taps ? Shows::kTaps : light ? Shows::kLightCell : squeeze ? Shows::kSqueeze : Shows::kCell;
     int64_t N = 0;
     with_rule(cell.rule, [&](auto rule) { N = decltype(rule)::NG * C; });
     if (light) shown.light = {memory.drawn(N, 1), memory.drawn(N, 1), memory.drawn(N, 1)};
@@ -289,7 +314,9 @@ struct Call {
 
     if (!taps) prepare_grads();
     give_states(forward.states_h, forward.states_c);
-    RecalibrateBwdArgs<float> backward{cell, grads, shown, forward.y, {}, nullptr, nullptr, relu, adds, {}, {}};
+    RecalibrateBwdArgs<float> backward{};
+    backward.cell = cell, backward.grads = grads, backward.shown = shown, backward.y = forward.y;
+    backward.masked = relu, backward.adds = adds;
     const Problem back = problem(Pass::kBackward, (relu ? 3 : 2) * sample_bytes);
     if (light) backward.factors = {memory.result(of.B * N), memory.result(of.B * N), memory.result(of.B * N)};
     if (taps) {
@@ -302,6 +329,24 @@ struct Call {
     if (relu) enter_map(out, kResult, of.B, backward.beside);
     if (adds) enter_map(map(0, memory.result(size)), kGradShortcut, of.B, backward.beside);
     start(recalibrate_bwd_kernel<float>, backward, back, of.device);
+    if (taps) return;
+
+    // The same with the step apart.
+    without_weights();
+    forward.cell = backward.cell = cell;
+    forward.shown.part = Part::kAfterStep, backward.shown.part = Part::kBeforeStep;
+    forward.shown.a = backward.shown.a = memory.drawn(state, 1);
+    enter_map(map(0, memory.result(size)), kSum, of.B, forward.layer);
+    start(recalibrate_kernel<float>, forward, problem(Pass::kForward, sample_bytes), of.device);
+    const Problem apart = problem(Pass::kBackward, (relu ? 3 : 2) * sample_bytes);
+    if (forward.states_h) backward.dh = memory.result(state);
+    if (forward.states_c) backward.dc = memory.result(state);
+    if (squeeze && !light) backward.grads.factors.da_scan = memory.result(state);
+    start(recalibrate_bwd_kernel<float>, backward, apart, of.device);
+    backward.shown.part = Part::kAfterStep, backward.dy = memory.drawn(state, 1);
+    enter_map(map(0, memory.result(size)), kGradIn, of.B, backward.branch);
+    if (adds) enter_map(map(0, memory.result(size)), kGradShortcut, of.B, backward.beside);
+    start(recalibrate_bwd_kernel<float>, backward, apart, of.device);
   }
 
   // T: this layer and T - 1 before it.

@@ -123,10 +123,17 @@ struct CellCall {
   }
 
   // Whether the cell is to run a phase a launch.
-  bool in_phases(Pass pass, int64_t sample_bytes) const {
-    const Problem problem{pass,   args.projection, args.NG,   args.T, args.B,           args.C,
-                          args.R, sample_bytes,    sizeof(A), false,  args.scan_end > 0};
+  bool in_phases(Pass pass, int64_t sample_bytes, bool attention = false) const {
+    const Problem problem{pass,   args.projection, args.NG,   args.T,    args.B,           args.C,
+                          args.R, sample_bytes,    sizeof(A), attention, args.scan_end > 0};
     return cuda::in_phases(problem, planned_device());
+  }
+  // For a kernel over the maps before or after those phases: no weights, but how a state is shown. Its plan is that of
+  // two readings of the maps, though it has one.
+  CellCall of_maps() const {
+    CellCall maps(args.T, args.B, args.C);
+    maps.args.rule = args.rule;
+    return maps;
   }
   // Decides how a kernel with these Args runs, and gives it its workspace.
   template <class Args>

@@ -1,4 +1,3 @@
-#include "gap_args.h"
 #include "map_arguments.h"
 
 namespace dla {
@@ -13,12 +12,8 @@ Tensor gap(const Tensors& xs) {
     const OnDevice device(xs[0]);
     const int64_t B = xs[0].size(0);
     const ReadMaps<T> x(xs);
-    GapArgs<T> args{};
-    args.pieces = pieces_of(x.views, B);
-    const Tensor y = empty<A>(xs[0], {args.pieces.T, B, args.pieces.C});
-    args.y = data<A>(y);
-    enter_maps(x.views, kIn, B, args.layers);
-    run(device, args, launch_of<T>(args.pieces));
+    const Tensor y = empty<A>(xs[0], {int64_t(xs.size()), B, xs[0].size(1)});
+    run_means<T>(device, x.views, B, data<A>(y));
     return y;
   });
 }

@@ -1,6 +1,5 @@
 #include <tuple>
 
-#include "gap_args.h"
 #include "gradients.h"
 #include "layer_update_args.h"
 #include "map_arguments.h"
@@ -27,14 +26,12 @@ Tensor forward_in_phases(const Tensors& xs, const ReadMaps<T>& x, const std::vec
   const OnDevice device(xs[0]);
   const int64_t B = cell.args.B;
   const Tensor y = empty<A>(xs[0], {cell.args.T, B, cell.args.C}), d = empty<A>(xs[0], sizes_of(y));
-  const Pieces pieces = pieces_of(x.views, B);
-  GapArgs<T> pool{pieces, data<A>(y), {}};
-  enter_maps(x.views, kIn, B, pool.layers);
-  run(device, pool, launch_of<T>(pieces));
+  run_means<T>(device, x.views, B, data<A>(y));
   Phases<A>(device, cell, data<A>(y), xs[0]).forward(cell.h_of(states), cell.c_of(states), data<A>(d));
-  RescaleArgs<T> rescale{pieces, data<A>(d), pool.layers};
+  RescaleArgs<T> rescale{pieces_of(x.views, B), data<A>(d), {}};
+  enter_maps(x.views, kIn, B, rescale.layers);
   enter_maps(out, kOut, B, rescale.layers);
-  run(device, rescale, launch_of<T>(pieces));
+  run(device, rescale, launch_of<T>(rescale.pieces));
   return y;
 }
 

@@ -3,6 +3,7 @@
 #include "gradients.h"
 #include "light_step_args.h"
 #include "map_arguments.h"
+#include "phases.h"
 
 namespace dla {
 namespace cuda {
@@ -44,6 +45,23 @@ int64_t bytes_of_sample(const MapView<const T>& map) {
   return map.C * map.HW * int64_t(sizeof(T));
 }
 
+// Row m of rows [maps, B, C], where there is one.
+template <class A>
+A* row_of(const Tensor& rows, int64_t m) {
+  return m < rows.size(0) ? data<A>(rows) + m * rows.size(1) * rows.size(2) : nullptr;
+}
+
+// The means y [maps, B, C], and from there the cell's step in launches of its own: states, and d, which is returned.
+template <class T>
+Tensor step_ahead(const OnDevice& device, const ReadMaps<T>& maps, const CellCall<accumulate_t<T>>& cell,
+                  const Tensor& y, const Tensors& states) {
+  using A = accumulate_t<T>;
+  run_means<T>(device, maps.views, cell.args.B, data<A>(y));
+  const Tensor d = empty<A>(y, sizes_of(y));
+  Phases<A>(device, cell, data<A>(y), y).forward(cell.h_of(states), cell.c_of(states), data<A>(d));
+  return d;
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensors, Tensor, Tensors> light_step(const Tensors& maps, const Tensors& filters_in,
@@ -64,16 +82,15 @@ std::tuple<Tensor, Tensors, Tensor, Tensors> light_step(const Tensors& maps, con
     const auto o = empty_maps(first, out);
     const Tensor y = empty<A>(x, {M, B, C}), planes = empty<A>(x, {2, moments ? B : 0, C});
     const Tensors states = cell.empty_states(x, {B, C});
-    const Launch how =
-        cell.template prepare<Args>(Pass::kForward, M * bytes_of_sample(in.views[0]), x, /*attention=*/true);
-    Args args{cell.args,
-              filters.args,
-              int(x.size(3)),
-              data<A>(y),
-              cell.h_of(states),
-              cell.c_of(states),
-              moments ? data<A>(planes) : nullptr,
-              {}};
+    const int64_t read = M * bytes_of_sample(in.views[0]);
+    const bool apart = !weights.empty() && cell.in_phases(Pass::kForward, read, /*attention=*/true);
+    const Tensor d = apart ? step_ahead<T>(device, in, cell, y, states) : empty<A>(x, {0, B, C});
+    CellCall<A> without = cell.of_maps();
+    CellCall<A>& planned = apart ? without : cell;
+    const Launch how = planned.template prepare<Args>(Pass::kForward, read, x, /*attention=*/true);
+    Args args{
+        planned.args, filters.args,      int(x.size(3)),    apart ? Part::kAfterStep : Part::kWhole, row_of<A>(d, 1),
+        data<A>(y),   cell.h_of(states), cell.c_of(states), moments ? data<A>(planes) : nullptr,     {}};
     for (size_t m = 0; m < maps.size(); ++m) enter_map(in.views[m], kIn, B, args.layers[m]);
     enter_map(o[0], kOut, B, args.layers[0]);
     run(device, args, how);
@@ -110,20 +127,35 @@ std::tuple<Tensors, Tensors, Tensors, Tensors> light_step_bwd(const Tensor& dout
 
     Gradients<A> grads(cell, x);
     grads.use_states(states, dstates);
-    const Launch how =
-        cell.template prepare<Args>(Pass::kBackward, (M + 1) * bytes_of_sample(in.views[0]), x, /*attention=*/true);
-    const int64_t groups = cell.args.plan.blocks_per_tile;
+    const int64_t read = (M + 1) * bytes_of_sample(in.views[0]);
+    const bool apart = !weights.empty() && cell.in_phases(Pass::kBackward, read, /*attention=*/true);
+    CellCall<A> without = cell.of_maps();
+    CellCall<A>& planned = apart ? without : cell;
+    const Launch how = planned.template prepare<Args>(Pass::kBackward, read, x, /*attention=*/true);
+    const int64_t groups = planned.args.plan.blocks_per_tile;
     const Tensor dv = empty<A>(x, {B, 9 * C}), de = empty<A>(x, {filters.args.e ? B : 0, 9 * C});
     const Tensor dlam = empty<A>(x, {B, C}), dtaps = empty<A>(x, {B * groups, 2 * K});
     const Tensor dgates = empty<A>(x, {B, C}), dscores = empty<A>(x, {B, heads});
-    Args args{cell.args,   grads.args,    filters.args,   int(x.size(3)),  data<A>(y),       data<A>(dv),
-              data<A>(de), data<A>(dlam), data<A>(dtaps), data<A>(dgates), data<A>(dscores), {}};
+    Args args{};
+    args.cell = planned.args, args.grads = grads.args, args.filters = filters.args, args.W = int(x.size(3));
+    args.y = data<A>(y), args.dv = data<A>(dv), args.de = data<A>(de), args.dlam = data<A>(dlam);
+    args.dtaps = data<A>(dtaps), args.dgates = data<A>(dgates), args.dscores = data<A>(dscores);
     for (size_t m = 0; m < maps.size(); ++m) {
       enter_map(in.views[m], kIn, B, args.layers[m]);
       enter_map(to[m], kGradIn, B, args.layers[m]);
     }
     enter_map(dout.views[0], kGradOut, B, args.layers[0]);
-    run(device, args, how);
+    if (!apart) {
+      run(device, args, how);
+    } else {
+      const Tensor d = empty<A>(x, {M, B, C}), dd = empty<A>(x, {M, B, C}), dy = empty<A>(x, {M, B, C});
+      const Tensor middle = empty<A>(x, {B, C});
+      args.part = Part::kBeforeStep, args.dd = row_of<A>(dd, 1), args.middle = data<A>(middle);
+      run(device, args, how);
+      Phases<A>(device, cell, args.y, x).backward(grads.args, data<A>(dd), data<A>(d), data<A>(dy));
+      args.part = Part::kAfterStep, args.d = row_of<A>(d, 1), args.dy = data<A>(dy);
+      run(device, args, how);
+    }
 
     Tensors dfilters;
     for (const Tensor& f : filters.held) dfilters.push_back(torch::stable::new_empty(f, sizes_of(f)));

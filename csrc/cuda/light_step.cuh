@@ -86,13 +86,15 @@ DLA_KERNEL(light_step_kernel, T, LightStepArgs<T>) {
   while (tile.next()) {
     const int nb = tile.nb, cs = tile.cs;
     A *const y = tile.buffer(kY), *const gate = tile.buffer(kGate);
-    for (int m = 0; m < tile.rows(); ++m) {
-      sums<false, T>(args.layers, tile.layer_of(m), 1, tile.b0 + tile.sample_of(m), tile.c0, cs, kIn, kIn,
-                     tile.buffer(kScratch),
-                     [&](int t, int c, A sum) { y[m * cs + c] = args.y[tile.at(m, c)] = sum / A(args.layers[t].HW); });
+    if (args.part != Part::kAfterStep) {
+      for (int m = 0; m < tile.rows(); ++m) {
+        sums<false, T>(
+            args.layers, tile.layer_of(m), 1, tile.b0 + tile.sample_of(m), tile.c0, cs, kIn, kIn, tile.buffer(kScratch),
+            [&](int t, int c, A sum) { y[m * cs + c] = args.y[tile.at(m, c)] = sum / A(args.layers[t].HW); });
+      }
+      tile.load_start(tile.buffer(kH), tile.buffer(kC));
+      group_barrier();  // the gate needs the y of other blocks
     }
-    tile.load_start(tile.buffer(kH), tile.buffer(kC));
-    group_barrier();  // the gate needs the y of other blocks
     for (int i = 0; i < nb && cs > 0; ++i)
       Attention<A>(args.filters, tile.C, args.y + (tile.b0 + i) * tile.C, tile.c0, cs).gates(gate + i * cs);
     block_barrier();
@@ -102,7 +104,7 @@ DLA_KERNEL(light_step_kernel, T, LightStepArgs<T>) {
       tile.refresh([](int, int, const A*) {});  // of one layer, so all of d is in kD; or of none
     }
     for (int i = 0; i < nb; ++i) {
-      const A* const of_sample = has_cell ? tile.buffer(kD) + i * cs : nullptr;
+      const A* const of_sample = has_cell ? tile.buffer(kD) + i * cs : args.d ? args.d + tile.at_sample(i, 0) : nullptr;
       if (tile.T > 1)
         args.planes ? light_filter<2, Moments<A>>(args, tile, i, of_sample)
                     : light_filter<2, Nothing<A>>(args, tile, i, of_sample);
@@ -158,6 +160,7 @@ DLA_DEVICE void light_correlate(const LightStepBwdArgs<T>& args, const Recurrenc
               args.de[at * kTaps + s] = lam * sums.v[kTaps + s];
             }
           args.dlam[at] = dlam;  // but for d, which is not known yet
+          if (args.middle) args.middle[at] = middle, args.dd[at] = lam * middle;
           tile.buffer(kMiddle)[i * cs + c] = middle;
           tile.buffer(kDD)[(nb + i) * cs + c] = lam * middle;
         }
@@ -214,11 +217,14 @@ DLA_KERNEL(light_step_bwd_kernel, T, LightStepBwdArgs<T>) {
     const auto dscores = [&](int i) { return args.dscores + (tile.b0 + i) * args.filters.heads; };
     for (int i = 0; i < nb && cs > 0; ++i) attention(i).gates(gate + i * cs);
     block_barrier();
-    for (int i = 0; i < nb; ++i) two ? light_correlate<2>(args, tile, i) : light_correlate<1>(args, tile, i);
-    group_barrier();  // a head's gate is that of channels of several blocks
-    for (int i = 0; i < nb && cs > 0; ++i)
-      attention(i).score_gradients(gate + i * cs, args.dgates + (tile.b0 + i) * tile.C, dscores(i));
-    group_barrier();  // and a filter reaches into heads of others
+    if (args.part != Part::kAfterStep) {
+      for (int i = 0; i < nb; ++i) two ? light_correlate<2>(args, tile, i) : light_correlate<1>(args, tile, i);
+      group_barrier();  // a head's gate is that of channels of several blocks
+      for (int i = 0; i < nb && cs > 0; ++i)
+        attention(i).score_gradients(gate + i * cs, args.dgates + (tile.b0 + i) * tile.C, dscores(i));
+      if (args.part == Part::kBeforeStep) continue;
+      group_barrier();  // and a filter reaches into heads of others
+    }
     if (has_cell) {
       tile.load_rows(args.y, tile.buffer(kY));
       block_barrier();
@@ -231,12 +237,15 @@ DLA_KERNEL(light_step_bwd_kernel, T, LightStepBwdArgs<T>) {
     }
     const A* const d = has_cell && two ? tile.buffer(kD) + nb * cs : nullptr;
     tile.for_each(tile.rows(), cs, [&](int m, int c) {
-      A sum = has_cell ? dy[m * cs + c] : A(0);
-      if (m < nb)
+      A sum = has_cell ? dy[m * cs + c] : args.dy ? args.dy[tile.at(m, c)] : A(0);
+      if (m < nb) {
         sum += attention(m).y_gradient(dscores(m), int(tile.c0) + c);
-      else
-        args.dlam[tile.at_sample(m - nb, c)] +=
-            (d ? d[(m - nb) * cs + c] : A(1)) * tile.buffer(kMiddle)[(m - nb) * cs + c];
+      } else {
+        const int i = m - nb;
+        const int64_t at = tile.at_sample(i, c);
+        const A of_o = d ? d[i * cs + c] : args.d ? args.d[at] : A(1);
+        args.dlam[at] += of_o * (args.middle ? args.middle[at] : tile.buffer(kMiddle)[i * cs + c]);
+      }
       dy[m * cs + c] = sum / A(args.layers[0].HW);
     });
     for (int i = 0; i < nb; ++i)
@@ -244,7 +253,7 @@ DLA_KERNEL(light_step_bwd_kernel, T, LightStepBwdArgs<T>) {
                                     args.dtaps + ((tile.b0 + i) * tile.ranks + tile.rank) * 2 * args.filters.K);
     block_barrier();
     for (int i = 0; i < nb; ++i) {
-      const A* const of_sample = d ? d + i * cs : nullptr;
+      const A* const of_sample = d ? d + i * cs : args.d ? args.d + tile.at_sample(i, 0) : nullptr;
       two ? light_back<2>(args, tile, i, of_sample, dy + i * cs) : light_back<1>(args, tile, i, of_sample, dy + i * cs);
     }
   }

@@ -3,6 +3,7 @@
 
 #include "cell_args.h"
 #include "layers.h"
+#include "parts.h"
 
 namespace dla {
 namespace cuda {
@@ -22,7 +23,9 @@ struct LightStepArgs {
   CellArgs<A> cell;
   LightFilters<A> filters;
   int W;
-  A* y;                    // [maps, B, C] written
+  Part part;
+  const A* d;              // [B, C] of o_prev, after the step; null without
+  A* y;                    // [maps, B, C] written, but after the step
   A *states_h, *states_c;  // [B, C] written
   A* planes;               // [2, B, C] written, for the moments; may be null
   Layer layers[2];
@@ -35,6 +38,9 @@ struct LightStepBwdArgs {
   RecurrenceGrads<A> grads;
   LightFilters<A> filters;
   int W;
+  Part part;
+  A *dd, *middle;       // [B, C] of o_prev, written before the step; middle read after it: as kDD, kMiddle
+  const A *d, *dy;      // [B, C] of o_prev, null without, and [maps, B, C]: after the step
   const A* y;           // [maps, B, C]
   A *dv, *de, *dlam;    // [B, C, 9] and [B, C] written, of each sample
   A* dtaps;             // [B, blocks per tile, 2, K] written, of each block's channels: dq, dk

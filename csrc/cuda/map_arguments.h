@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "../maps.h"
+#include "gap_args.h"
 #include "host.h"
-#include "layers.h"
 #include "moments_args.h"
 #include "pieces.h"
 
@@ -31,6 +31,14 @@ template <class T>
 Launch launch_of(const Pieces& pieces) {
   const int threads = current_device().threads;
   return {pieces.blocks(), 1, threads, threads * 8 * int64_t(sizeof(accumulate_t<T>))};
+}
+
+// Fills y [T, B, C] with the means of maps, in a launch of its own.
+template <class T>
+void run_means(const OnDevice& device, const std::vector<MapView<const T>>& maps, int64_t B, accumulate_t<T>* y) {
+  GapArgs<T> args{pieces_of<T>(maps, B), y, {}};
+  enter_maps(maps, kIn, B, args.layers);
+  run(device, args, launch_of<T>(args.pieces));
 }
 
 // moments [2, C] from `planes` [2, B, C], which a kernel is filling, for maps of HW pixels.

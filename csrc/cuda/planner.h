@@ -210,7 +210,8 @@ class Candidate {
     const double number = double(divide_up(B, samples)), waves = std::ceil(number / tiles);
     const double rest = number - (waves - 1) * tiles;  // of the last wave, alone on the chip
     const double streamed = moved / number * ((number - rest) / at_once(tiles) + rest / at_once(rest));
-    return streamed + waves * double(p.T) * (plan.hot ? hot_step(p, samples) : cold_step(p, samples));
+    const double step = !p.recurs() ? bottleneck(p, samples) : plan.hot ? hot_step(p, samples) : cold_step(p, samples);
+    return streamed + waves * double(p.T) * step;
   }
   // The cheapest number of samples per tile.
   int best_samples(const Problem& p, const Device& device, int64_t B) const {
@@ -233,6 +234,12 @@ class Candidate {
     const double step =
         (group > 1 ? kExchange : 0) + kOverhead * samples + (products / kProducts + unstaged / kCache) * resident_;
     return p.pass == Pass::kForward ? step : 2.2 * step;
+  }
+  double bottleneck(const Problem& p, int samples) const {  // there, and backward there again and back
+    const double kExchange = 1, kProducts = 40e3;
+    const double group = plan.blocks_per_tile, passes = p.pass == Pass::kForward ? 1 : 2.5;
+    const double products = double(p.weight_bytes()) / group / p.accumulate_bytes * samples;
+    return passes * ((group > 1 ? kExchange : 0) + products / kProducts * resident_);
   }
   double hot_step(const Problem& p, int samples) const {
     const double kExchange = 0.43, kChain = 0.9;  // of letters; of instructions one after the other
@@ -286,8 +293,10 @@ inline double cost_in_phases(const Problem& p, const Device& device, int64_t B) 
   const bool forward = p.pass == Pass::kForward;
   const double maps = double(B * p.sample_bytes), found = std::min(0.5 * double(device.l2), maps);
   const double moved = forward ? 3 * maps - found : 2 * maps - found / 2;
-  const double products = (forward ? 2 : 4) * double(p.T * B) * double(p.weight_bytes() / p.accumulate_bytes);
-  const double launches = double((forward ? 2 : 3) * p.T + (forward ? 6 : 14));
+  const double passes = (forward ? 1 : 2) * (p.recurs() ? 2 : 1);  // scan and refresh, and both back
+  const double products = passes * double(p.T * B) * double(p.weight_bytes() / p.accumulate_bytes);
+  const int64_t steps = p.attention ? 1 : p.T;  // of the scan
+  const double launches = double(p.recurs() ? (forward ? 2 : 3) * steps + (forward ? 6 : 14) : forward ? 4 : 6);
   return (moved / kMemory + products / kProducts) / device.processors + kLaunch * launches;
 }
 
@@ -297,7 +306,6 @@ inline double cost_in_phases(const Problem& p, const Device& device, int64_t B) 
 // every step. Decided without looking at B, as it decides the order of sums.
 inline bool in_phases(const Problem& p, const Device& device) {
   using namespace plan_detail;
-  if (p.attention) return false;
   if (device.phases >= 0) return device.phases > 0;
   return device.group == 0 &&
          cost_in_phases(p, device, kUsualBatch) < usual_cost(best_of(p, device, kMaxGroup), p, device);

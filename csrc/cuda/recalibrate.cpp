@@ -1,9 +1,8 @@
 #include <tuple>
 
-#include "gradients.h"
-#include "light_call.h"
 #include "map_arguments.h"
 #include "recalibrate_args.h"
+#include "scan_rows.h"
 
 namespace dla {
 namespace cuda {
@@ -28,6 +27,11 @@ struct Shown {
       args.taps = data<A>(taps[0]), args.K = int(taps[0].size(0));
     }
     if (args.by == Shows::kLightCell) args.light = light_gates<A>(cell.weights);
+  }
+
+  // Whether the step that follows a mean has launches of its own.
+  bool step_apart(Pass pass, int64_t sample_bytes) const {
+    return args.by != Shows::kTaps && cell.in_phases(pass, sample_bytes);
   }
 
  private:
@@ -57,24 +61,108 @@ int64_t sample_bytes(const MapView<const T>& map) {
   return map.C * map.HW * int64_t(sizeof(T));
 }
 
-// Fills out and states, which exist; returns y. shortcut: one map or none. It is one launch also of a cell whose
-// weights are so many that others run it in phases: of a single step there is little to share.
+// The mean y [B, C] of each map, and from there the step in launches of its own, to states or, of a bottleneck, to a,
+// which is returned.
+template <class T>
+Tensor step_ahead(const OnDevice& device, const MapView<const T>& map, Shown<accumulate_t<T>>& shown, const Tensor& y,
+                  const Tensors& states) {
+  using A = accumulate_t<T>;
+  CellCall<A>& cell = shown.cell;
+  const int64_t B = cell.args.B, C = cell.args.C;
+  run_means<T>(device, {map}, B, data<A>(y));
+  const bool squeezes = shown.args.by == Shows::kSqueeze;
+  const Tensor a = empty<A>(y, {squeezes ? B : 0, C}), uy = empty<A>(y, {squeezes ? B : 0, cell.args.R});
+  if (squeezes)
+    Phases<A>(device, cell, data<A>(y), y).squeeze(data<A>(a), data<A>(uy));
+  else
+    scan_rows(device, cell, torch::stable::unsqueeze(y, 0), states, /*phases=*/true);
+  shown.args.part = Part::kAfterStep, shown.args.a = data<A>(a);
+  return a;
+}
+
+// Fills out and states, which exist; returns y. shortcut: one map or none.
 template <class T>
 Tensor forward(const Tensor& a_in, const MapView<const T>& a, const std::vector<MapView<const T>>& shortcut,
                const MapView<T>& out, Shown<accumulate_t<T>>& shown, const Tensors& states, bool relu) {
   using A = accumulate_t<T>;
   using Args = RecalibrateArgs<T>;
   const OnDevice device(a_in);
-  CellCall<A>& cell = shown.cell;
+  const CellCall<A>& cell = shown.cell;
   const int64_t B = cell.args.B;
   const Tensor y = empty<A>(a_in, {B, cell.args.C});
-  const Launch how = cell.template prepare<Args>(Pass::kForward, sample_bytes(a), a_in);
-  Args args{cell.args, shown.args, data<A>(y), cell.h_of(states), cell.c_of(states), !shortcut.empty(), relu, {}};
+  const bool apart = shown.step_apart(Pass::kForward, sample_bytes(a));
+  const Tensor held = apart ? step_ahead<T>(device, a, shown, y, states) : Tensor();
+  CellCall<A> maps = shown.cell.of_maps();
+  CellCall<A>& planned = apart ? maps : shown.cell;
+  const Launch how = planned.template prepare<Args>(Pass::kForward, sample_bytes(a), a_in);
+  Args args{planned.args, shown.args, data<A>(y), cell.h_of(states), cell.c_of(states), !shortcut.empty(), relu, {}};
   enter_map(a, kIn, B, args.layer);
   for (const MapView<const T>& map : shortcut) enter_map(map, kShortcut, B, args.layer);
   enter_map(out, kSum, B, args.layer);
   run(device, args, how);
   return y;
+}
+
+// What comes back to weights and state, by launches of which run_maps() is those over the maps, as args tell it.
+template <class T, class F>
+RowGradients back(const OnDevice& device, RecalibrateBwdArgs<T>& args, Shown<accumulate_t<T>>& shown, const Tensor& y,
+                  const Tensors& states, const Tensors& dstates, F run_maps) {
+  using A = accumulate_t<T>;
+  const CellCall<A>& cell = shown.cell;
+  const int64_t B = cell.args.B, C = cell.args.C, K = shown.args.K, blocks = B * args.cell.plan.blocks_per_tile;
+  const bool light = shown.args.by == Shows::kLightCell;
+  Gradients<A> grads(cell, y);
+  grads.use_states(states, dstates);
+  const LightGradients<A> of_light(light ? B : 0, cell.rule.NG * C, y);
+  const Tensor da = empty<A>(y, {K > 0 ? B : 0, C}), dtaps = empty<A>(y, {blocks, K});
+  args.grads = grads.args, args.factors = of_light.factors, args.da = data<A>(da), args.dtaps = data<A>(dtaps);
+  run_maps();
+
+  WeightGradients<A> products;
+  if (shown.args.by == Shows::kTaps) {
+    grads.dweights.push_back(empty<A>(y, {K}));
+    products.add_column_sums(data<A>(grads.dweights[0]), K, args.dtaps, K, blocks);
+  } else {
+    grads.weight_gradients(data<A>(y), products);
+  }
+  if (light) of_light.add_to(products, grads.dweights);
+  products.run(device);
+  return {{}, grads.dweights, grads.dstate};
+}
+
+// The same, where the step has launches of its own, with one over the maps before them and one after.
+template <class T, class F>
+RowGradients back_apart(const OnDevice& device, RecalibrateBwdArgs<T>& args, Shown<accumulate_t<T>>& shown,
+                        const Tensor& y, const Tensors& states, const Tensors& dstates, F run_maps) {
+  using A = accumulate_t<T>;
+  CellCall<A>& cell = shown.cell;
+  const std::vector<int64_t> row = sizes_of(y);
+  const auto run_after = [&](const Tensor& dy) {
+    args.shown.part = Part::kAfterStep, args.dy = data<A>(dy);
+    run_maps();
+  };
+  args.shown.part = Part::kBeforeStep;
+  if (shown.args.by == Shows::kSqueeze) {
+    const Tensor a = empty<A>(y, row), dy = empty<A>(y, row);
+    Gradients<A> grads(cell, y);
+    Phases<A> bottleneck(device, cell, data<A>(y), y);
+    bottleneck.squeeze(data<A>(a), grads.args.factors.uy);
+    args.shown.a = data<A>(a), args.grads = grads.args;
+    run_maps();
+    bottleneck.squeeze_back(grads.args, data<A>(dy));
+    run_after(dy);
+    grads.weight_gradients(device, data<A>(y));
+    return {dy, grads.dweights, {}};
+  }
+  const Tensors at_states = cell.empty_states(y, row);
+  args.grads.states_h = cell.h_of(states), args.grads.states_c = cell.c_of(states);
+  args.grads.dstates_h = cell.h_of(dstates), args.grads.dstates_c = cell.c_of(dstates);
+  args.dh = cell.h_of(at_states), args.dc = cell.c_of(at_states);
+  run_maps();
+  const Tensor rows = torch::stable::unsqueeze(y, 0);
+  const RowGradients found = scan_rows_bwd(device, cell, rows, states, at_states, /*phases=*/true);
+  run_after(found.dy);
+  return found;
 }
 
 // Maps of two layers are read and written side by side: each as both allow.
@@ -144,8 +232,8 @@ std::tuple<Tensor, Tensors, Tensors, Tensors> recalibrate_bwd(const Tensor& dout
     const OnDevice device(a_in);
     Shown<A> shown(a_in, weights, state, rule);
     CellCall<A>& cell = shown.cell;
-    const int64_t B = cell.args.B, C = cell.args.C, K = shown.args.K;
-    const bool masked = !out_in.empty(), light = shown.args.by == Shows::kLightCell;
+    const int64_t B = cell.args.B, C = cell.args.C;
+    const bool masked = !out_in.empty();
     check_tensor("y", y_in, {B, C}, dtype_of<A>(), a_in);
     cell.check("states", states_in, /*may_be_absent=*/false, {B, C}, a_in);
     cell.check("dstates", dstates_in, /*may_be_absent=*/true, {B, C}, a_in);
@@ -156,14 +244,13 @@ std::tuple<Tensor, Tensors, Tensors, Tensors> recalibrate_bwd(const Tensor& dout
     Tensors das, dshortcut;
     const auto da = empty_maps(a, das);
 
-    Gradients<A> grads(cell, a_in);
-    grads.use_states(states, dstates);
-    const LightGradients<A> of_light(light ? B : 0, cell.rule.NG * C, a_in);
-    const Launch how = cell.template prepare<Args>(Pass::kBackward, (masked ? 3 : 2) * sample_bytes(a.views[0]), a_in);
-    const int64_t blocks = B * cell.args.plan.blocks_per_tile;
-    const Tensor of_taps = empty<A>(a_in, {K > 0 ? B : 0, C}), dtaps = empty<A>(a_in, {blocks, K});
-    Args args{cell.args, grads.args, shown.args, data<A>(y), of_light.factors, data<A>(of_taps), data<A>(dtaps),
-              masked,    adds,       {},         {}};
+    const int64_t read = (masked ? 3 : 2) * sample_bytes(a.views[0]);
+    const bool apart = shown.step_apart(Pass::kBackward, read);
+    CellCall<A> maps = cell.of_maps();
+    CellCall<A>& planned = apart ? maps : cell;
+    const Launch how = planned.template prepare<Args>(Pass::kBackward, read, a_in);
+    Args args{};
+    args.cell = planned.args, args.shown = shown.args, args.y = data<A>(y), args.masked = masked, args.adds = adds;
     enter_map(a.views[0], kIn, B, args.branch);
     enter_map(dout.views[0], kGradOut, B, args.branch);
     enter_map(da[0], kGradIn, B, args.branch);
@@ -172,20 +259,12 @@ std::tuple<Tensor, Tensors, Tensors, Tensors> recalibrate_bwd(const Tensor& dout
       if (adds) enter_map(empty_maps(out, dshortcut)[0], kGradShortcut, B, args.beside);
       read_alike(args.branch, args.beside);
     }
-    run(device, args, how);
-
-    WeightGradients<A> products;
-    if (shown.args.by == Shows::kTaps) {
-      grads.dweights.push_back(empty<A>(a_in, {K}));
-      products.add_column_sums(data<A>(grads.dweights[0]), K, args.dtaps, K, blocks);
-    } else {
-      grads.weight_gradients(args.y, products);
-    }
-    if (light) of_light.add_to(products, grads.dweights);
-    products.run(device);
+    const auto run_maps = [&] { run(device, args, how); };
+    const RowGradients found = apart ? back_apart<T>(device, args, shown, y, states, dstates, run_maps)
+                                     : back<T>(device, args, shown, y, states, dstates, run_maps);
     restore_layout({a_in}, das);
     if (adds) restore_layout(out_in, dshortcut);
-    return {das[0], dshortcut, grads.dweights, grads.dstate};
+    return {das[0], dshortcut, found.dweights, found.dstate};
   });
 }
 

@@ -59,6 +59,27 @@ DLA_DEVICE void show_state(const Tile<A>& tile) {
   });
 }
 
+// A state as it is saved.
+template <class Rule, class A>
+DLA_DEVICE State<A> saved_state(const A* states_h, const A* states_c, int64_t at) {
+  const A c = Rule::kSavesC ? states_c[at] : A(0);
+  return {Rule::kSavesH ? states_h[at] : Rule::feed(c), c};
+}
+// From the state as it is saved, or from a: what is shown, to kD. Barriers: on return kD is not known.
+template <class A>
+DLA_DEVICE void show_known(const ShownArgs<A>& shown, const Tile<A>& tile, const A* states_h, const A* states_c) {
+  if (shown.by == Shows::kSqueeze)
+    tile.for_each(tile.nb, tile.cs, [&](int i, int j) {
+      tile.buffer(kD)[tile.of_channel(i, j)] = sigmoid(shown.a[tile.at_sample(i, j)]);
+    });
+  else
+    for_states(tile, [&](auto rule, int i, int j) {
+      using Rule = decltype(rule);
+      const State<A> state = saved_state<Rule>(states_h, states_c, tile.at_sample(i, j));
+      tile.buffer(kD)[tile.of_channel(i, j)] = Rule::output(state);
+    });
+}
+
 // From kY, and args.y, which are just written: the new state, and what the cell shows of it, to kD. Barriers, of the
 // group: kH and kC are free when it is called; on return kD is known.
 template <class T>
@@ -98,11 +119,16 @@ DLA_KERNEL(recalibrate_kernel, T, RecalibrateArgs<T>) {
   Recurrence<A> tile(args.cell);
   while (tile.next()) {
     const int nb = tile.nb, cs = not_before(tile.cs);  // what follows of it is not kept for the next tile
-    A* const y = tile.buffer(kY);
-    for (int i = 0; i < nb; ++i)
-      sums<false, T>(&layer, 0, 1, tile.b0 + i, tile.c0, cs, kIn, kIn, tile.buffer(kScratch),
-                     [&](int, int c, A sum) { y[i * cs + c] = args.y[tile.at_sample(i, c)] = sum / A(layer.HW); });
-    show(args, tile);
+    if (args.shown.part == Part::kAfterStep) {
+      show_known(args.shown, tile, args.states_h, args.states_c);
+      block_barrier();
+    } else {
+      A* const y = tile.buffer(kY);
+      for (int i = 0; i < nb; ++i)
+        sums<false, T>(&layer, 0, 1, tile.b0 + i, tile.c0, cs, kIn, kIn, tile.buffer(kScratch),
+                       [&](int, int c, A sum) { y[i * cs + c] = args.y[tile.at_sample(i, c)] = sum / A(layer.HW); });
+      show(args, tile);
+    }
     for (int i = 0; i < nb && cs > 0; ++i) {
       const A* const d = tile.buffer(kD) + i * cs;
       const auto of_channel = [d](int c) { return d[c]; };
@@ -185,39 +211,68 @@ DLA_DEVICE void light_step_back(const RecalibrateBwdArgs<T>& args, const Recurre
   });
 }
 
+// From kDH, kDC, and what arrives at the state itself: its gradient, as far as it is saved.
+template <class T>
+DLA_DEVICE void keep_dstate(const RecalibrateBwdArgs<T>& args, const Tile<accumulate_t<T>>& tile) {
+  using A = accumulate_t<T>;
+  const RecurrenceGrads<A>& grads = args.grads;
+  tile.for_each(tile.nb, tile.cs, [&](int i, int j) {
+    const int at_ij = tile.of_channel(i, j);
+    const int64_t at = tile.at_sample(i, j);
+    if (args.dh) args.dh[at] = tile.buffer(kDH)[at_ij] + (grads.dstates_h ? grads.dstates_h[at] : A(0));
+    if (args.dc) args.dc[at] = tile.buffer(kDC)[at_ij] + (grads.dstates_c ? grads.dstates_c[at] : A(0));
+  });
+}
+
 // From kDD: what is shown, to kD; what the mean gives back to each pixel, to kDY; and what the gradients of weights and
-// state are made of. Barriers, of the group: kDD is known, and all other buffers are free, when it is called; on return
-// kD and kDY are known.
+// state are made of. Before the step no more than what arrives there. Barriers, of the group: kDD is known, and all
+// other buffers are free, when it is called; on return kD and kDY are known.
 template <class T>
 DLA_DEVICE void back(const RecalibrateBwdArgs<T>& args, RecurrenceBwd<accumulate_t<T>>& tile) {
   using A = accumulate_t<T>;
+  const RecurrenceGrads<A>& grads = args.grads;
+  const bool whole = args.shown.part == Part::kWhole;
   if (args.shown.by == Shows::kTaps) return back_to_taps(args, tile);
-  tile.load_rows(args.y, tile.buffer(kY));
-  block_barrier();
-  tile.begin();
+  if (whole) {
+    tile.load_rows(args.y, tile.buffer(kY));
+    block_barrier();
+    tile.begin();
+  }
   if (args.shown.by == Shows::kSqueeze) {
     tile.for_each(tile.nb, tile.cs, [&](int i, int j) {
       const int at_ij = tile.of_channel(i, j);
-      const A a = tile.buffer(kQ)[at_ij], da = Sigmoid::grad(a, tile.buffer(kDD)[at_ij]);
+      const int64_t at = tile.at_sample(i, j);
+      const A a = whole ? tile.buffer(kQ)[at_ij] : args.shown.a[at], da = Sigmoid::grad(a, tile.buffer(kDD)[at_ij]);
       tile.buffer(kD)[at_ij] = sigmoid(a);
-      tile.buffer(kDQ)[at_ij] = args.grads.factors.da_scan[tile.at_sample(i, j)] = da;
+      grads.factors.da_scan[at] = da;
+      if (whole) tile.buffer(kDQ)[at_ij] = da;
     });
   } else {
     for_states(tile, [&](auto rule, int i, int j) {
       using Rule = decltype(rule);
       const int at_ij = tile.of_channel(i, j);
-      const int64_t at = tile.at_sample(i, j);
-      const A c = Rule::kSavesC ? args.grads.states_c[at] : A(0);
-      const State<A> state{Rule::kSavesH ? args.grads.states_h[at] : Rule::feed(c), c};
+      const State<A> state = saved_state<Rule>(grads.states_h, grads.states_c, tile.at_sample(i, j));
       const State<A> dstate = output_grad<Rule>(state, tile.buffer(kDD)[at_ij]);
       tile.buffer(kD)[at_ij] = Rule::output(state);
       tile.buffer(kDH)[at_ij] = dstate.h, tile.buffer(kDC)[at_ij] = dstate.c;
     });
     block_barrier();
+    if (!whole) return keep_dstate(args, tile);
     args.shown.by == Shows::kCell ? tile.scan() : light_step_back(args, tile);
     tile.keep_start();
   }
-  tile.finish([&](int, A dy) { return dy / A(args.branch.HW); });
+  if (whole) tile.finish([&](int, A dy) { return dy / A(args.branch.HW); });
+}
+
+// What is shown, to kD, and what the mean gives back to each pixel, to kDY. Barriers: both are known on return.
+template <class T>
+DLA_DEVICE void back_from_step(const RecalibrateBwdArgs<T>& args, const Tile<accumulate_t<T>>& tile) {
+  using A = accumulate_t<T>;
+  show_known(args.shown, tile, args.grads.states_h, args.grads.states_c);
+  tile.for_each(tile.nb, tile.cs, [&](int i, int j) {
+    tile.buffer(kDY)[tile.of_channel(i, j)] = args.dy[tile.at_sample(i, j)] / A(args.branch.HW);
+  });
+  block_barrier();
 }
 
 // What arrives at the sum of the shortcut and a h is g = dout, but where a relu let nothing through.
@@ -268,9 +323,14 @@ template <class T>
 DLA_KERNEL(recalibrate_bwd_kernel, T, RecalibrateBwdArgs<T>) {
   RecurrenceBwd<accumulate_t<T>> tile(args.cell, args.grads);
   while (tile.next()) {
-    for (int i = 0; i < tile.nb && tile.cs > 0; ++i) sum_gradients(args, tile, i);
-    block_barrier();
-    back(args, tile);
+    if (args.shown.part == Part::kAfterStep) {
+      back_from_step(args, tile);
+    } else {
+      for (int i = 0; i < tile.nb && tile.cs > 0; ++i) sum_gradients(args, tile, i);
+      block_barrier();
+      back(args, tile);
+      if (args.shown.part == Part::kBeforeStep) continue;
+    }
     for (int i = 0; i < tile.nb && tile.cs > 0; ++i) write_gradients(args, tile, i);
   }
 }

@@ -4,6 +4,7 @@
 #include "cell_args.h"
 #include "layers.h"
 #include "light_scan_args.h"
+#include "parts.h"
 
 namespace dla {
 namespace cuda {
@@ -16,9 +17,11 @@ enum class Shows { kCell, kLightCell, kSqueeze, kTaps };
 template <class A>
 struct ShownArgs {
   Shows by;
+  Part part;
   LightGates<A> light;  // kLightCell; and
   const A* taps;        // [K] kTaps
   int K;
+  const A* a;  // [B, C] kSqueeze, where the step is apart
 };
 
 // Beside what norm_add has, whose slots these are: kIn, kShortcut, which may be absent, and kSum.
@@ -27,7 +30,7 @@ struct RecalibrateArgs {
   using A = accumulate_t<T>;
   CellArgs<A> cell;
   ShownArgs<A> shown;
-  A *y, *states_h, *states_c;  // [B, C] written
+  A *y, *states_h, *states_c;  // [B, C] written, but after the step
   bool adds, relu;             // whether there is a shortcut, and a relu
   Layer layer;
 };
@@ -42,7 +45,8 @@ struct RecalibrateBwdArgs {
   CellArgs<A> cell;
   RecurrenceGrads<A> grads;
   ShownArgs<A> shown;
-  const A* y;               // [B, C]
+  const A *y, *dy;          // [B, C]; dy after the step
+  A *dh, *dc;               // [B, C] written before the step: of the state; null where that is not saved
   LightFactors<A> factors;  // kLightCell
   A *da, *dtaps;            // kTaps: [B, C], the gradient of a, and [B * G, K], of the taps by what each block adds
   bool masked, adds;        // whether there was a relu, and with it a shortcut that has a gradient of its own
