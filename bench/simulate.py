@@ -25,8 +25,9 @@ import torch
 
 from bench import simulate_phases
 from bench.common import HERE, Shape, holds
+from bench.simulate_targets import passed, wanted
 from bench.targets import blocks, gpu_steps
-from bench.targets.gpu_inputs import PASSES, ROWS
+from bench.targets.gpu_inputs import ROWS
 from bench.targets.steps import CELL, Row
 from dla_kernels.cells import PAPER_DSU, Cell
 from dla_kernels.cuda_plan import DEVICES, cuda_plan
@@ -352,9 +353,6 @@ def predicted(
 
 # ---- what comes of it ----
 
-# Of a copy's bandwidth, as large rows have it for a target.
-SHARES = {"layer_update": 0.85, "light_step": 0.75, "recalibrate": 1 / 1.3}
-
 
 def waits_for(p: Problem, chip: Chip) -> str:
     """Return what a row would gain most by being spared."""
@@ -392,26 +390,13 @@ def problems(parts: str = "") -> list[tuple[str, Problem]]:
     return [(name, p) for name, p in rows if holds(name, parts)]
 
 
-def moved(p: Problem) -> float:
-    """Return the bytes over which targets are stated: maps that layer_update reads twice, and the others once."""
-    if p.op == "light_step":
-        return 1.5 * p.S if p.forward else 2.5 * p.S
-    if p.op == "recalibrate":
-        return 3 * p.S if p.forward else 5 * p.S
-    return PASSES[passed(p)][1] * p.S
-
-
 def line(name: str, p: Problem, device: str) -> list[str]:
     chip = Chip.of(device)
     (worst, _), (likely, spent), (best, _) = (predicted(p, Chip.of(device, which)) for which in range(3))
-    allowed = moved(p) / chip["memory"] / SHARES[p.op]
+    allowed = wanted(p, chip)
     largest = ", ".join(f"{k} {100 * v / spent.total():.0f} %" for k, v in spent.most_common(3))
     missed = "" if likely <= allowed else waits_for(p, chip)
     return [name, passed(p), f"{likely:.0f}", f"{best:.0f}-{worst:.0f}", f"{allowed:.0f}", largest, missed]
-
-
-def passed(p: Problem) -> str:
-    return "forward" if p.forward else "backward"
 
 
 HEADER = ("row", "pass", "us", "span", "wanted", "where it goes", "above that; most would be gained without")

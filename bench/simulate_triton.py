@@ -20,7 +20,8 @@ import torch
 
 from bench import simulate
 from bench.common import HERE
-from bench.simulate import LIKELY, SHARES, Chip, Constant, Problem, moved, passed
+from bench.simulate import LIKELY, Chip, Constant, Problem
+from bench.simulate_targets import SHARES, moved, passed
 from dla_kernels.terminal import table
 
 # Fitted to the scans that were measured on an H100 with smaller tiles, 0.3 to 0.8 us for 2 to 8 KB of weights.
