@@ -85,8 +85,7 @@ std::tuple<Tensor, Tensors, Tensor, Tensors> light_step(const Tensors& maps, con
     const int64_t read = M * bytes_of_sample(in.views[0]);
     const bool apart = !weights.empty() && cell.in_phases(Pass::kForward, read, /*attention=*/true);
     const Tensor d = apart ? step_ahead<T>(device, in, cell, y, states) : empty<A>(x, {0, B, C});
-    CellCall<A> without = cell.of_maps();
-    CellCall<A>& planned = apart ? without : cell;
+    CellCall<A> planned = apart ? cell.of_maps() : cell;
     const Launch how = planned.template prepare<Args>(Pass::kForward, read, x, /*attention=*/true);
     Args args{
         planned.args, filters.args,      int(x.size(3)),    apart ? Part::kAfterStep : Part::kWhole, row_of<A>(d, 1),
@@ -129,8 +128,7 @@ std::tuple<Tensors, Tensors, Tensors, Tensors> light_step_bwd(const Tensor& dout
     grads.use_states(states, dstates);
     const int64_t read = (M + 1) * bytes_of_sample(in.views[0]);
     const bool apart = !weights.empty() && cell.in_phases(Pass::kBackward, read, /*attention=*/true);
-    CellCall<A> without = cell.of_maps();
-    CellCall<A>& planned = apart ? without : cell;
+    CellCall<A> planned = apart ? cell.of_maps() : cell;
     const Launch how = planned.template prepare<Args>(Pass::kBackward, read, x, /*attention=*/true);
     const int64_t groups = planned.args.plan.blocks_per_tile;
     const Tensor dv = empty<A>(x, {B, 9 * C}), de = empty<A>(x, {filters.args.e ? B : 0, 9 * C});

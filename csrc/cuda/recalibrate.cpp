@@ -92,8 +92,7 @@ Tensor forward(const Tensor& a_in, const MapView<const T>& a, const std::vector<
   const Tensor y = empty<A>(a_in, {B, cell.args.C});
   const bool apart = shown.step_apart(Pass::kForward, sample_bytes(a));
   const Tensor held = apart ? step_ahead<T>(device, a, shown, y, states) : Tensor();
-  CellCall<A> maps = shown.cell.of_maps();
-  CellCall<A>& planned = apart ? maps : shown.cell;
+  CellCall<A> planned = apart ? cell.of_maps() : cell;
   const Launch how = planned.template prepare<Args>(Pass::kForward, sample_bytes(a), a_in);
   Args args{planned.args, shown.args, data<A>(y), cell.h_of(states), cell.c_of(states), !shortcut.empty(), relu, {}};
   enter_map(a, kIn, B, args.layer);
@@ -246,8 +245,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensors> recalibrate_bwd(const Tensor& dout
 
     const int64_t read = (masked ? 3 : 2) * sample_bytes(a.views[0]);
     const bool apart = shown.step_apart(Pass::kBackward, read);
-    CellCall<A> maps = cell.of_maps();
-    CellCall<A>& planned = apart ? maps : cell;
+    CellCall<A> planned = apart ? cell.of_maps() : cell;
     const Launch how = planned.template prepare<Args>(Pass::kBackward, read, a_in);
     Args args{};
     args.cell = planned.args, args.shown = shown.args, args.y = data<A>(y), args.masked = masked, args.adds = adds;

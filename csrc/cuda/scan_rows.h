@@ -18,24 +18,24 @@ Launch launch_of_channels(const CellArgs<A>& cell) {
   return {divide_up(cell.B * cell.C, threads), 1, threads, 0};
 }
 
+// What the kernel of either pass is told of a light cell, and of its rows: s, what its bottleneck made of them.
+template <class Args, class A>
+Args light_args(const CellCall<A>& cell, const Tensor& s, const Tensors& states) {
+  const CellArgs<A>& of = cell.args;
+  Args args{};
+  args.rule = of.rule, args.T = of.T, args.B = of.B, args.C = of.C, args.gates = light_gates<A>(cell.weights);
+  args.h0 = of.h0, args.c0 = of.c0, args.start_h = of.start_h;
+  args.s = data<A>(s), args.states_h = cell.h_of(states), args.states_c = cell.c_of(states);
+  return args;
+}
+
 // Of a light cell, which two launches tell what its bottleneck makes of y.
 template <class A>
 void scan_light_rows(const OnDevice& device, const CellCall<A>& cell, const Tensor& y, const Tensors& states) {
   const CellArgs<A>& of = cell.args;
   const Tensor s = empty<A>(y, sizes_of(y)), uy = empty<A>(y, {of.T, of.B, of.R});
   Phases<A>(device, cell, data<A>(y), y).squeeze(data<A>(s), data<A>(uy));
-  const LightScanArgs<A> args{of.rule,
-                              of.T,
-                              of.B,
-                              of.C,
-                              light_gates<A>(cell.weights),
-                              of.h0,
-                              of.c0,
-                              of.start_h,
-                              data<A>(s),
-                              cell.h_of(states),
-                              cell.c_of(states)};
-  run(device, args, launch_of_channels(of));
+  run(device, light_args<LightScanArgs<A>>(cell, s, states), launch_of_channels(of));
 }
 
 // Fills states, which exist. phases: whether a cell that is not light runs in them.
@@ -63,23 +63,10 @@ RowGradients scan_light_rows_bwd(const OnDevice& device, const CellCall<A>& cell
   Phases<A> bottleneck(device, cell, data<A>(y), y);
   bottleneck.squeeze(data<A>(s), grads.args.factors.uy);
   const LightGradients<A> of_gates(of.B, cell.rule.NG * of.C, y);
-  const LightScanBwdArgs<A> args{of.rule,
-                                 of.T,
-                                 of.B,
-                                 of.C,
-                                 light_gates<A>(cell.weights),
-                                 of.h0,
-                                 of.c0,
-                                 of.start_h,
-                                 data<A>(s),
-                                 cell.h_of(states),
-                                 cell.c_of(states),
-                                 cell.h_of(dstates),
-                                 cell.c_of(dstates),
-                                 grads.args.factors.da_scan,
-                                 grads.args.dh0,
-                                 grads.args.dc0,
-                                 of_gates.factors};
+  auto args = light_args<LightScanBwdArgs<A>>(cell, s, states);
+  args.dstates_h = cell.h_of(dstates), args.dstates_c = cell.c_of(dstates);
+  args.ds = grads.args.factors.da_scan, args.dh0 = grads.args.dh0, args.dc0 = grads.args.dc0;
+  args.factors = of_gates.factors;
   run(device, args, launch_of_channels(of));
   bottleneck.squeeze_back(grads.args, data<A>(dy));
   WeightGradients<A> products;
