@@ -289,11 +289,15 @@ def tile_phases(p: Problem, plan: dict, nb: int, found: float, chip: Chip, kerne
     return [first, *waits, last]
 
 
+# Maps that the backward pass reads first, for each that forward reads.
+READ_BACKWARD = {"layer_update": 2, "light_step": 1.5, "recalibrate": 3}
+
+
 def plan_of(p: Problem, device: str, group: int = 0, samples: int = 0, phases: int = -1) -> dict[str, Any]:
     """Return the plan, of so many blocks and samples a tile if these are given: that of layer_update, whose backward
-    pass reads two maps of each layer, where light_step's reads three of its two, and recalibrate's three of its one."""
-    read = {"layer_update": 4, "light_step": 3, "recalibrate": 6}[p.op]
-    shape = p.T, p.B, p.C, p.HW**2 if p.forward else p.HW**2 * read // 4, p.R
+    pass reads two maps of each layer."""
+    pixels = p.HW**2 if p.forward else int(p.HW**2 * READ_BACKWARD[p.op] / READ_BACKWARD["layer_update"])
+    shape = p.T, p.B, p.C, pixels, p.R
     chip = DEVICES[device]._replace(group=group, samples=samples, phases=phases)
     return cuda_plan(*shape, dtype=torch.bfloat16, cell=p.cell, backward=not p.forward, device=chip)
 
@@ -301,8 +305,7 @@ def plan_of(p: Problem, device: str, group: int = 0, samples: int = 0, phases: i
 def found_near(p: Problem, samples: int, chip: Chip, kernels: Kernels) -> float:
     """Return the share of the second reading that the cache has, where between a byte's two readings it meets the maps
     of so many samples."""
-    read = {"layer_update": 2, "light_step": 1.5, "recalibrate": 3}[p.op]
-    between = samples * p.sample_bytes * (1 if p.forward else read)
+    between = samples * p.sample_bytes * (1 if p.forward else READ_BACKWARD[p.op])
     return 1.0 if kernels.spared == "second reading" else min(1.0, chip["kept"] * chip.l2 / between)
 
 
